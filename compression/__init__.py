@@ -1,0 +1,1 @@
+"""Tensor <-> payload. Refuses to know networks, ranks and schedules."""

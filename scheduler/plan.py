@@ -1,0 +1,89 @@
+"""A plan: who holds which layers, in which order everything happens, and why.
+
+A plan is immutable and has a version; frames of another version are dropped. Nothing here
+searches: `planner.py` and `search.py` make plans, everybody else reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.schedule import Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`placement[replica][stage]` names a device; rank = replica * n_stages + stage.
+
+    `partition[stage]` = (first layer, one past the last). `micro_batches[replica]` is how many
+    micro-batches of the global batch the replica takes each step.
+    """
+
+    version: int
+    placement: tuple[tuple[str, ...], ...]
+    partition: tuple[tuple[int, int], ...]
+    micro_batches: tuple[int, ...]
+    schedule: str
+    """`gpipe` or `1f1b`."""
+    warmup_extra: int = 0
+    """Micro-batches in flight beyond what the schedule needs (deeper warm-up hides latency)."""
+    predicted_step_s: float = 0.0
+    reasons: tuple[str, ...] = ()
+    """Why the plan is what it is, one sentence a choice."""
+
+    @property
+    def n_stages(self) -> int:
+        return len(self.partition)
+
+    @property
+    def n_replicas(self) -> int:
+        return len(self.placement)
+
+    @property
+    def n_ranks(self) -> int:
+        return self.n_stages * self.n_replicas
+
+    def rank(self, replica: int, stage: int) -> int:
+        return replica * self.n_stages + stage
+
+    def replica_of(self, rank: int) -> int:
+        return rank // self.n_stages
+
+    def stage_of(self, rank: int) -> int:
+        return rank % self.n_stages
+
+    def device(self, rank: int) -> str:
+        return self.placement[self.replica_of(rank)][self.stage_of(rank)]
+
+    def rank_of_device(self, name: str) -> int | None:
+        """The rank that `name` holds, or None if the plan leaves it out."""
+        for r in range(self.n_ranks):
+            if self.device(r) == name:
+                return r
+        return None
+
+    def group(self, stage: int) -> tuple[int, ...]:
+        """The ranks that hold the replicas of `stage`, in replica order."""
+        return tuple(self.rank(r, stage) for r in range(self.n_replicas))
+
+    def first_micro_batch(self, replica: int) -> int:
+        """Index, within the global batch, of the replica's first micro-batch."""
+        return sum(self.micro_batches[:replica])
+
+    def actions(self, rank: int) -> Actions:
+        """What `rank` does in one step; micro-batches are numbered 0.. within its replica."""
+        from scheduler.schedule import stage_actions
+
+        replica = self.replica_of(rank)
+        return stage_actions(
+            self.schedule,
+            stage=self.stage_of(rank),
+            n_stages=self.n_stages,
+            n_micro_batches=self.micro_batches[replica],
+            first_rank=replica * self.n_stages,
+            warmup_extra=self.warmup_extra,
+        )
+
+    def explain(self) -> str:
+        """The reasons, a line each."""
+        return "\n".join(self.reasons)
