@@ -1,0 +1,73 @@
+# Two commands matter: `make train` and `make test`. Each sets up what it needs.
+# PYTHON picks the interpreter (3.11 to 3.13); PIP_ARGS is passed to every pip install, e.g.
+#   make train PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON   ?= $(shell for p in python3.11 python3.12 python3.13; do $$p -c '' 2>/dev/null && echo $$p && exit; done; echo python3)
+PIP_ARGS ?=
+VENV     := .venv
+BIN      := $(VENV)/bin
+REPORT   ?= runs/demo/report
+
+.PHONY: train finetune test install lint types layers unit protos bench clean
+
+train: $(VENV)/.worker data/shakespeare/SOURCE.txt  ## train the demo job over four shaped cities, on this machine
+	$(BIN)/deploy local jobs/demo.yaml --workers 4 --links four_cities --state-dir runs/demo --fresh --report $(REPORT)
+
+finetune: $(VENV)/.worker $(VENV)/.hub data/smollm2-135m/config.json data/shakespeare/SOURCE.txt  ## fine-tune SmolLM2-135M over four workers
+	$(BIN)/deploy local jobs/finetune-smollm2.yaml --workers 4 --links four_cities --state-dir runs/finetune --fresh --report runs/finetune/report --export runs/finetune/model
+
+test: $(VENV)/.dev $(VENV)/.protoc lint types layers unit  ## everything that must pass
+
+install: $(VENV)/.worker  ## the common set-up alone
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev $(VENV)/.protoc
+	$(BIN)/pytest
+
+protos: $(VENV)/.protoc  ## regenerate the stubs after a change of protos/*.proto
+	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/orchestrator.proto
+
+bench: $(VENV)/.dev  ## every benchmark, a minute each
+	for f in step transport scheduler; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
+
+data/shakespeare/SOURCE.txt: | $(VENV)/.worker
+	$(BIN)/python -m deploy.fetch_data
+
+data/smollm2-135m/config.json: | $(VENV)/.hub
+	$(BIN)/python -m deploy.fetch_model
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"found Python {v[0]}.{v[1]}; Isthmus needs 3.11, 3.12 or 3.13: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+
+# torch first and by its exact version: a looser requirement would take another build.
+$(VENV)/.worker: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[worker]'
+	@touch $@
+
+$(VENV)/.hub: $(VENV)/.worker
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[worker,hub]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.worker
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The stubs' generator wants an older protobuf than the rest, so it lives apart.
+$(VENV)/.protoc: $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/protoc
+	$(VENV)/protoc/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) 'grpcio-tools==1.71.2' 'setuptools<81'
+	@touch $@
+
+clean:  ## forget the environment and the caches, keep data and runs
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
