@@ -1,0 +1,190 @@
+"""A whole run on this machine: coordinator, workers and shaped links, each its own process.
+
+For the demo, for emulation and for tests. Starts every part by its command, as a person on
+several machines would; refuses to reach into any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.processes import Child, Event, ProcessFailed, command
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """How links between the local workers are shaped. `trace`: a shipped name or a file; None: loopback."""
+
+    trace: str | None = None
+    delay_scale: float = 1.0
+    bandwidth_scale: float = 1.0
+    window_bytes: int = 0
+    """Window of one TCP flow, which limits it to window / round trip; 0: no such limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """What `deploy local` can be told beyond the job."""
+
+    workers: int = 4
+    links: LinkOptions = LinkOptions()
+    state_dir: Path = Path("runs/local")
+    resume: bool = False
+    threads: int = 1
+    streams: int = 2
+    data_dir: Path | None = None
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _trace_nodes(trace: str) -> tuple[str, ...]:
+    from sim.trace import load  # the simulator is only needed when links are shaped
+
+    return tuple(load(trace).nodes)
+
+
+class LocalCluster:
+    """`with LocalCluster(job, options) as run: for event in run.events(): ...`
+
+    Entering starts everything and returns when every worker has been started; leaving ends
+    every process, whatever happened. Raises ProcessFailed with the log of what failed.
+    """
+
+    def __init__(self, job: Path, options: LocalOptions) -> None:
+        self.job = job
+        self.options = options
+        self.names: tuple[str, ...] = ()
+        self.address = ""
+        self.token_file = ""
+        self.workers: dict[str, Child] = {}
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._exit.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    @property
+    def logs(self) -> Path:
+        return self.options.state_dir / "logs"
+
+    def _start(self) -> None:
+        places = self._places()
+        self.names = tuple(f"w{i}-{place.lower()}" if place else f"w{i}" for i, place in enumerate(places))
+        self.coordinator = self._child("coordinator", self._coordinator_argv())
+        listening = self.coordinator.wait_for("listening", START_TIMEOUT_S)
+        self.address, self.token_file = listening["address"], listening["token_file"]
+        ports = {name: _free_port() for name in self.names}
+        routes = self._shape(places, ports)
+        for name, place in zip(self.names, places, strict=True):
+            self.workers[name] = self._child(
+                name, self._worker_argv(name, place, ports[name], routes.get(name))
+            )
+
+    def _places(self) -> tuple[str, ...]:
+        """The trace's node of each worker, round robin when there are more workers than nodes."""
+        trace = self.options.links.trace
+        if trace is None:
+            return ("",) * self.options.workers
+        nodes = _trace_nodes(trace)
+        return tuple(nodes[i % len(nodes)] for i in range(self.options.workers))
+
+    def _child(self, name: str, argv: Sequence[str]) -> Child:
+        child = Child(name, argv, self.logs / f"{name}.log")
+        self._exit.callback(child.stop)
+        return child
+
+    def _coordinator_argv(self) -> list[str]:
+        o = self.options
+        return command(
+            "coordinator", "start", str(self.job), "--bind", "127.0.0.1:0", "--state-dir", str(o.state_dir),
+            "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume else []),
+        )  # fmt: skip
+
+    def _worker_argv(self, name: str, place: str, port: int, routes: Path | None) -> list[str]:
+        o = self.options
+        data_dir = o.data_dir if o.data_dir is not None else self.job.resolve().parent
+        argv = command(
+            "worker", "join", self.address, "--token-file", self.token_file, "--name", name,
+            "--device", "cpu", "--bind", f"127.0.0.1:{port}", "--data-dir", str(data_dir),
+            "--threads", str(o.threads), "--streams", str(o.streams), "--json",
+        )  # fmt: skip
+        if place:
+            argv += ["--region", place]
+        if routes is not None:
+            argv += ["--peer-map", str(routes)]
+        return argv
+
+    def _shape(self, places: Sequence[str], ports: dict[str, int]) -> dict[str, Path]:
+        """Start the link shaper; returns each worker's file of routes to its peers."""
+        links = self.options.links
+        if links.trace is None:
+            return {}
+        nodes = [f"{n}={p}=127.0.0.1:{ports[n]}" for n, p in zip(self.names, places, strict=True)]
+        map_file = self.options.state_dir / "routes.json"
+        map_file.unlink(missing_ok=True)
+        argv = command("sim", "shape", "--trace", links.trace, "--map-file", str(map_file))
+        for node in nodes:
+            argv += ["--node", node]
+        argv += ["--delay-scale", str(links.delay_scale), "--bandwidth-scale", str(links.bandwidth_scale)]
+        argv += ["--window-bytes", str(links.window_bytes), "--json"]
+        self._child("links", argv).wait_for("listening", START_TIMEOUT_S)
+        routes: dict[str, dict[str, str]] = json.loads(map_file.read_text())
+        files = {}
+        for name in self.names:
+            files[name] = self.options.state_dir / f"routes-{name}.json"
+            files[name].write_text(json.dumps(routes[name], indent=1))
+        return files
+
+    def events(self) -> Iterator[Event]:
+        """What the coordinator says, until it ends."""
+        yield from self.coordinator.events()
+
+    def drain(self) -> None:
+        """Finish the step, save, end: the coordinator's first Ctrl-C."""
+        self.coordinator.interrupt()
+
+    def wait(self) -> int:
+        """The coordinator's exit code, once it has ended; workers get a moment to leave by themselves."""
+        code = self.coordinator.process.wait()
+        for child in self.workers.values():
+            try:
+                child.process.wait(10)
+            except subprocess.TimeoutExpired:
+                child.stop()
+        return code
+
+
+def forget(state_dir: Path) -> None:
+    """Remove an earlier run's state. Refuses a folder that is not one of ours, so nothing else is lost."""
+    if not state_dir.exists():
+        return
+    if not any((state_dir / mark).exists() for mark in ("logs", "run.sqlite", "checkpoints")):
+        raise ProcessFailed(
+            f"{state_dir} exists and holds no run (found neither logs/ nor checkpoints/); "
+            "remove it yourself or name another --state-dir"
+        )
+    shutil.rmtree(state_dir)
