@@ -82,12 +82,12 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
     for i, (start, stop) in enumerate(partition):
         if start != expected or stop <= start:
             raise ConvertError(
-                f"plan.partition[{i}]: found layers {start}..{stop}, required a range that starts at {expected}"
+                f"plan.partition[{i}]: found layers {start}..{stop}, required a range from {expected} on"
             )
         expected = stop
     if len(m.micro_batches) != len(placement):
         raise ConvertError(
-            f"plan.micro_batches: found {len(m.micro_batches)} entries, required {len(placement)}, one a replica"
+            f"plan.micro_batches: found {len(m.micro_batches)}, required {len(placement)}, one a replica"
         )
     return Plan(
         version=m.version,

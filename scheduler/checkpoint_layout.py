@@ -132,7 +132,7 @@ def safe_file_name(name: str) -> str:
     """
     if layer_of_file(name) is None:
         raise ManifestError(
-            f"found file name {name[:80]!r}, required {weights_file(0)!r} or {optimizer_file(0)!r} with a number"
+            f"found file name {name[:80]!r}, required one like {weights_file(0)!r} or {optimizer_file(0)!r}"
         )
     return name
 
