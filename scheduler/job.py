@@ -6,13 +6,53 @@ caller's. Knows nothing of devices.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scheduler.combinations import BYTE_VOCAB, impossible
+from scheduler.marked_yaml import Marked, MarkedYamlError, Path, Problem, dotted, load_marked
+from scheduler.presets import PRESETS, nearest, resolve_model
+
+__all__ = [
+    "BYTE_VOCAB",
+    "PRESETS",
+    "CheckpointSpec",
+    "CompressionSpec",
+    "DataSpec",
+    "JobError",
+    "JobSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "ParallelismSpec",
+    "Problem",
+    "ScheduleSpec",
+    "job_from_json",
+    "job_to_json",
+    "parse_job",
+    "resolve_model",
+]
+
+
+class JobError(ValueError):
+    """A job that cannot be: `source`, and what is wrong with it, in the order of its lines.
+
+    Reads as `jobs/demo.yaml:12: model.hiden: found an unknown key; required …`, a line a problem.
+    """
+
+    def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(f"{source}:{p.line}: {p}" for p in problems))
+        self.source = source
+        self.problems = problems
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+_Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSpec(_Strict):
@@ -34,13 +74,14 @@ class ModelSpec(_Strict):
     """Default: the tokenizer's."""
     max_positions: Annotated[int, Field(ge=1)] | None = None
     tied: bool = True
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
 
 
 class DataSpec(_Strict):
-    files: tuple[str, ...]
-    """Paths or globs, relative to the job file (or the worker's --data-dir): .txt, .jsonl, .parquet."""
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or globs, relative to the worker's data directory (by default where it was started):
+    .txt, .jsonl, .parquet."""
     text_key: str = "text"
     tokenizer: str = "bytes"
     """`bytes`, or the path of a `tokenizers` JSON file (or a directory that holds tokenizer.json)."""
@@ -51,8 +92,8 @@ class DataSpec(_Strict):
 class OptimizerSpec(_Strict):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[_Fraction, _Fraction] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -85,7 +126,8 @@ class CheckpointSpec(_Strict):
 
 
 class JobSpec(_Strict):
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Names the run's files, hence letters, digits, `.`, `_` and `-` only."""
     model: ModelSpec
     data: DataSpec
     sequence_length: Annotated[int, Field(ge=2)]
@@ -100,7 +142,7 @@ class JobSpec(_Strict):
     schedule: ScheduleSpec = ScheduleSpec()
     compression: CompressionSpec = CompressionSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     prompt: str = ""
     """Text to continue when the run ends; '': no sample."""
 
@@ -110,6 +152,106 @@ class JobSpec(_Strict):
         return self.global_batch // self.micro_batch
 
     @property
+    def shape(self) -> ModelSpec:
+        """The model with its preset merged in and its defaults filled (`resolve_model`)."""
+        return resolve_model(self.model)
+
+    @property
     def n_layers(self) -> int:
         """Layers as the partition counts them: embedding, blocks, head."""
-        return self.model.layers + 2
+        return self.shape.layers + 2
+
+
+def parse_job(text: str, source: str) -> JobSpec:
+    """The job that `text` (YAML) describes; `source` names it in errors. Its model is resolved.
+
+    Raises JobError for broken YAML, unknown or doubled keys, wrong types and combinations that cannot be.
+    """
+    try:
+        marked = load_marked(text)
+    except MarkedYamlError as e:
+        raise JobError(source, (e.problem,)) from None
+    job = _job(marked, source)
+    return job.model_copy(update={"model": job.shape})
+
+
+def job_to_json(job: JobSpec) -> str:
+    """The job for the wire; only what was set. `job_from_json` inverts it."""
+    return job.model_dump_json(exclude_unset=True)
+
+
+def job_from_json(text: str, source: str = "the coordinator's job") -> JobSpec:
+    """The job that `job_to_json` wrote. Raises JobError as `parse_job` does."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise JobError(source, (Problem(1, "", f"text that is not JSON ({e})", "a job as JSON"),)) from None
+    return _job(Marked(value, {}), source)
+
+
+def _job(marked: Marked, source: str) -> JobSpec:
+    if not isinstance(marked.value, dict):
+        found = "nothing" if marked.value is None else _shown(marked.value)
+        raise JobError(source, (Problem(1, "", found, "a job: keys such as name, model, data, steps"),))
+    try:
+        # Through JSON, because strict mode takes a list for a tuple only there.
+        job = JobSpec.model_validate_json(json.dumps(marked.value))
+    except ValidationError as e:
+        raise JobError(source, _by_line(_problem(marked, error) for error in _relevant(marked, e))) from None
+    problems = _by_line(
+        Problem(marked.line(path), dotted(path), found, required) for path, found, required in impossible(job)
+    )
+    if problems:
+        raise JobError(source, problems)
+    return job
+
+
+def _by_line(problems: Iterator[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(problems, key=lambda p: p.line))
+
+
+def _relevant(marked: Marked, error: ValidationError) -> Iterator[tuple[Path, Any]]:
+    """Pydantic's errors with their paths in the text, those of the union's other branch left out."""
+    given = marked.value.get("parallelism")
+    for e in error.errors(include_url=False):
+        loc = e["loc"]
+        if loc[0] == "parallelism" and len(loc) > 1:
+            if (loc[1] == "ParallelismSpec") != isinstance(given, dict):
+                continue
+            loc = (loc[0], *loc[2:])  # the branch's name is no key of the text
+        yield loc, e
+
+
+def _problem(marked: Marked, located: tuple[Path, Any]) -> Problem:
+    path, error = located
+    line, key = marked.line(path), dotted(path)
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = nearest(str(path[-1]), known)
+        return Problem(line, key, f"an unknown key{near}", f"one of: {', '.join(known)}")
+    if error["type"] == "missing":
+        return Problem(line, key, "no such key", "a value for it")
+    required = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value should be ")
+    if key == "parallelism":
+        required = "'auto', or a mapping with stages and replicas"
+    return Problem(line, key, _shown(error["input"]), required)
+
+
+def _keys_at(path: Path) -> list[str]:
+    """The keys that the mapping at `path` may have."""
+    model: type[BaseModel] = JobSpec
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        choices = (annotation, *get_args(annotation))
+        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+def _shown(value: object) -> str:
+    """A value for an error: short, and with its kind where the kind is what is wrong."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

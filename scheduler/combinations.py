@@ -1,0 +1,90 @@
+"""Combinations of a job's keys that cannot be, though each key alone is fine. Pure predicates.
+
+Knows neither files nor lines; `job.py` puts those to what is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from scheduler.marked_yaml import Path
+from scheduler.presets import PRESETS
+
+if TYPE_CHECKING:  # job.py imports this module
+    from scheduler.job import JobSpec, ModelSpec
+
+BYTE_VOCAB = 257
+"""Tokens of the `bytes` tokenizer: 256 byte values and the end of a document."""
+
+
+def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
+    """Combinations that cannot be, each as (path, found, required)."""
+    try:
+        model = job.shape
+    except KeyError as e:
+        yield ("model", "preset"), str(e.args[0]), f"one of: {', '.join(PRESETS)}"
+        return
+    if job.global_batch % job.micro_batch:
+        yield (
+            ("global_batch",),
+            f"{job.global_batch}, which micro_batch {job.micro_batch} does not divide",
+            f"a multiple of {job.micro_batch}",
+        )
+    if job.parallelism != "auto":
+        if job.parallelism.replicas > job.micro_batches:
+            yield (
+                ("parallelism", "replicas"),
+                f"{job.parallelism.replicas} replicas for {job.micro_batches} micro-batches a step",
+                f"at most {job.micro_batches} (global_batch / micro_batch), so that each has work",
+            )
+        if job.parallelism.stages > model.layers + 2:
+            yield (
+                ("parallelism", "stages"),
+                f"{job.parallelism.stages} stages for {model.layers + 2} layers",
+                f"at most {model.layers + 2}: the embedding, {model.layers} blocks, the head",
+            )
+    yield from _impossible_shape(model, job)
+    if job.eval_every and (job.data.held_out == 0 or job.data.eval_samples == 0):
+        key = "held_out" if job.data.held_out == 0 else "eval_samples"
+        yield ("data", key), f"0 although eval_every is {job.eval_every}", "more than 0, or eval_every: 0"
+
+
+def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:
+    if model.hidden % model.heads:
+        yield (
+            ("model", "heads"),
+            f"{model.heads} heads for hidden {model.hidden}",
+            "a number of heads that divides hidden",
+        )
+    elif model.family == "llama" and (model.hidden // model.heads) % 2:
+        yield (
+            ("model", "heads"),
+            f"heads of width {model.hidden // model.heads} (hidden {model.hidden} / {model.heads})",
+            "an even width, because rotary positions turn pairs",
+        )
+    kv_heads = model.kv_heads or model.heads
+    if model.heads % kv_heads:
+        yield (
+            ("model", "kv_heads"),
+            f"{kv_heads} key-value heads for {model.heads} heads",
+            "a number that divides heads",
+        )
+    if model.family == "gpt2" and kv_heads != model.heads and model.heads % kv_heads == 0:
+        yield (
+            ("model", "kv_heads"),
+            f"{kv_heads} key-value heads in family gpt2, whose {model.heads} heads each have their own",
+            "kv_heads equal to heads, or family: llama",
+        )
+    if model.max_positions is not None and job.sequence_length > model.max_positions:
+        yield (
+            ("sequence_length",),
+            f"{job.sequence_length}, more than the model's {model.max_positions} positions",
+            f"at most {model.max_positions}, or a larger model.max_positions",
+        )
+    if model.vocab is not None and job.data.tokenizer == "bytes" and model.vocab < BYTE_VOCAB:
+        yield (
+            ("model", "vocab"),
+            f"{model.vocab} for the byte tokenizer",
+            f"at least {BYTE_VOCAB} (256 bytes and the end of a document)",
+        )
