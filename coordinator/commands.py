@@ -1,0 +1,166 @@
+"""What the state machine wants done. Data only: the shell carries it out.
+
+`Order` goes to a worker; everything else is for the shell (plan, record, write a manifest).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protos.convert import PeerInfo
+from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.exit_codes import ExitCode
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.topology import Device
+
+from .events import LinkSample
+
+# ---- to a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Time the layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureLinks:
+    peers: tuple[PeerInfo, ...]
+    probe_bytes: int
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakePlan:
+    """`restore_step` None: fresh weights; otherwise `files` of that checkpoint."""
+
+    plan: Plan
+    peers: tuple[PeerInfo, ...]
+    restore_step: int | None
+    files: tuple[LayerFileInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSteps:
+    """Run [start, stop); `record`: the steps whose spans are wanted."""
+
+    plan_version: int
+    start: int
+    stop: int
+    record: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbortPlan:
+    plan_version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    code: ExitCode
+    reason: str
+
+
+WorkerCommand = Profile | MeasureLinks | TakePlan | RunSteps | Save | Evaluate | AbortPlan | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command to one worker."""
+
+    worker: str
+    body: WorkerCommand
+
+
+# ---- to the shell
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """Plan for these devices; `links` are the measured directed pairs. Answered by Planned or PlanFailed."""
+
+    version: int
+    model: ModelProfile
+    devices: tuple[Device, ...]
+    profiles: tuple[DeviceProfile, ...]
+    links: tuple[tuple[str, LinkSample], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStep:
+    """A step is committed. It consumed samples [first_sample, end_sample) of the sampler's order."""
+
+    step: int
+    plan_version: int
+    loss: float
+    tokens: int
+    grad_norm: float
+    duration_s: float
+    sent_bytes: int
+    raw_bytes: int
+    first_sample: int
+    end_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEval:
+    step: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteManifest:
+    """All files are stored and agreed on. Answered by ManifestWritten or SaveFailed."""
+
+    step: int
+    files: tuple[LayerFileInfo, ...]
+    next_sample: int
+    loss: float | None
+    eval_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardSave:
+    """Remove the files of an unfinished checkpoint: no manifest will name them."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The Join that was just handled is not granted."""
+
+    code: ExitCode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """End the member's session: it is no longer one."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run has ended with this code."""
+
+    code: ExitCode
+    reason: str
+
+
+Command = Order | MakePlan | RecordStep | RecordEval | WriteManifest | DiscardSave | Refuse | Evict | Finish

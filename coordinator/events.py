@@ -1,0 +1,198 @@
+"""What can happen to a run, as the state machine sees it. Plain values: no sockets, no messages.
+
+Events of a worker carry its name; the shell has checked who sent them. Events of the shell
+itself (a plan was made, a manifest is written, time has passed) carry none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protos.convert import PeerInfo
+from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.exit_codes import ExitCode
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.topology import Device
+
+# ---- membership
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A worker asks to be taken in. `incarnation` is new each time its process starts."""
+
+    device: Device
+    incarnation: str
+    session: str
+    peer: PeerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The member's stream is open: commands reach it from here on."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The member's stream ended without a farewell."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker says it failed; `fatal`: it cannot go on."""
+
+    worker: str
+    code: ExitCode
+    reason: str
+    fatal: bool
+
+
+# ---- answers of workers
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    worker: str
+    layers: tuple[LayerProfile, ...]
+    profile: DeviceProfile
+    data_digest: str
+    n_samples: int
+    n_eval_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSample:
+    """One directed link as its sender measured it; `error` is '' or why the peer was not reached."""
+
+    peer: str
+    latency_s: float
+    bandwidth_Bps: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinksMeasured:
+    worker: str
+    links: tuple[LinkSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    worker: str
+    plan_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """`loss_sum` is summed over `tokens`; both are 0 but on last stages."""
+
+    worker: str
+    plan_version: int
+    step: int
+    loss_sum: float
+    tokens: int
+    grad_norm: float
+    duration_s: float
+    sent_bytes: int
+    raw_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    worker: str
+    step: int
+    files: tuple[LayerFileInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    worker: str
+    step: int
+    loss_sum: float
+    tokens: int
+
+
+# ---- the shell's own
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStored:
+    """A file of the checkpoint of `step` is on disk, and this is what was written."""
+
+    step: int
+    file: LayerFileInfo
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFailed:
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestWritten:
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFailed:
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish the step, save, end. `now`: end at once and save nothing."""
+
+    reason: str
+    now: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; `now` is the argument of `handle`."""
+
+
+Event = (
+    Join
+    | Connected
+    | Disconnected
+    | Heartbeat
+    | Leaving
+    | Failed
+    | Profiled
+    | LinksMeasured
+    | Ready
+    | StepDone
+    | Saved
+    | Evaluated
+    | LayerStored
+    | SaveFailed
+    | ManifestWritten
+    | Planned
+    | PlanFailed
+    | Drain
+    | Tick
+)

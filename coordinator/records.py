@@ -1,0 +1,225 @@
+"""The state of a run: frozen values, changed only by making new ones. Decides nothing.
+
+`state.py` has the one function that changes it; `prepare.py` and `drive.py` are its halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from protos.convert import PeerInfo
+from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.exit_codes import ExitCode
+from scheduler.plan import Plan
+from scheduler.profile import LayerProfile
+from scheduler.topology import Device
+
+from .commands import AbortPlan, Command, Finish, Order, Stop
+from .events import Evaluated, LinkSample, Profiled, StepDone
+
+Phase = Literal[
+    "gathering",
+    "profiling",
+    "measuring",
+    "planning",
+    "loading",
+    "running",
+    "evaluating",
+    "saving",
+    "draining",
+    "finished",
+    "failed",
+]
+OVER: frozenset[Phase] = frozenset({"finished", "failed"})
+PREPARING: frozenset[Phase] = frozenset({"gathering", "profiling", "measuring", "planning"})
+"""Phases in which losing a worker loses nothing: the run gathers again."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def frozen(m: Mapping[K, V]) -> Mapping[K, V]:
+    """A copy that cannot be written to."""
+    return MappingProxyType(dict(m))
+
+
+def put(m: Mapping[K, V], key: K, value: V) -> Mapping[K, V]:
+    return MappingProxyType({**m, key: value})
+
+
+def drop(m: Mapping[K, V], key: K) -> Mapping[K, V]:
+    return MappingProxyType({k: v for k, v in m.items() if k != key})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the run is driven by: numbers of the job, and how patient the coordinator is."""
+
+    steps: int
+    global_batch: int
+    micro_batch: int
+    sequence_length: int
+    n_layers: int
+    eval_every: int = 0
+    evaluate: bool = True
+    """Whether the job evaluates at all."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    min_workers: int = 1
+    dry_run: bool = False
+    heartbeat_s: float = 1.0
+    silence_k: float = 8.0
+    silence_floor_s: float = 15.0
+    silence_unknown_s: float = 30.0
+    """Until three heartbeats have come."""
+    step_k: float = 20.0
+    step_floor_s: float = 120.0
+    step_unknown_s: float = 1800.0
+    """Until three steps are done: the first builds kernels and fills caches."""
+    probe_streams: int = 4
+    ahead_s: float = 1.0
+    """Steps are granted this far ahead, so that no worker waits for the coordinator's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """The checkpoint that the run continues from."""
+
+    step: int
+    files: tuple[LayerFileInfo, ...]
+    eval_loss: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker that was taken in. `connected`: its stream is open."""
+
+    device: Device
+    incarnation: str
+    session: str
+    peer: PeerInfo
+    seen_s: float
+    connected: bool = False
+    beat_s: float | None = None
+    """When the last heartbeat came."""
+    beats_s: tuple[float, ...] = ()
+    """Intervals between its heartbeats."""
+    occupies: tuple[str, ...] = ()
+    """The hosts that its measurement under way must have to itself; () when it measures nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A checkpoint on its way: what the ranks say they put, and what the store says it holds."""
+
+    step: int
+    said: Mapping[str, tuple[LayerFileInfo, ...]] = field(default_factory=lambda: frozen({}))
+    stored: Mapping[str, LayerFileInfo] = field(default_factory=lambda: frozen({}))
+    writing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the coordinator knows about its run. `done`: steps committed, also the next step."""
+
+    options: Options
+    phase: Phase = "gathering"
+    reason: str = "waiting for workers"
+    members: Mapping[str, Member] = field(default_factory=lambda: frozen({}))
+    departed: Mapping[str, str] = field(default_factory=lambda: frozen({}))
+    """Workers that were members, and why they are not."""
+    profiles: Mapping[str, Profiled] = field(default_factory=lambda: frozen({}))
+    links: Mapping[tuple[str, str], LinkSample] = field(default_factory=lambda: frozen({}))
+    plan_version: int = 0
+    plan: Plan | None = None
+    team: tuple[str, ...] = ()
+    """The workers that were planned for; later joiners stand by. () before planning."""
+    ready: frozenset[str] = frozenset()
+    restore: Restore | None = None
+    done: int = 0
+    granted: int = 0
+    pending: Mapping[int, Mapping[str, StepDone]] = field(default_factory=lambda: frozen({}))
+    progress_s: float = 0.0
+    """When the last step was committed, or the steps began."""
+    steps_s: tuple[float, ...] = ()
+    """Intervals between commits."""
+    loss: float | None = None
+    eval_loss: float | None = None
+    evaluated_at: int = -1
+    saved_at: int = -1
+    save_failed_at: int = -1
+    evaluations: Mapping[str, Evaluated] = field(default_factory=lambda: frozen({}))
+    saving: Saving | None = None
+    draining: str = ""
+    """'' or why the run is to end early."""
+    code: ExitCode = ExitCode.OK
+
+    @property
+    def layers(self) -> tuple[LayerProfile, ...]:
+        """The model's layers, as the first profile says; () before that."""
+        return next((p.layers for p in self.profiles.values()), ())
+
+    @property
+    def n_eval_samples(self) -> int:
+        return max((p.n_eval_samples for p in self.profiles.values()), default=0)
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """Members whose stream is open, in the order they joined."""
+        return tuple(n for n, m in self.members.items() if m.connected)
+
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """The workers of the plan, by rank."""
+        return tuple(self.plan.device(r) for r in range(self.plan.n_ranks)) if self.plan else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The next state, what is to be done, and why, in words."""
+
+    state: State
+    commands: tuple[Command, ...] = ()
+    reason: str = ""
+
+
+def step_to(state: State, reason: str, *commands: Command, **changes: Any) -> Transition:
+    """The transition that changes these fields for this reason; a new phase takes the reason along."""
+    if "phase" in changes:
+        changes["reason"] = reason
+    return Transition(replace(state, **changes), commands, reason)
+
+
+def ignored(state: State, reason: str) -> Transition:
+    return Transition(state, (), reason)
+
+
+def then(first: Transition, second: Transition) -> Transition:
+    """Both, one after the other; `second` was made from `first.state`."""
+    reason = "; ".join(r for r in (first.reason, second.reason) if r)
+    return Transition(second.state, first.commands + second.commands, reason)
+
+
+def fail(state: State, code: ExitCode, reason: str) -> Transition:
+    """End the run: abort what is in flight, send everybody home. The last checkpoint stays."""
+    return _end(state, "failed", code, reason)
+
+
+def finish(state: State, reason: str) -> Transition:
+    return _end(state, "finished", ExitCode.OK, reason)
+
+
+def _end(state: State, phase: Phase, code: ExitCode, reason: str) -> Transition:
+    commands: list[Command] = []
+    for name, member in state.members.items():
+        if not member.connected:
+            continue
+        if phase == "failed" and state.plan is not None and name in state.ranks:
+            commands.append(Order(name, AbortPlan(state.plan.version, reason)))
+        commands.append(Order(name, Stop(code, reason)))
+    commands.append(Finish(code, reason))
+    return step_to(state, reason, *commands, phase=phase, code=code, saving=None, pending=frozen({}))

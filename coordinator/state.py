@@ -1,0 +1,302 @@
+"""The run as a state machine: `handle(state, event, now)` -> next state, commands, reason.
+
+Pure: time is an argument, nothing is read or sent here, so every history can be replayed. This
+module knows who is a member; what the members are to do is `prepare.py` (up to a loaded plan)
+and `drive.py` (steps, evaluation, checkpoints, the end).
+
+    gathering -> profiling -> measuring -> planning -> loading -> running <-> evaluating, saving
+                                                                  running -> draining -> saving
+    any -> finished | failed
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from scheduler.exit_codes import ExitCode
+
+from .commands import Command, Evict, Refuse
+from .drive import (
+    first_step,
+    on_evaluated,
+    on_manifest,
+    on_save_failed,
+    on_saved,
+    on_step_done,
+    on_stored,
+    overdue,
+    proceed,
+)
+from .events import (
+    Connected,
+    Disconnected,
+    Drain,
+    Evaluated,
+    Event,
+    Failed,
+    Heartbeat,
+    Join,
+    LayerStored,
+    Leaving,
+    LinksMeasured,
+    ManifestWritten,
+    PlanFailed,
+    Planned,
+    Profiled,
+    Ready,
+    Saved,
+    SaveFailed,
+    StepDone,
+    Tick,
+)
+from .liveness import deadline_s, remember
+from .prepare import advance, on_links, on_plan_failed, on_planned, on_profiled, on_ready
+from .records import (
+    OVER,
+    PREPARING,
+    Member,
+    Options,
+    Restore,
+    State,
+    Transition,
+    drop,
+    fail,
+    finish,
+    frozen,
+    ignored,
+    put,
+    then,
+)
+
+MAX_DEPARTED = 256
+"""Departures that are remembered, so that a worker that comes and goes does not grow the state."""
+
+
+def start(options: Options, restore: Restore | None = None) -> State:
+    """The state of a run that nobody has joined yet; with `restore`, one that continues after its step."""
+    if restore is None:
+        return State(options)
+    return State(
+        options,
+        restore=restore,
+        done=restore.step,
+        granted=restore.step,
+        saved_at=restore.step,
+        evaluated_at=restore.step,
+        loss=restore.loss,
+        eval_loss=restore.eval_loss,
+    )
+
+
+def handle(state: State, event: Event, now: float) -> Transition:
+    """What `event` at time `now` (seconds, any origin, never backwards) makes of `state`.
+
+    Never raises for what a worker may send: an event that does not fit is ignored with a reason.
+    """
+    match event:
+        case Join():
+            return _join(state, event, now)
+        case Tick():
+            return _tick(state, now)
+        case Drain():
+            return _drain(state, event, now)
+        case LayerStored():
+            return on_stored(state, event)
+        case SaveFailed():
+            return on_save_failed(state, event, now)
+        case ManifestWritten():
+            return on_manifest(state, event, now)
+        case Planned():
+            return on_planned(state, event)
+        case PlanFailed():
+            return on_plan_failed(state, event)
+        case _:
+            return _from_worker(state, event, now)
+
+
+WorkerEvent = (
+    Connected
+    | Disconnected
+    | Heartbeat
+    | Leaving
+    | Failed
+    | Profiled
+    | LinksMeasured
+    | Ready
+    | StepDone
+    | Saved
+    | Evaluated
+)
+
+
+def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
+    name = event.worker
+    if name not in state.members:
+        return ignored(state, f"{name} is not a member")
+    match event:
+        case Connected():
+            return _connected(state, name, now)
+        case Disconnected():
+            return _lost(state, name, f"its connection ended ({event.reason})")
+        case Leaving():
+            return _lost(state, name, f"it left ({event.reason})")
+        case _:
+            pass
+    state = _seen(state, event, now)
+    if state.phase in OVER:
+        return ignored(state, "the run is over")
+    match event:
+        case Heartbeat():
+            return Transition(state)
+        case Failed():
+            return _failed(state, event, now)
+        case Profiled():
+            return on_profiled(state, event)
+        case LinksMeasured():
+            return on_links(state, event)
+        case Ready():
+            return _ready(state, event, now)
+        case StepDone():
+            return on_step_done(state, event, now)
+        case Saved():
+            return on_saved(state, event, now)
+        case Evaluated():
+            return on_evaluated(state, event, now)
+        case _:
+            assert_never(event)
+
+
+# ---- coming
+
+
+def _join(state: State, event: Join, now: float) -> Transition:
+    name = event.device.name
+    if state.phase in OVER:
+        reason = f"the run is over: {state.reason}"
+        return Transition(state, (Refuse(ExitCode.RUN_OVER, reason),), reason)
+    known = state.members.get(name)
+    if known is not None and (known.incarnation != event.incarnation or known.connected):
+        reason = (
+            f"a worker named {name!r} is a member already; give this one another --name, or stop the other"
+        )
+        return Transition(state, (Refuse(ExitCode.NAME_TAKEN, reason),), reason)
+    member = Member(event.device, event.incarnation, event.session, event.peer, seen_s=now)
+    state = replace(state, members=put(state.members, name, member), departed=drop(state.departed, name))
+    return Transition(state, (), f"{name} joined")
+
+
+def _connected(state: State, name: str, now: float) -> Transition:
+    member = replace(state.members[name], connected=True, seen_s=now)
+    state = replace(state, members=put(state.members, name, member))
+    here = Transition(state, (), f"{name} is connected")
+    if state.phase in ("gathering", "profiling", "measuring"):
+        return then(here, advance(state))
+    return here if state.phase in OVER else ignored(state, f"{name} stands by: a plan is made without it")
+
+
+def _seen(state: State, event: WorkerEvent, now: float) -> State:
+    member = replace(state.members[event.worker], seen_s=now)
+    if isinstance(event, Heartbeat):
+        beats = member.beats_s if member.beat_s is None else remember(member.beats_s, now - member.beat_s)
+        member = replace(member, beat_s=now, beats_s=beats)
+    return replace(state, members=put(state.members, event.worker, member))
+
+
+# ---- going
+
+
+def _forget(state: State, name: str, reason: str) -> State:
+    """The state without the member and what was measured with it."""
+    departed = dict(state.departed)
+    departed[name] = reason
+    while len(departed) > MAX_DEPARTED:
+        del departed[next(iter(departed))]
+    return replace(
+        state,
+        members=drop(state.members, name),
+        departed=frozen(departed),
+        profiles=drop(state.profiles, name),
+        links=frozen({pair: s for pair, s in state.links.items() if name not in pair}),
+    )
+
+
+def _lost(state: State, name: str, why: str) -> Transition:
+    """A member is gone. Before a plan is loaded the run gathers again; with a rank, the run ends."""
+    reason = f"{name} is lost: {why}"
+    had_rank = state.phase not in PREPARING and name in state.ranks
+    state = _forget(state, name, reason)
+    gone = Transition(state, (Evict(name, reason),), reason)
+    if state.phase in OVER:
+        return gone
+    if state.phase in PREPARING:
+        return then(gone, advance(replace(state, team=())))
+    if not had_rank:
+        return gone
+    return then(gone, fail(state, ExitCode.WORKER_LOST, f"{reason}{_resumable(state)}"))
+
+
+def _resumable(state: State) -> str:
+    saved = max(state.saved_at, first_step(state))
+    keeps = f"the checkpoint of step {saved} can be resumed" if saved > 0 else "no checkpoint yet"
+    return f" (phase {state.phase}, {state.done} steps done); {keeps}"
+
+
+def _failed(state: State, event: Failed, now: float) -> Transition:
+    reason = f"{event.worker} failed: {event.reason}"
+    if event.code is ExitCode.CHECKPOINT_WRITE and state.saving is not None:
+        return on_save_failed(state, SaveFailed(state.saving.step, reason), now)
+    if not event.fatal:
+        return Transition(state, (), f"{reason} (it goes on)")
+    if state.phase in PREPARING or event.worker in state.ranks:
+        return fail(state, event.code, reason)
+    return _lost(state, event.worker, reason)
+
+
+def _tick(state: State, now: float) -> Transition:
+    """Finds members that are silent for too long, and a step that takes too long."""
+    result = Transition(state)
+    if state.phase in OVER:
+        return result
+    o = state.options
+    for name, member in state.members.items():
+        limit = deadline_s(
+            member.beats_s, k=o.silence_k, floor_s=o.silence_floor_s, unknown_s=o.silence_unknown_s
+        )
+        silent = now - member.seen_s
+        if silent > limit and result.state.phase not in OVER:
+            why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"
+            result = then(result, _lost(result.state, name, why))
+    late = overdue(result.state, now)
+    return then(result, late) if late else result
+
+
+# ---- loading done, draining
+
+
+def _ready(state: State, event: Ready, now: float) -> Transition:
+    result = on_ready(state, event)
+    after = result.state
+    if after.phase == "loading" and after.ranks and after.ready == frozenset(after.ranks):
+        return then(result, proceed(after, now))
+    return result
+
+
+def _drain(state: State, event: Drain, now: float) -> Transition:
+    if state.phase in OVER:
+        return ignored(state, "the run is over already")
+    if event.now:
+        return fail(state, ExitCode.INTERRUPTED, f"stopped: {event.reason}")
+    if state.draining:
+        return ignored(state, f"already draining: {state.draining}")
+    state = replace(state, draining=event.reason)
+    if state.phase in PREPARING or state.phase == "loading":
+        return finish(state, f"drained before a step was run: {event.reason}")
+    if state.phase in ("evaluating", "saving"):
+        return Transition(state, (), f"draining after {state.phase}: {event.reason}")
+    return proceed(state, now)
+
+
+def commands_of(transition: Transition, kind: type[Command]) -> list[Command]:
+    """The commands of one kind, for the shell and for tests."""
+    return [c for c in transition.commands if isinstance(c, kind)]
