@@ -80,8 +80,7 @@ class ModelSpec(_Strict):
 
 class DataSpec(_Strict):
     files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Paths or globs, relative to the worker's data directory (by default where it was started):
-    .txt, .jsonl, .parquet."""
+    """Paths or globs, relative to the job file (or the worker's --data-dir): .txt, .jsonl, .parquet."""
     text_key: str = "text"
     tokenizer: str = "bytes"
     """`bytes`, or the path of a `tokenizers` JSON file (or a directory that holds tokenizer.json)."""

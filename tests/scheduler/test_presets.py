@@ -74,5 +74,5 @@ def test_without_a_preset_the_defaults_hold() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(KeyError, match="gpt-2.*did you mean 'gpt2'"):
+    with pytest.raises(KeyError, match=r"gpt-2.*did you mean 'gpt2'"):
         resolve_model(ModelSpec(preset="gpt-2"))
