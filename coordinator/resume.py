@@ -1,0 +1,167 @@
+"""Opens a state directory for a run: a new one, or the one it holds, from its last good checkpoint.
+
+Refuses to mix two runs in a directory, to continue with another model, data or seed, and to take
+an earlier checkpoint than the last without being told to.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from scheduler.exit_codes import ExitCode
+from scheduler.job import JobError, JobSpec, job_from_json, job_to_json
+
+from .checkpoints import CheckpointCorrupt, CheckpointError, CheckpointStore
+from .records import Restore
+from .store import Store, StoreError, lock_state_dir
+
+FIXED_KEYS = ("model", "data", "sequence_length", "global_batch", "optimizer", "precision", "seed")
+"""What must not change when a run is continued: the losses would be another run's."""
+TOKEN_FILE = "token"
+ADDRESS_FILE = "address"
+
+
+class OpenError(Exception):
+    """The run cannot be opened; `code` is what the command exits with."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """An open state directory. `lock` is held as long as the run is."""
+
+    run: str
+    state_dir: Path
+    store: Store
+    checkpoints: CheckpointStore
+    restore: Restore | None
+    lock: IO[str]
+    notes: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        self.store.close()
+        self.lock.close()
+
+
+def open_run(
+    state_dir: Path, job: JobSpec, *, resume: bool, resume_step: int | None, now_s: float
+) -> OpenRun:
+    """Raises OpenError with the exit code and what to do."""
+    try:
+        lock = lock_state_dir(state_dir)
+    except StoreError as e:
+        raise OpenError(ExitCode.STATE_DIR, str(e)) from e
+    try:
+        return _open(state_dir, job, resume or resume_step is not None, resume_step, now_s, lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _open(
+    state_dir: Path, job: JobSpec, resume: bool, resume_step: int | None, now_s: float, lock: IO[str]
+) -> OpenRun:
+    try:
+        store = Store(state_dir)
+    except StoreError as e:
+        raise OpenError(ExitCode.STATE_DIR, str(e)) from e
+    checkpoints = CheckpointStore(state_dir)
+    try:
+        held = store.run()
+        notes: list[str] = []
+        if held is None and resume:
+            raise OpenError(
+                ExitCode.CHECKPOINT_MISSING,
+                f"{state_dir}: found no run to resume; check --state-dir, or start without --resume",
+            )
+        if held is not None and not resume:
+            ran = store.rows("SELECT count(*) AS n FROM steps")[0]["n"]
+            if ran or checkpoints.steps():
+                raise OpenError(
+                    ExitCode.STATE_DIR,
+                    f"{state_dir}: found run {held['run']} ({held['phase']}, {ran} steps); "
+                    "pass --resume to continue it, or give another --state-dir",
+                )
+        run = held["run"] if held is not None else f"{job.name}-{secrets.token_hex(3)}"
+        restore = None
+        if held is None:
+            store.create(run, job_to_json(job), now_s)
+        elif resume:
+            _same_job(job, held["job_json"])
+            restore, said = _restore(checkpoints, resume_step)
+            notes += said
+        store.begin_attempt(restore.step if restore else 0, job_to_json(job), now_s)
+        aside = checkpoints.set_aside_after(restore.step if restore else -1)
+        if aside:
+            notes.append(
+                f"checkpoints {', '.join(map(str, aside))} were renamed to aside-…: the run goes on before"
+            )
+    except BaseException:
+        store.close()
+        raise
+    return OpenRun(run, state_dir, store, checkpoints, restore, lock, tuple(notes))
+
+
+def _same_job(job: JobSpec, held_json: str) -> None:
+    try:
+        held = job_from_json(held_json, "the run's job")
+    except JobError as e:
+        raise OpenError(
+            ExitCode.STATE_DIR, f"the run was started with a job this version cannot read: {e}"
+        ) from e
+    ours, theirs = job.model_dump(), held.model_dump()
+    ours["model"], theirs["model"] = job.shape.model_dump(), held.shape.model_dump()
+    for key in FIXED_KEYS:
+        if ours[key] != theirs[key]:
+            raise OpenError(
+                ExitCode.STATE_DIR,
+                f"--resume: found `{key}` = {ours[key]!r} in the job, the run was started with {theirs[key]!r}; "
+                "restore it, or start another run in another --state-dir",
+            )
+
+
+def _restore(checkpoints: CheckpointStore, step: int | None) -> tuple[Restore | None, list[str]]:
+    steps = checkpoints.steps()
+    if not steps and step is None:
+        return None, ["there is no checkpoint yet: the run starts again from step 0, with the same seed"]
+    try:
+        manifest = checkpoints.verify(step if step is not None else steps[-1])
+    except CheckpointCorrupt as e:
+        raise OpenError(ExitCode.CHECKPOINT_CORRUPT, str(e)) from e
+    except CheckpointError as e:
+        raise OpenError(ExitCode.CHECKPOINT_MISSING, str(e)) from e
+    note = f"continues from the checkpoint of step {manifest.step}, whose {len(manifest.files)} files are as written"
+    return Restore(manifest.step, manifest.files, manifest.eval_loss, manifest.loss), [note]
+
+
+def token(state_dir: Path, token_file: Path | None) -> tuple[str, Path]:
+    """The run's token, made on first use in a file that only its owner can read. Raises OpenError."""
+    path = token_file or state_dir / TOKEN_FILE
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(secrets.token_urlsafe(32) + "\n")
+    except FileExistsError:
+        pass
+    except OSError as e:
+        raise OpenError(ExitCode.STATE_DIR, f"{path}: the token cannot be written ({e.strerror})") from e
+    return read_token(path), path
+
+
+def read_token(path: Path) -> str:
+    """Raises OpenError if there is none."""
+    try:
+        found = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise OpenError(ExitCode.TOKEN, f"{path}: found no token to read ({e}); pass --token-file") from e
+    if len(found) < 16:
+        raise OpenError(
+            ExitCode.TOKEN, f"{path}: found {len(found)} characters, required a token of at least 16"
+        )
+    return found

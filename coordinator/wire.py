@@ -1,0 +1,122 @@
+"""Messages of the control stream <-> the state machine's events and commands.
+
+Checks values before they reach the state machine; raises ConvertError for what cannot be.
+The shared values inside (plan, layers, spans) are `protos.convert`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import assert_never
+
+from protos import orchestrator_pb2 as pb
+from protos.convert import (
+    ConvertError,
+    file_from_message,
+    file_to_message,
+    peer_to_message,
+    plan_to_message,
+    profile_from_message,
+)
+from scheduler.exit_codes import from_wire
+
+from . import commands as c
+from . import events as e
+
+MAX_REASON = 4000
+MAX_FILES = 16384
+
+
+def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
+    """The event that `worker` sent; None for one that is only shown (Generated). Raises ConvertError."""
+    match m.WhichOneof("body"):
+        case "heartbeat":
+            return e.Heartbeat(worker)
+        case "profiled":
+            layers, profile = profile_from_message(m.profiled, worker)
+            p = m.profiled
+            return e.Profiled(worker, layers, profile, p.data_digest, p.n_samples, p.n_eval_samples)
+        case "links_measured":
+            return e.LinksMeasured(worker, tuple(_link(x) for x in m.links_measured.links))
+        case "ready":
+            return e.Ready(worker, m.ready.plan_version)
+        case "step_done":
+            return _step_done(worker, m.step_done)
+        case "saved":
+            if len(m.saved.files) > MAX_FILES:
+                raise ConvertError(
+                    f"saved.files: found {len(m.saved.files)} entries, required at most {MAX_FILES}"
+                )
+            return e.Saved(worker, m.saved.step, tuple(file_from_message(f) for f in m.saved.files))
+        case "evaluated":
+            return e.Evaluated(worker, m.evaluated.step, m.evaluated.loss_sum, m.evaluated.tokens)
+        case "failed":
+            return e.Failed(worker, from_wire(m.failed.code), m.failed.reason[:MAX_REASON], m.failed.fatal)
+        case "leaving":
+            return e.Leaving(worker, m.leaving.reason[:MAX_REASON])
+        case "generated":
+            return None
+        case other:
+            raise ConvertError(f"event: found {other!r}, required one of the protocol's")
+
+
+def _link(m: pb.LinkSample) -> e.LinkSample:
+    bandwidth = m.bandwidth_striped_Bps or m.bandwidth_Bps
+    if m.error:
+        return e.LinkSample(m.peer, 0.0, 0.0, m.error[:MAX_REASON])
+    if not (math.isfinite(m.latency_s) and m.latency_s >= 0 and math.isfinite(bandwidth) and bandwidth > 0):
+        raise ConvertError(
+            f"link to {m.peer}: found latency {m.latency_s} s and bandwidth {bandwidth} B/s, "
+            "required finite numbers, bandwidth more than 0"
+        )
+    return e.LinkSample(m.peer, m.latency_s, bandwidth)
+
+
+def _step_done(worker: str, m: pb.StepDone) -> e.StepDone:
+    if not math.isfinite(m.duration_s) or m.duration_s < 0:
+        raise ConvertError(f"step {m.step}: found duration {m.duration_s} s, required 0 or more")
+    return e.StepDone(
+        worker,
+        m.plan_version,
+        m.step,
+        m.loss_sum,
+        m.tokens,
+        m.grad_norm if math.isfinite(m.grad_norm) else 0.0,
+        m.duration_s,
+        m.sent_bytes,
+        m.raw_bytes,
+    )
+
+
+def command_to_message(body: c.WorkerCommand) -> pb.Command:
+    """The message that tells a worker `body`."""
+    match body:
+        case c.Profile():
+            return pb.Command(profile=pb.Profile())
+        case c.MeasureLinks(peers, probe_bytes, streams):
+            measure = pb.MeasureLinks(
+                peers=[peer_to_message(p) for p in peers], probe_bytes=probe_bytes, streams=streams
+            )
+            return pb.Command(measure_links=measure)
+        case c.TakePlan(plan, peers, restore_step, files):
+            take = pb.TakePlan(
+                plan=plan_to_message(plan),
+                peers=[peer_to_message(p) for p in peers],
+                restore=restore_step is not None,
+                restore_step=restore_step or 0,
+                files=[file_to_message(f) for f in files],
+            )
+            return pb.Command(take_plan=take)
+        case c.RunSteps(version, start, stop, record):
+            run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record)
+            return pb.Command(run_steps=run)
+        case c.Save(step):
+            return pb.Command(save=pb.Save(step=step))
+        case c.Evaluate(step):
+            return pb.Command(evaluate=pb.Evaluate(step=step))
+        case c.AbortPlan(version, reason):
+            return pb.Command(abort_plan=pb.AbortPlan(plan_version=version, reason=reason))
+        case c.Stop(code, reason):
+            return pb.Command(stop=pb.Stop(code=int(code), reason=reason))
+        case _:
+            assert_never(body)
