@@ -6,52 +6,109 @@ against a clock. Nothing here knows durations, devices or tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
-Kind = Literal["activation", "gradient"]
+from scheduler.actions import (
+    Action,
+    Actions,
+    Backward,
+    Forward,
+    Kind,
+    OptimizerStep,
+    Recv,
+    ReduceGradients,
+    ScheduleError,
+    Send,
+)
+from scheduler.schedule_check import check, grid
+
+__all__ = [
+    "NAMES",
+    "Action",
+    "Actions",
+    "Backward",
+    "Forward",
+    "Kind",
+    "OptimizerStep",
+    "Recv",
+    "ReduceGradients",
+    "ScheduleError",
+    "Send",
+    "check",
+    "grid",
+    "in_flight",
+    "stage_actions",
+]
+
+NAMES = ("gpipe", "1f1b")
+"""Schedules that `stage_actions` knows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recv:
-    """Take the tensor of micro-batch `mb` that rank `src` sends. The stage waits here until it is there."""
+def stage_actions(
+    name: str, *, stage: int, n_stages: int, n_micro_batches: int, first_rank: int, warmup_extra: int = 0
+) -> Actions:
+    """One step of one stage; its pipeline is ranks first_rank .. first_rank + n_stages - 1.
 
-    kind: Kind
-    mb: int
-    src: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    mb: int
-
-
-@dataclass(frozen=True, slots=True)
-class Backward:
-    mb: int
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Hand the tensor of micro-batch `mb` to the link to rank `dst`; the stage goes on at once."""
-
-    kind: Kind
-    mb: int
-    dst: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReduceGradients:
-    """Sum the stage's gradients over its replicas (sharded: each owns a part), then over tied layers.
-
-    The exchange of a layer starts when that layer's last backward is done; this action waits for all.
+    Both schedules are a warm-up of forwards, then one forward and one backward in turn, then
+    the backwards that are left; gpipe's warm-up is all of the step. Backwards go in
+    micro-batch order, so gradients accumulate in the same order under every schedule.
+    1F1B: Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (PipeDream-Flush);
+    GPipe: Huang et al., 2019. Raises ScheduleError for an unknown name and for sizes out of range.
     """
+    _require_sizes(stage, n_stages, n_micro_batches, warmup_extra)
+    warmup = _warmup(name, n_stages - stage - 1 + warmup_extra, n_micro_batches)
+    rank = first_rank + stage
+    is_first, is_last = stage == 0, stage == n_stages - 1
+
+    def forward(mb: int) -> Iterator[Action]:
+        if not is_first:
+            yield Recv("activation", mb, rank - 1)
+        yield Forward(mb)
+        if not is_last:
+            yield Send("activation", mb, rank + 1)
+
+    def backward(mb: int) -> Iterator[Action]:
+        if not is_last:
+            yield Recv("gradient", mb, rank + 1)
+        yield Backward(mb)
+        if not is_first:
+            yield Send("gradient", mb, rank - 1)
+
+    actions: list[Action] = []
+    for mb in range(warmup):  # warm-up: fill the pipeline
+        actions += forward(mb)
+    for mb in range(warmup, n_micro_batches):  # steady: one forward, one backward
+        actions += forward(mb)
+        actions += backward(mb - warmup)
+    for mb in range(n_micro_batches - warmup, n_micro_batches):  # cool-down: drain it
+        actions += backward(mb)
+    return (*actions, ReduceGradients(), OptimizerStep())
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerStep:
-    """Clip by the global norm, step the optimizer, forget the gradients."""
+def _warmup(name: str, depth: int, n_micro_batches: int) -> int:
+    if name == "gpipe":
+        return n_micro_batches
+    if name == "1f1b":
+        return min(depth, n_micro_batches)
+    raise ScheduleError(f"found schedule {name!r}; known: {', '.join(NAMES)}")
 
 
-Action = Recv | Forward | Backward | Send | ReduceGradients | OptimizerStep
-Actions = tuple[Action, ...]
+def _require_sizes(stage: int, n_stages: int, n_micro_batches: int, warmup_extra: int) -> None:
+    if not 0 <= stage < n_stages:
+        raise ScheduleError(f"found stage {stage}, required 0 to {n_stages - 1} ({n_stages} stages)")
+    if n_micro_batches < 1:
+        raise ScheduleError(f"found {n_micro_batches} micro-batches, required at least 1")
+    if warmup_extra < 0:
+        raise ScheduleError(f"found warmup_extra {warmup_extra}, required 0 or more")
+
+
+def in_flight(actions: Actions) -> int:
+    """The most micro-batches whose activations are saved at one time: forwards done, backwards not."""
+    most = saved = 0
+    for action in actions:
+        if isinstance(action, Forward):
+            saved += 1
+            most = max(most, saved)
+        elif isinstance(action, Backward):
+            saved -= 1
+    return most

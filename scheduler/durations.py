@@ -1,0 +1,60 @@
+"""What a step's actions cost, as the engine takes it. Knows not where the numbers come from (`cost.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+from scheduler.plan import Plan
+
+
+class EngineError(ValueError):
+    """Durations that do not fit the plan, or actions that wait for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """What a step's actions cost. Seconds are alone on the host; bytes are as they go on the wire."""
+
+    forward_s: tuple[float, ...]
+    """Of one micro-batch, by rank; so is `backward_s`. `optimizer_s`: once a step, by rank."""
+    backward_s: tuple[float, ...]
+    optimizer_s: tuple[float, ...]
+    activation_bytes: tuple[int, ...]
+    """[b]: of one micro-batch from stage b to b + 1; `gradient_bytes[b]`: from b + 1 back to b."""
+    gradient_bytes: tuple[int, ...]
+    reduce_bytes: tuple[int, ...]
+    """[stage]: all gradients of the stage, which its replicas exchange."""
+    tied_bytes: int = 0
+    """The gradient that first and last stage swap because they share a weight; 0: they share none."""
+    shared_cores: tuple[tuple[tuple[int, ...], int], ...] = ()
+    """(ranks on one host, its cores), for hosts whose cores are shared."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "forward_s",
+            "backward_s",
+            "optimizer_s",
+            "activation_bytes",
+            "gradient_bytes",
+            "reduce_bytes",
+        ):
+            for i, value in enumerate(getattr(self, name)):
+                if not (isfinite(value) and value >= 0):
+                    raise EngineError(f"{name}[{i}]: found {value}, required a finite number of 0 or more")
+
+
+def require_sizes(plan: Plan, d: Durations) -> None:
+    """Raise EngineError unless `d` has a value for every rank, boundary and stage of `plan`."""
+    for name, required in (
+        ("forward_s", plan.n_ranks),
+        ("backward_s", plan.n_ranks),
+        ("optimizer_s", plan.n_ranks),
+        ("activation_bytes", plan.n_stages - 1),
+        ("gradient_bytes", plan.n_stages - 1),
+        ("reduce_bytes", plan.n_stages),
+    ):
+        found = len(getattr(d, name))
+        if found != required:
+            shape = f"{plan.n_stages} stages x {plan.n_replicas} replicas"
+            raise EngineError(f"{name}: found {found} values, required {required} for {shape}")
