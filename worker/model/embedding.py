@@ -1,0 +1,61 @@
+"""The first layer: tokens to vectors, plus learned positions where the family has them.
+
+It is also where a sequence that is too long for the model is refused, before any work is spent on it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from scheduler.job import ModelSpec
+from worker.model.layer import Layer, ModelError, State, TooManyPositions, blank
+
+
+class Embedding(Layer):
+    """(B,T) int64 -> (B,T,D). Its state is the number of positions seen."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        assert model.vocab is not None
+        self.name, self.width = "embedding", model.hidden
+        self.tied, self.max_positions = model.tied, model.max_positions
+        self.weight = blank(model.vocab, model.hidden)
+        self.positions = None
+        if model.family == "gpt2":
+            if model.max_positions is None:
+                raise ModelError(
+                    "model.max_positions: found none; required for family gpt2, which learns a vector for"
+                    " each position (the job's sequence_length, or more to generate longer texts)"
+                )
+            self.positions = blank(model.max_positions, model.hidden)
+
+    def begin(self) -> State:
+        return 0
+
+    def forward(self, tokens_BT: Tensor, state: State = None) -> tuple[Tensor, State]:
+        first: int = state or 0
+        last = first + tokens_BT.shape[1]
+        if self.max_positions is not None and last > self.max_positions:
+            raise TooManyPositions(
+                f"found a sequence of {last} positions; required at most {self.max_positions}"
+                " (model.max_positions): shorten it, or train a model with more positions"
+            )
+        x_BTD = F.embedding(tokens_BT, self.weight)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions[first:last]
+        return x_BTD, None if state is None else last
+
+    def forward_flops(self, batch: int, length: int) -> float:
+        """Looking up multiplies nothing."""
+        del batch, length
+        return 0.0
+
+    def backward_flops(self, batch: int, length: int) -> float:
+        del batch, length
+        return 0.0
+
+    def saved_bytes(self, batch: int, length: int, bytes_per_value: int) -> int:
+        """The tokens."""
+        del bytes_per_value
+        return batch * length * 8

@@ -1,0 +1,115 @@
+"""The small modules that layers are made of: linear maps, norms, feed-forward networks.
+
+Torch's own modules draw random weights when they are made; these are blank until `initialize` or a
+checkpoint fills them, so that a weight has exactly one source. Rows = B x T positions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.model.layer import blank
+
+Family = Literal["gpt2", "llama"]
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, with weight (outputs, inputs)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.weight = blank(outputs, inputs)
+        self.bias = blank(outputs) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def flops(self, rows: int) -> float:
+        """Of forward; backward takes twice as many."""
+        return 2.0 * rows * self.inputs * self.outputs
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) x weight + bias, over the last axis."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight, self.bias = blank(width), blank(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+
+    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
+        """The input, and mean and deviation of each row in float32."""
+        return rows * (self.width * bytes_per_value + 2 * 4)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) x weight, over the last axis (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight = blank(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.width,), self.weight, self.eps)
+
+    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
+        """The input, the input scaled, and each row's scale in float32 (a fused kernel needs one less)."""
+        return rows * (2 * self.width * bytes_per_value + 4)
+
+
+Norm = LayerNorm | RMSNorm
+
+
+def make_norm(family: Family, width: int, eps: float) -> Norm:
+    """The family's norm over `width` values."""
+    return LayerNorm(width, eps) if family == "gpt2" else RMSNorm(width, eps)
+
+
+class Mlp(nn.Module):
+    """down(gelu(up(x))), GELU in its tanh form (GPT-2's "gelu_new")."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up = Linear(width, inner, bias=True)
+        self.down = Linear(inner, width, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return y
+
+    def flops(self, rows: int) -> float:
+        return self.up.flops(rows) + self.down.flops(rows)
+
+    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
+        """The input, GELU's input and its output."""
+        return rows * (self.up.inputs + 2 * self.up.outputs) * bytes_per_value
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) x up(x)). Gate's rows come first in `gate_up`."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gate_up = Linear(width, 2 * inner, bias=False)
+        self.down = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).split(self.inner, dim=-1)
+        y: Tensor = self.down(F.silu(gate) * up)
+        return y
+
+    def flops(self, rows: int) -> float:
+        return self.gate_up.flops(rows) + self.down.flops(rows)
+
+    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
+        """The input, gate and up, silu(gate), and the product."""
+        return rows * (self.gate_up.inputs + 4 * self.inner) * bytes_per_value
