@@ -122,7 +122,7 @@ def _same_job(job: JobSpec, held_json: str) -> None:
         if ours[key] != theirs[key]:
             raise OpenError(
                 ExitCode.STATE_DIR,
-                f"--resume: found `{key}` = {ours[key]!r} in the job, the run was started with {theirs[key]!r}; "
+                f"--resume: found `{key}` = {ours[key]!r} in the job, the run began with {theirs[key]!r}; "
                 "restore it, or start another run in another --state-dir",
             )
 
@@ -137,7 +137,9 @@ def _restore(checkpoints: CheckpointStore, step: int | None) -> tuple[Restore | 
         raise OpenError(ExitCode.CHECKPOINT_CORRUPT, str(e)) from e
     except CheckpointError as e:
         raise OpenError(ExitCode.CHECKPOINT_MISSING, str(e)) from e
-    note = f"continues from the checkpoint of step {manifest.step}, whose {len(manifest.files)} files are as written"
+    note = (
+        f"continues from the checkpoint of step {manifest.step} ({len(manifest.files)} files, all verified)"
+    )
     return Restore(manifest.step, manifest.files, manifest.eval_loss, manifest.loss), [note]
 
 

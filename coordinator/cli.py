@@ -1,0 +1,289 @@
+"""The `coordinator` command: start, validate, status, drain, stop. Reads files, prints, sets exit codes.
+
+What the numbers mean is `scheduler.exit_codes`; what a run does is `run.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from scheduler.exit_codes import EXITS, ExitCode
+from scheduler.job import JobError, JobSpec, parse_job
+
+from .client import CallFailed, status_json
+from .client import drain as call_drain
+from .client import status as call_status
+from .progress import Bar, JsonLines, Show, human_bytes
+from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
+from .run import PortInUse, RunOptions, run
+
+DEFAULT_STATE_DIR = Path(".state")
+
+app = typer.Typer(
+    help="Take a job, gather workers, plan, and drive the training. Exit codes: `coordinator exit-codes`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+StateDir = Annotated[
+    Path, typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR", file_okay=False)
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT; default: as the state directory says.", envvar="ISTHMUS_ADDRESS"),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="Default: the state directory's token.", envvar="ISTHMUS_TOKEN_FILE")
+]
+
+
+def _end(code: ExitCode, message: str, as_json: bool) -> NoReturn:
+    """Say what is wrong where the reader looks, and exit with its number."""
+    if as_json:
+        event = {"event": "error", "code": int(code), "reason": message, "remedy": EXITS[code].remedy}
+        typer.echo(json.dumps(event))
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(int(code))
+
+
+def _read_job(path: Path, as_json: bool) -> JobSpec:
+    try:
+        return parse_job(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        _end(ExitCode.JOB_INVALID, f"{path}: found no job to read ({e})", as_json)
+    except JobError as e:
+        _end(ExitCode.JOB_INVALID, str(e), as_json)
+
+
+def _split_bind(bind: str, as_json: bool) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        _end(ExitCode.USAGE, f"--bind: found {bind!r}, required HOST:PORT with a port of 0 .. 65535", as_json)
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address at `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _require_safe(bind: str, insecure: bool, as_json: bool) -> None:
+    host, _ = _split_bind(bind, as_json)
+    if insecure or is_loopback(host):
+        return
+    _end(
+        ExitCode.INSECURE_BIND,
+        f"--bind: found {bind}, which other machines can reach, and this version does not encrypt the control "
+        "channel yet: the token, the job and the checkpoints would travel in the clear. Bind to 127.0.0.1 and "
+        "tunnel (ssh -L, WireGuard), or pass --insecure on a network you trust",
+        as_json,
+    )
+
+
+def default_min_workers(job: JobSpec) -> tuple[int, str]:
+    """How many workers to wait for when nobody said, and why."""
+    if job.parallelism == "auto":
+        return 1, "parallelism is `auto`: begins with the first worker; pass --min-workers N to wait for N"
+    n = job.parallelism.stages * job.parallelism.replicas
+    return n, f"waits for {n} workers: {job.parallelism.stages} stages x {job.parallelism.replicas} replicas"
+
+
+@app.command()
+def start(
+    job_file: JobFile,
+    bind: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.", envvar="ISTHMUS_BIND")
+    ] = "127.0.0.1:29520",
+    min_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Begin when this many workers are there. Default: stages x replicas of the job; 1 for `auto`.",
+            envvar="ISTHMUS_MIN_WORKERS",
+        ),
+    ] = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run of the state directory.", envvar="ISTHMUS_RESUME"),
+    ] = False,
+    resume_step: Annotated[
+        int | None,
+        typer.Option(min=0, help="Continue from the checkpoint of this step instead of the last."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Gather, measure, print the plan, release the workers, end.")
+    ] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Allow --bind beyond this machine, unencrypted.", envvar="ISTHMUS_INSECURE"
+        ),
+    ] = False,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start the run of JOB.yaml and wait for workers.
+
+    The first Ctrl-C finishes the step, saves and ends; the second ends at once.
+    """
+    job = _read_job(job_file, as_json)
+    _require_safe(bind, insecure, as_json)
+    needed, why = (min_workers, "") if min_workers is not None else default_min_workers(job)
+    try:
+        opened = open_run(state_dir, job, resume=resume, resume_step=resume_step, now_s=time.time())
+    except OpenError as e:
+        _end(e.code, str(e), as_json)
+    try:
+        secret = token(state_dir, token_file)
+        if why:
+            opened.notes += (why,)
+        show: Show = JsonLines() if as_json else Bar(Console(soft_wrap=True))
+        options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run)
+        with show:
+            code = asyncio.run(run(job, opened, options, secret, show))
+    except OpenError as e:
+        _end(e.code, str(e), as_json)
+    except PortInUse as e:
+        _end(ExitCode.PORT_IN_USE, str(e), as_json)
+    finally:
+        opened.close()
+    if code is not ExitCode.OK and not as_json:
+        typer.echo(f"exit code {int(code)} ({code.name}): {EXITS[code].remedy}", err=True)
+    raise typer.Exit(int(code))
+
+
+@app.command()
+def validate(job_file: JobFile, as_json: AsJson = False) -> None:
+    """Check JOB.yaml without starting anything."""
+    job = _read_job(job_file, as_json)
+    workers, _ = default_min_workers(job)
+    if as_json:
+        event = {"event": "valid", "job": job.name, "layers": job.n_layers, "steps": job.steps}
+        typer.echo(json.dumps(event | {"tokens_per_step": job.global_batch * job.sequence_length}))
+        return
+    typer.echo(
+        f"{job_file}: valid. {job.name}: {job.n_layers} layers (embedding and head included), {job.steps} steps of "
+        f"{job.global_batch} x {job.sequence_length} tokens, at least {workers} worker(s)"
+    )
+
+
+def _where(address: str | None, token_file: Path | None, state_dir: Path, as_json: bool) -> tuple[str, str]:
+    """Address and token, from the options or the state directory."""
+    if address is None:
+        path = state_dir / ADDRESS_FILE
+        try:
+            address = path.read_text().strip()
+        except OSError:
+            _end(
+                ExitCode.UNREACHABLE,
+                f"{state_dir}: found no running coordinator; pass --address HOST:PORT or its --state-dir",
+                as_json,
+            )
+    try:
+        return address, read_token(token_file or state_dir / TOKEN_FILE)
+    except OpenError as e:
+        _end(e.code, str(e), as_json)
+
+
+@app.command()
+def status(
+    address: Address = None,
+    token_file: TokenFile = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show phase, step, loss, speed, and every worker with its layers."""
+    at, secret = _where(address, token_file, state_dir, as_json)
+    try:
+        reply = call_status(at, secret)
+    except CallFailed as e:
+        _end(e.code, str(e), as_json)
+    if as_json:
+        typer.echo(status_json(reply))
+        return
+    typer.echo(f"run {reply.run}: {reply.phase} ({reply.reason})")
+    typer.echo(
+        f"step {reply.step} of {reply.steps}, loss {reply.loss:.4f}, eval loss {reply.eval_loss:.4f}, "
+        f"{reply.tokens_per_s:,.0f} tokens/s, step {reply.measured_step_s:.3g} s "
+        f"(predicted {reply.predicted_step_s:.3g} s)"
+    )
+    for w in reply.workers:
+        holds = f"rank {w.rank}, layers {w.first_layer}..{w.last_layer}" if w.rank >= 0 else "no layers"
+        memory = f", {human_bytes(w.device.memory_bytes)}" if w.device.memory_bytes else ""
+        why = f": {w.reason}" if w.reason else f", heard of {w.last_seen_s:.1f} s ago"
+        typer.echo(f"  {w.name}: {w.state}, {holds}{memory}{why}")
+
+
+def _ask_to_end(
+    address: str | None, token_file: Path | None, state_dir: Path, as_json: bool, *, now: bool
+) -> None:
+    at, secret = _where(address, token_file, state_dir, as_json)
+    command = "stop" if now else "drain"
+    try:
+        phase = call_drain(at, secret, now=now, reason=f"`coordinator {command}`")
+    except CallFailed as e:
+        _end(e.code, str(e), as_json)
+    if as_json:
+        typer.echo(json.dumps({"event": command, "phase": phase}))
+    else:
+        typer.echo(f"{command}: the run is now {phase}")
+
+
+@app.command()
+def drain(
+    address: Address = None,
+    token_file: TokenFile = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Finish the steps under way, save, release the workers, end."""
+    _ask_to_end(address, token_file, state_dir, as_json, now=False)
+
+
+@app.command()
+def stop(
+    address: Address = None,
+    token_file: TokenFile = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """End at once and save nothing; the last checkpoint stays."""
+    _ask_to_end(address, token_file, state_dir, as_json, now=True)
+
+
+@app.command("exit-codes")
+def exit_codes(as_json: AsJson = False) -> None:
+    """List the exit codes of all commands, with what to do."""
+    for entry in EXITS.values():
+        if as_json:
+            body = {"code": int(entry.code), "name": entry.code.name, "meaning": entry.meaning}
+            typer.echo(json.dumps(body | {"remedy": entry.remedy}))
+        else:
+            typer.echo(f"{int(entry.code):>4}  {entry.code.name}: {entry.meaning} {entry.remedy}")
+
+
+def main() -> None:
+    """Entry of the `coordinator` command."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

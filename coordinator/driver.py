@@ -1,0 +1,316 @@
+"""Carries out what the state machine decides: one loop, one state, no decision of its own.
+
+Everything runs on the event loop of one thread; planning and flushing to disk go to threads and
+come back as events. Knows sessions only as queues of commands; gRPC is `service.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scheduler.checkpoint_layout import Manifest
+from scheduler.exit_codes import ExitCode
+from scheduler.job import JobSpec, job_to_json
+
+from . import events as e
+from .checkpoints import CheckpointError
+from .commands import (
+    Command,
+    DiscardSave,
+    Evict,
+    Finish,
+    MakePlan,
+    Order,
+    RecordEval,
+    RecordStep,
+    Refuse,
+    WorkerCommand,
+    WriteManifest,
+)
+from .planning import Planner, Planning
+from .records import OVER, State
+from .resume import OpenRun
+from .state import handle
+from .store import Store
+from .timelines import Timelines
+
+Say = Callable[[dict[str, Any]], None]
+TICK_S = 0.5
+MAX_QUEUED = 4096
+"""Commands that wait for a worker to take them; a worker that takes none is lost."""
+
+
+@dataclass(slots=True)
+class Line:
+    """The way to one member: its commands wait here until its stream takes them. None ends the stream."""
+
+    worker: str
+    queue: asyncio.Queue[WorkerCommand | None] = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED))
+    open: bool = False
+
+
+class Driver:
+    """The run: its state, its lines to the workers, its records."""
+
+    def __init__(self, job: JobSpec, opened: OpenRun, state: State, planner: Planner, say: Say) -> None:
+        self.job = job
+        self.run = opened.run
+        self.state = state
+        self.opened = opened
+        self.planning: Planning | None = None
+        self.lines: dict[str, Line] = {}
+        """By session id."""
+        self.finished = asyncio.Event()
+        self.timelines = Timelines(opened.state_dir)
+        self._planner = planner
+        self._say = say
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._began_s = time.monotonic()
+        self._tokens = 0
+
+    # ---- events in
+
+    def apply(self, event: e.Event) -> list[Refuse]:
+        """Handle one event and carry out what follows. Returns the refusals, for whoever asked to join."""
+        before = self.state
+        transition = handle(before, event, time.monotonic())
+        self.state = transition.state
+        refused = [c for c in transition.commands if isinstance(c, Refuse)]
+        for command in transition.commands:
+            self._carry_out(command)
+        self._tell_changes(before, event, transition.reason)
+        return refused
+
+    def join(self, event: e.Join) -> Refuse | None:
+        """Take a worker in, or say why not."""
+        refused = self.apply(event)
+        if refused:
+            return refused[0]
+        self.lines[event.session] = Line(event.device.name)
+        return None
+
+    def connect(self, session: str) -> Line | None:
+        """The member's stream is open; None if the session is not one, or its stream is open already."""
+        line = self.lines.get(session)
+        member = self.state.members.get(line.worker) if line else None
+        if line is None or line.open or member is None or member.session != session:
+            return None
+        line.open = True
+        self.apply(e.Connected(line.worker))
+        return line
+
+    def disconnect(self, session: str, reason: str) -> None:
+        """The member's stream has ended."""
+        line = self.lines.pop(session, None)
+        member = self.state.members.get(line.worker) if line else None
+        if line is not None and member is not None and member.session == session:
+            self.apply(e.Disconnected(line.worker, reason))
+
+    def worker_of(self, session: str) -> str | None:
+        """The member whose session this is."""
+        line = self.lines.get(session)
+        return line.worker if line else None
+
+    async def tick(self) -> None:
+        """Let time pass until the run is over."""
+        while not self.finished.is_set():
+            await asyncio.sleep(TICK_S)
+            self.apply(e.Tick())
+
+    async def settle(self, grace_s: float) -> None:
+        """Wait, at most `grace_s`, for records to be written and workers to leave."""
+        deadline = time.monotonic() + grace_s
+        while (self._tasks or any(x.open for x in self.lines.values())) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    # ---- commands out
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Order(worker, body):
+                self._order(worker, body)
+            case MakePlan():
+                self._spawn(self._plan(command))
+            case RecordStep():
+                self._record_step(command)
+            case RecordEval():
+                self._keep(lambda store, now_s: store.evaluation(command, now_s))
+                self.tell("eval", step=command.step, eval_loss=command.loss, tokens=command.tokens)
+            case WriteManifest():
+                self._spawn(self._write_manifest(command))
+            case DiscardSave(step):
+                self.opened.checkpoints.discard(step)
+            case Evict(worker, reason):
+                self._evict(worker, reason)
+            case Finish(code, reason):
+                self._finish(code, reason)
+            case Refuse():
+                pass  # the one who asked is told by the caller
+
+    def _line(self, worker: str) -> Line | None:
+        member = self.state.members.get(worker)
+        return self.lines.get(member.session) if member else None
+
+    def _order(self, worker: str, body: WorkerCommand) -> None:
+        line = self._line(worker)
+        if line is None:
+            return
+        try:
+            line.queue.put_nowait(body)
+        except asyncio.QueueFull:
+            reason = f"it took none of {MAX_QUEUED} commands"
+            asyncio.get_running_loop().call_soon(self.apply, e.Disconnected(worker, reason))
+
+    def _evict(self, worker: str, reason: str) -> None:
+        for line in self.lines.values():
+            if line.worker == worker and not line.queue.full():
+                line.queue.put_nowait(None)
+        self.tell("left", name=worker, reason=reason)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _plan(self, request: MakePlan) -> None:
+        try:
+            planning = await asyncio.to_thread(self._planner, self.job, request)
+        except ValueError as error:
+            self.apply(e.PlanFailed(request.version, str(error)))
+            return
+        except Exception as error:  # a defect in the planner must end the run, not hang it
+            self.apply(e.PlanFailed(request.version, f"the planner broke: {type(error).__name__}: {error}"))
+            raise
+        if self.state.phase == "planning" and planning.plan.version == self.state.plan_version:
+            self.planning = planning
+            self.timelines.planned(planning)
+            self._keep(lambda store, now_s: store.plan(planning.plan, now_s))
+            self.tell("plan", **asdict(planning.plan))
+        self.apply(e.Planned(planning.plan))
+
+    async def _write_manifest(self, command: WriteManifest) -> None:
+        manifest = Manifest(
+            self.run, command.step, command.files, command.next_sample,
+            job_to_json(self.job), command.loss, command.eval_loss,
+        )  # fmt: skip
+        keep = self.job.checkpoint
+        store = self.opened.checkpoints
+        try:
+            n_bytes = await asyncio.to_thread(store.write_manifest, manifest)
+        except CheckpointError as error:
+            self.apply(e.SaveFailed(command.step, str(error)))
+            return
+        try:
+            removed = await asyncio.to_thread(store.prune, keep.keep, keep.keep_best)
+        except (CheckpointError, OSError) as error:  # the new one is safe; an old one stays too long
+            removed = ()
+            self.tell("warning", reason=f"old checkpoints were not removed: {error}")
+        self.tell(
+            "checkpoint",
+            step=command.step,
+            path=str(store.directory(command.step)),
+            n_bytes=n_bytes,
+            eval_loss=command.eval_loss,
+            removed=list(removed),
+        )
+        self.apply(e.ManifestWritten(command.step))
+
+    def _record_step(self, r: RecordStep) -> None:
+        plan = self.state.plan
+        predicted_s = plan.predicted_step_s if plan else 0.0
+        self._keep(lambda store, now_s: store.step(r, predicted_s, now_s))
+        self._tokens += r.tokens
+        self.timelines.committed(r.step)
+        self.tell(
+            "step",
+            step=r.step + 1,
+            steps=self.job.steps,
+            loss=r.loss,
+            tokens=r.tokens,
+            tokens_per_s=self.tokens_per_s(r.tokens),
+            step_s=self.state.steps_s[-1] if self.state.steps_s else r.duration_s,
+            predicted_step_s=predicted_s,
+            grad_norm=r.grad_norm,
+            sent_bytes=r.sent_bytes,
+            raw_bytes=r.raw_bytes,
+        )
+
+    def tokens_per_s(self, tokens: int) -> float:
+        """Over the last steps, as the coordinator saw them commit."""
+        recent = self.state.steps_s[-8:]
+        return tokens * len(recent) / sum(recent) if sum(recent) > 0 else 0.0
+
+    def silence_s(self, worker: str) -> float:
+        """Seconds since the member was last heard of."""
+        return max(0.0, time.monotonic() - self.state.members[worker].seen_s)
+
+    def _finish(self, code: ExitCode, reason: str) -> None:
+        ok = code is ExitCode.OK
+        saved = self.opened.checkpoints.steps()
+        phase = "finished" if ok else "failed"
+        self._keep(lambda store, now_s: store.end_attempt(phase, code, reason, now_s))
+        self.tell(
+            phase,
+            code=int(code),
+            reason=reason,
+            step=self.state.done,
+            steps=self.job.steps,
+            loss=self.state.loss,
+            eval_loss=self.state.eval_loss,
+            tokens=self._tokens,
+            seconds=time.monotonic() - self._began_s,
+            checkpoint=str(self.opened.checkpoints.directory(saved[-1])) if saved else None,
+            state_dir=str(self.opened.state_dir),
+        )
+        self.finished.set()
+
+    # ---- telling
+
+    def _tell_changes(self, before: State, event: e.Event, reason: str) -> None:
+        now = self.state
+        if now.phase != before.phase and now.phase not in OVER:
+            self._keep(lambda store, _: store.set_phase(now.phase, now.reason))
+            self.tell("phase", phase=now.phase, reason=now.reason, step=now.done)
+        match event:
+            case e.Connected(worker) if worker in now.members:
+                member = now.members[worker]
+                self.tell(
+                    "joined",
+                    name=worker,
+                    region=member.device.region,
+                    host=member.device.host,
+                    memory_bytes=member.device.memory_bytes,
+                    data_address=member.peer.data_address,
+                    members=len(now.connected),
+                    needed=now.options.min_workers,
+                )
+            case e.SaveFailed() | e.Failed() | e.Drain():
+                self.tell("warning", reason=reason)
+            case e.Saved() if now.save_failed_at != before.save_failed_at:
+                self.tell("warning", reason=reason)
+            case _:
+                pass
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Show an event, and keep it (steps and evaluations have tables of their own)."""
+        if kind not in ("step", "eval"):
+            self._keep(lambda store, now_s: store.event(kind, fields, now_s))
+        self._say({"event": kind, **fields})
+
+    def _keep(self, write: Callable[[Store, float], None]) -> None:
+        """Write history. A disk that takes no more costs the history, loudly, and not the training."""
+        try:
+            write(self.opened.store, time.time())
+        except sqlite3.Error as error:
+            self._say({"event": "warning", "reason": f"the history was not written: {error}"})
+
+
+def new_session() -> str:
+    """An id that cannot be guessed."""
+    return secrets.token_urlsafe(32)

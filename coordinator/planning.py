@@ -1,0 +1,63 @@
+"""Measurements -> the planner's inputs -> a plan. The one place of the coordinator that builds a topology.
+
+Runs in a thread of its own (a search takes seconds); touches nothing but its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.cost import predict
+from scheduler.job import JobSpec
+from scheduler.plan import Plan
+from scheduler.planner import describe as describe_plan
+from scheduler.planner import make_plan
+from scheduler.timeline import Timeline
+from scheduler.topology import Topology
+
+from .commands import MakePlan
+
+HERE_BPS = 1e15
+"""The diagonal of the bandwidth matrix, which nobody reads: a device reaches itself at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """A plan and what it was made from, so that it can be described and its step replayed."""
+
+    request: MakePlan
+    topology: Topology
+    plan: Plan
+    predicted: Timeline
+    """The engine's timeline of one step, to lay beside the measured one."""
+
+
+Planner = Callable[[JobSpec, MakePlan], Planning]
+
+
+def topology_of(request: MakePlan) -> Topology:
+    """The measured links as matrices, in the order of the request's devices. Raises TopologyError."""
+    n = len(request.devices)
+    index = {d.name: i for i, d in enumerate(request.devices)}
+    latency_s = np.zeros((n, n))
+    bandwidth_Bps = np.full((n, n), HERE_BPS)
+    for src, link in request.links:
+        latency_s[index[src], index[link.peer]] = link.latency_s
+        bandwidth_Bps[index[src], index[link.peer]] = link.bandwidth_Bps
+    return Topology(request.devices, latency_s, bandwidth_Bps)
+
+
+def make(job: JobSpec, request: MakePlan) -> Planning:
+    """Plan with the core's planner. Raises ValueError (its subclasses) with why no plan fits."""
+    topology = topology_of(request)
+    plan = make_plan(job, request.model, request.profiles, topology, request.version)
+    return Planning(request, topology, plan, predict(plan, request.model, request.profiles, topology))
+
+
+def describe(planning: Planning) -> str:
+    """The plan for a person: who holds what, predicted step, memory headroom, and why."""
+    r = planning.request
+    return describe_plan(planning.plan, r.model, planning.topology, r.profiles)

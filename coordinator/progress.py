@@ -1,0 +1,179 @@
+"""Showing a run to a person: a bar when the output is a terminal, lines when it is not, JSON when asked.
+
+All three take the driver's events as they are. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LINES_OF_STEPS = 40
+"""Roughly how many step lines a run prints where there is no bar."""
+
+
+class Show(Protocol):
+    """Takes events; is entered and left around the run."""
+
+    def __call__(self, event: dict[str, Any]) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class JsonLines:
+    """One JSON object a line on standard output, at once."""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(_finite(event)) + "\n")
+        sys.stdout.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not a number is null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Bar:
+    """A progress bar over the steps, with what changes behind it, and a line for everything else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=False,
+        )
+        self._task: TaskID | None = None
+        self._sent_bytes = 0
+        self._eval = ""
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            self._step(event)
+            return
+        if event["event"] == "eval":
+            self._eval = f" eval {event['eval_loss']:.4f}"
+        line = line_of(event)
+        if line:
+            self._console.print(line, markup=False, highlight=False)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        self._sent_bytes += event["sent_bytes"]
+        numbers = step_numbers(event, self._eval, self._sent_bytes)
+        if self._console.is_terminal:
+            if self._task is None:
+                self._task = self._progress.add_task("step", total=event["steps"], numbers="")
+            self._progress.update(self._task, completed=event["step"], numbers=numbers)
+            return
+        every = max(1, event["steps"] // LINES_OF_STEPS)
+        if event["step"] % every == 0 or event["step"] == event["steps"]:
+            self._console.print(
+                f"step {event['step']}/{event['steps']} {numbers}", markup=False, highlight=False
+            )
+
+
+def step_numbers(event: dict[str, Any], evaluated: str, sent_bytes: int) -> str:
+    """`loss 3.2100 eval 3.3000 | 812 tokens/s | step 0.42 s, predicted 0.40 | 12.3 MB sent`."""
+    return (
+        f"loss {event['loss']:.4f}{evaluated} | {event['tokens_per_s']:,.0f} tokens/s | "
+        f"step {event['step_s']:.3g} s, predicted {event['predicted_step_s']:.3g} | "
+        f"{human_bytes(sent_bytes)} sent"
+    )
+
+
+def human_bytes(n: float) -> str:
+    """`12.3 MB`, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """What a person is told of an event; '' for nothing."""
+    match event["event"]:
+        case "listening":
+            return (
+                f"run {event['run']}: listening on {event['address']}, state in {event['state_dir']}\n"
+                f"to join, on each worker's machine:\n  {event['join']}"
+            )
+        case "note" | "warning":
+            return f"{event['event']}: {event['reason']}"
+        case "joined":
+            where = f" ({event['region']})" if event["region"] else ""
+            return f"{event['name']}{where} joined: {event['members']} workers of {event['needed']} needed"
+        case "left":
+            return f"left: {event['reason']}"
+        case "phase":
+            return f"{event['phase']}: {event['reason']}"
+        case "plan":
+            return "\n".join(
+                [
+                    f"plan {event['version']}: {len(event['partition'])} stages x {len(event['placement'])} "
+                    f"replicas, predicted step {event['predicted_step_s']:.3g} s",
+                    *(f"  {r}" for r in event["reasons"]),
+                ]
+            )
+        case "description":
+            return str(event["text"])
+        case "eval":
+            return f"eval loss {event['eval_loss']:.4f} after step {event['step']}"
+        case "checkpoint":
+            return f"checkpoint: {event['path']} ({human_bytes(event['n_bytes'])})"
+        case "generated":
+            return f"{event['name']}: {event['text']}"
+        case "finished" | "failed":
+            return _ending(event)
+        case _:
+            return ""
+
+
+def _ending(event: dict[str, Any]) -> str:
+    lines = [f"{event['event']}: {event['reason']}"]
+    if event.get("steps"):
+        rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0
+        loss = "" if event["loss"] is None else f", loss {event['loss']:.4f}"
+        evaluated = "" if event["eval_loss"] is None else f", eval loss {event['eval_loss']:.4f}"
+        lines.append(
+            f"  step {event['step']} of {event['steps']}{loss}{evaluated}, "
+            f"{event['tokens']:,} tokens in {event['seconds']:.0f} s ({rate:,.0f}/s)"
+        )
+    if event.get("checkpoint"):
+        lines.append(f"  checkpoint: {event['checkpoint']}")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""One run of the coordinator from an open state directory to an exit code: listens, drives, says good-bye.
+
+Puts driver, service and signals together; decides nothing about the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.exit_codes import ExitCode
+from scheduler.job import JobSpec
+
+from .driver import Driver, Say
+from .events import Drain
+from .planning import Planner, describe, make
+from .records import Options
+from .resume import ADDRESS_FILE, OpenRun
+from .service import PortInUse, serve
+from .state import start
+
+GRACE_S = 15.0
+"""How long workers have to leave after the run has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `coordinator start` can be told beyond the job."""
+
+    bind: str = "127.0.0.1:29520"
+    min_workers: int = 1
+    dry_run: bool = False
+    heartbeat_s: float = 1.0
+
+
+def options_of(job: JobSpec, run: RunOptions) -> Options:
+    """What the state machine needs of the job and the command line."""
+    return Options(
+        steps=job.steps,
+        global_batch=job.global_batch,
+        micro_batch=job.micro_batch,
+        sequence_length=job.sequence_length,
+        n_layers=job.n_layers,
+        eval_every=job.eval_every,
+        evaluate=job.data.eval_samples > 0,
+        save_every=job.checkpoint.every,
+        min_workers=run.min_workers,
+        dry_run=run.dry_run,
+        heartbeat_s=run.heartbeat_s,
+    )
+
+
+def advertised(bind: str, port: int) -> str:
+    """The address to join at: the bound one, with the real port."""
+    host = bind.rpartition(":")[0]
+    return f"{host}:{port}"
+
+
+async def run(
+    job: JobSpec,
+    opened: OpenRun,
+    options: RunOptions,
+    token: tuple[str, Path],
+    say: Say,
+    planner: Planner = make,
+) -> ExitCode:
+    """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
+    state = start(options_of(job, options), opened.restore)
+    driver = Driver(job, opened, state, planner, say)
+    server, port = await serve(driver, token[0], options.bind)
+    address = advertised(options.bind, port)
+    address_file = opened.state_dir / ADDRESS_FILE
+    address_file.write_text(f"{address}\n")
+    driver.tell(
+        "listening",
+        address=address,
+        token_file=str(token[1]),
+        run=opened.run,
+        pid=os.getpid(),
+        state_dir=str(opened.state_dir),
+        step=state.done,
+        steps=job.steps,
+        min_workers=options.min_workers,
+        join=f"worker join {address} --token-file {token[1]}",
+    )
+    for note in opened.notes:
+        driver.tell("note", reason=note)
+    try:
+        with _signals(driver):
+            await driver.tick()
+            if options.dry_run and driver.planning is not None:
+                text = await asyncio.to_thread(describe, driver.planning)
+                driver.tell("description", text=text)
+            await driver.settle(GRACE_S)
+    finally:
+        await server.stop(1.0)
+        address_file.unlink(missing_ok=True)
+    return driver.state.code
+
+
+@contextmanager
+def _signals(driver: Driver) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM drains, the second stops; signals are as before afterwards."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal(name: str) -> None:
+        driver.apply(Drain(f"{name} was received", now=bool(driver.state.draining)))
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number.name)
+    except (ValueError, RuntimeError):  # not the main thread: whoever embeds the run handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+__all__ = ["PortInUse", "RunOptions", "advertised", "options_of", "run"]

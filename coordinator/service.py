@@ -1,0 +1,322 @@
+"""The gRPC shell: checks who is asking and what was sent, and hands events to the driver.
+
+Refuses before it reads: another protocol version, a wrong token, a taken name, a session that is
+not one, a file larger than the layer can be. Knows nothing of phases beyond that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import AsyncIterator
+from statistics import median
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from protos import orchestrator_pb2 as pb
+from protos import orchestrator_pb2_grpc
+from protos.convert import ConvertError, PeerInfo, device_from_message, plan_to_message, spans_from_messages
+from protos.version import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, SESSION_METADATA
+from scheduler.checkpoint_layout import MAX_FILE_BYTES
+from scheduler.exit_codes import ExitCode
+from scheduler.job import job_to_json
+
+from . import events as e
+from .checkpoints import CheckpointMissing, CheckpointWriteError, Upload, UploadRefused
+from .driver import Driver, Line, new_session
+from .wire import command_to_message, event_from_message
+
+SERVICE = "isthmus.v1.Orchestrator"
+CHUNK_DEADLINE_S = 180.0
+"""A piece of a file that does not come for this long is given up."""
+MAX_ADDRESS = 256
+MAX_UPLOADS = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Without this two coordinators could share a port, and workers would meet either.
+    ("grpc.so_reuseport", 0),
+)
+
+Context = Any  # grpc.aio.ServicerContext; grpc ships no types that name its messages
+
+
+class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]  # generated, untyped
+    """The protocol's calls on one driver."""
+
+    def __init__(self, driver: Driver, token: str) -> None:
+        self._driver = driver
+        self._token = token.encode()
+        self._uploads = 0
+
+    # ---- joining
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:  # noqa: N802
+        if request.protocol_version != PROTOCOL_VERSION:
+            await _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"found a worker of protocol version {request.protocol_version}, the coordinator speaks "
+                f"{PROTOCOL_VERSION}; install the same version of isthmus on both",
+            )
+        await self._check_token(request.token, context)
+        if not _NAME.fullmatch(request.name):
+            await _abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"found the name {request.name[:80]!r}, required up to 64 letters, digits, '.', '_' or '-'",
+            )
+        if not 0 < len(request.data_address) <= MAX_ADDRESS or not request.incarnation:
+            await _abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"found data address {request.data_address[:80]!r} and incarnation "
+                f"{request.incarnation[:80]!r}, required both",
+            )
+        session = new_session()
+        peer = PeerInfo(request.name, request.data_address, request.curve_public_key)
+        device = device_from_message(request.device, request.name)
+        refusal = self._driver.join(e.Join(device, request.incarnation, session, peer))
+        if refusal is not None:
+            taken = refusal.code is ExitCode.NAME_TAKEN
+            status = grpc.StatusCode.ALREADY_EXISTS if taken else grpc.StatusCode.FAILED_PRECONDITION
+            await _abort(context, status, refusal.reason)
+        return pb.JoinReply(
+            session=session,
+            run=self._driver.run,
+            job_json=job_to_json(self._driver.job),
+            heartbeat_s=self._driver.state.options.heartbeat_s,
+        )
+
+    async def Session(  # noqa: N802
+        self, requests: AsyncIterator[pb.Event], context: Context
+    ) -> AsyncIterator[pb.Command]:
+        session = _session(context)
+        line = self._driver.connect(session)
+        if line is None:
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, "found no session of this id; join first")
+        reader = asyncio.create_task(self._read(requests, line))
+        ended = ["the stream was closed"]
+        reader.add_done_callback(lambda task: _end_line(task, line, ended))
+        try:
+            while (body := await line.queue.get()) is not None:
+                yield command_to_message(body)
+        finally:
+            reader.cancel()
+            self._driver.disconnect(session, ended[0])
+
+    async def _read(self, requests: AsyncIterator[pb.Event], line: Line) -> None:
+        async for message in requests:
+            if message.WhichOneof("body") == "step_done":
+                self._take_spans(line.worker, message.step_done)
+            event = event_from_message(line.worker, message)
+            if event is None:
+                self._driver.tell("generated", name=line.worker, text=message.generated.text)
+            else:
+                self._driver.apply(event)
+
+    def _take_spans(self, worker: str, done: pb.StepDone) -> None:
+        state = self._driver.state
+        if done.spans and state.plan and done.plan_version == state.plan_version and done.step >= state.done:
+            rank = state.plan.rank_of_device(worker)
+            if rank is not None:
+                self._driver.timelines.add(done.step, spans_from_messages(done.spans, rank))
+
+    # ---- people and scripts
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: N802
+        await self._check_token(request.token, context)
+        return status_reply(self._driver)
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:  # noqa: N802
+        await self._check_token(request.token, context)
+        self._driver.apply(e.Drain(request.reason[:1000] or "asked to", request.now))
+        return pb.DrainReply(phase=self._driver.state.phase)
+
+    # ---- checkpoints
+
+    async def PutLayer(  # noqa: N802
+        self, requests: AsyncIterator[pb.LayerChunk], context: Context
+    ) -> pb.PutLayerReply:
+        await self._check_member(context)
+        if self._uploads >= MAX_UPLOADS:
+            await _abort(
+                context, grpc.StatusCode.UNAVAILABLE, f"{MAX_UPLOADS} files are coming in; try again"
+            )
+        self._uploads += 1
+        upload: Upload | None = None
+        step = 0
+        try:
+            sha256 = ""
+            while (chunk := await _next_chunk(requests)) is not None:
+                if upload is None:
+                    step = chunk.step
+                    upload = self._begin_upload(chunk)
+                elif chunk.step != step:
+                    raise UploadRefused(f"found a piece of step {chunk.step}, required step {step}")
+                upload.write(chunk.data, chunk.offset)
+                sha256 = chunk.sha256
+            if upload is None:
+                raise UploadRefused("found no piece of a file, required one or more")
+            stored = await asyncio.to_thread(upload.commit, sha256)
+            self._driver.apply(e.LayerStored(step, stored))
+            return pb.PutLayerReply(n_bytes=stored.n_bytes, sha256=stored.sha256)
+        except UploadRefused as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except TimeoutError:
+            reason = f"no piece came for {CHUNK_DEADLINE_S:.0f} s"
+            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+        except CheckpointWriteError as error:
+            self._driver.apply(e.SaveFailed(step, str(error)))
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        finally:
+            self._uploads -= 1
+            if upload is not None:
+                upload.abandon()
+
+    def _begin_upload(self, first: pb.LayerChunk) -> Upload:
+        saving = self._driver.state.saving
+        if saving is None or saving.step != first.step or saving.writing:
+            raise UploadRefused(f"step {first.step} is not being saved")
+        layers = self._driver.state.layers
+        largest = max((x.parameter_bytes + x.state_bytes for x in layers), default=0)
+        cap = min(MAX_FILE_BYTES, 2 * largest + (64 << 20))  # headers, and dtypes wider than the profile's
+        return self._driver.opened.checkpoints.upload(first.step, first.name, first.total_bytes, cap)
+
+    async def GetLayer(  # noqa: N802
+        self, request: pb.GetLayerRequest, context: Context
+    ) -> AsyncIterator[pb.LayerChunk]:
+        await self._check_member(context)
+        store = self._driver.opened.checkpoints
+        try:
+            sha256 = {f.name: f.sha256 for f in store.manifest(request.step).files}.get(request.name, "")
+            for offset, total, data in store.read(request.step, request.name):
+                last = offset + len(data) == total
+                yield pb.LayerChunk(
+                    step=request.step,
+                    name=request.name,
+                    offset=offset,
+                    total_bytes=total,
+                    data=data,
+                    sha256=sha256 if last else "",
+                )
+        except CheckpointMissing as error:
+            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+
+    # ---- who is asking
+
+    async def _check_token(self, token: str, context: Context) -> None:
+        if not hmac.compare_digest(token.encode(), self._token):
+            await _abort(
+                context,
+                grpc.StatusCode.UNAUTHENTICATED,
+                "found a token that is not the coordinator's; pass the token file it named when it started",
+            )
+
+    async def _check_member(self, context: Context) -> None:
+        if self._driver.worker_of(_session(context)) is None:
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, "found no session of this id; join first")
+
+
+async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
+    await context.abort(code, reason)
+    raise AssertionError("context.abort raises")
+
+
+def _session(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == SESSION_METADATA:
+            return str(value)
+    return ""
+
+
+async def _next_chunk(requests: AsyncIterator[pb.LayerChunk]) -> pb.LayerChunk | None:
+    """The next piece, or None at the end. Raises TimeoutError."""
+    return await asyncio.wait_for(anext(requests, None), CHUNK_DEADLINE_S)
+
+
+def _end_line(task: asyncio.Task[None], line: Line, ended: list[str]) -> None:
+    """The worker's side of the stream is over: end ours, and remember why."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    if isinstance(error, ConvertError):
+        ended[0] = f"it sent what cannot be: {error}"
+    elif error is not None:
+        ended[0] = f"the stream broke: {type(error).__name__}: {error}"
+    if not line.queue.full():
+        line.queue.put_nowait(None)
+
+
+def status_reply(driver: Driver) -> pb.StatusReply:
+    """What the coordinator knows, at this moment."""
+    s = driver.state
+    reply = pb.StatusReply(
+        run=driver.run,
+        phase=s.phase,
+        reason=s.reason,
+        step=s.done,
+        steps=s.options.steps,
+        loss=s.loss or 0.0,
+        eval_loss=s.eval_loss or 0.0,
+        tokens_per_s=driver.tokens_per_s(s.options.global_batch * s.options.sequence_length),
+        predicted_step_s=s.plan.predicted_step_s if s.plan else 0.0,
+        measured_step_s=median(s.steps_s) if s.steps_s else 0.0,
+        plan=plan_to_message(s.plan) if s.plan else None,
+    )
+    for name, member in s.members.items():
+        rank = s.plan.rank_of_device(name) if s.plan else None
+        first, last = s.plan.partition[s.plan.stage_of(rank)] if s.plan and rank is not None else (0, 1)
+        d = member.device
+        reply.workers.append(
+            pb.WorkerStatus(
+                name=name,
+                state="connected" if member.connected else "joining",
+                device=pb.DeviceInfo(
+                    memory_bytes=d.memory_bytes, host=d.host, host_cores=d.host_cores, region=d.region
+                ),
+                data_address=member.peer.data_address,
+                rank=-1 if rank is None else rank,
+                first_layer=first,
+                last_layer=last - 1,
+                last_seen_s=driver.silence_s(name),
+            )
+        )
+    for name, reason in s.departed.items():
+        reply.workers.append(pb.WorkerStatus(name=name, state="gone", rank=-1, reason=reason))
+    return reply
+
+
+class PortInUse(Exception):
+    """The address cannot be listened on: names it."""
+
+
+async def serve(driver: Driver, token: str, bind: str) -> tuple[aio.Server, int]:
+    """Start to listen; returns the server and its port. Raises PortInUse."""
+    server = aio.server(options=SERVER_OPTIONS)
+    orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token), server)
+    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    for name in ("", SERVICE):
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        port = server.add_insecure_port(bind)
+    except RuntimeError as error:
+        await server.stop(None)
+        raise PortInUse(
+            f"{bind}: the address cannot be listened on ({error}); another process has the port, or the "
+            "host is not this machine's; stop it or give another --bind"
+        ) from error
+    await server.start()
+    return server, port

@@ -1,0 +1,90 @@
+"""The spans of recorded steps beside the engine's prediction of one, kept in STATE/timeline.json.
+
+Ranks send the spans of a recorded step with its StepDone; once the step is committed and the
+prediction is there, the file is replaced by one that holds both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler.timeline import Span, Timeline
+
+from .planning import Planning
+
+TIMELINE_FILE = "timeline.json"
+MAX_OPEN_STEPS = 128
+"""Steps whose spans are held before the step is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedStep:
+    """What one step was measured to be."""
+
+    step: int
+    timeline: Timeline
+
+
+def timeline_to_json(timeline: Timeline) -> dict[str, Any]:
+    """Spans as rows [rank, kind, start_s, end_s, mb, peer, n_bytes]."""
+    return {
+        "n_ranks": timeline.n_ranks,
+        "spans": [[s.rank, s.kind, s.start_s, s.end_s, s.mb, s.peer, s.n_bytes] for s in timeline.spans],
+    }
+
+
+def timeline_from_json(raw: dict[str, Any]) -> Timeline:
+    """Inverse of `timeline_to_json`. Raises KeyError, TypeError, ValueError for anything else."""
+    return Timeline(
+        int(raw["n_ranks"]),
+        tuple(
+            Span(int(r), k, float(a), float(b), int(m), int(p), int(n))
+            for r, k, a, b, m, p, n in raw["spans"]
+        ),
+    )
+
+
+class Timelines:
+    """Collects spans as they come and writes the file when a recorded step is complete."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / TIMELINE_FILE
+        self._open: dict[int, list[Span]] = {}
+        self._recorded: list[RecordedStep] = []
+        self._predicted: Timeline | None = None
+        self._devices: tuple[str, ...] = ()
+
+    def planned(self, planning: Planning) -> None:
+        """A plan was made; what was recorded under another plan is no longer comparable."""
+        plan = planning.plan
+        self._devices = tuple(plan.device(r) for r in range(plan.n_ranks))
+        self._predicted = planning.predicted
+        self._open.clear()
+        self._recorded.clear()
+
+    def add(self, step: int, spans: Iterable[Span]) -> None:
+        """One rank's spans of a step that is not committed yet."""
+        if step not in self._open and len(self._open) >= MAX_OPEN_STEPS:
+            return
+        self._open.setdefault(step, []).extend(spans)
+
+    def committed(self, step: int) -> None:
+        """The step counts: if it was recorded, write the file."""
+        spans = self._open.pop(step, None)
+        if not spans:
+            return
+        ordered = tuple(sorted(spans, key=lambda s: (s.rank, s.start_s, s.end_s)))
+        self._recorded.append(RecordedStep(step, Timeline(len(self._devices), ordered)))
+        body = {
+            "devices": list(self._devices),
+            "predicted": timeline_to_json(self._predicted) if self._predicted else None,
+            "measured": [{"step": r.step, **timeline_to_json(r.timeline)} for r in self._recorded],
+        }
+        part = self._path.with_suffix(".json.part")
+        part.write_text(json.dumps(body))
+        os.replace(part, self._path)
