@@ -1,0 +1,102 @@
+"""`deploy local` from start to report: run the cluster, show it, then let the model speak.
+
+Reads the run back from its state directory like anybody else; decides nothing about training.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from coordinator.history import read_history
+from coordinator.progress import Bar, JsonLines, Show
+from deploy.local import LocalCluster, LocalOptions, forget
+from deploy.processes import Event, ProcessFailed, command
+from deploy.report import write_report
+from scheduler.exit_codes import ExitCode
+from scheduler.job import JobError, parse_job
+
+SAMPLE_TOKENS = 200
+
+
+def run_local(
+    job: Path, options: LocalOptions, *, fresh: bool, report: Path | None, export: Path | None, as_json: bool
+) -> int:
+    """Train `job` on this machine and return the exit code. Raises ProcessFailed when a part cannot start."""
+    console = Console(stderr=False)
+    try:
+        spec = parse_job(job.read_text(encoding="utf-8"), str(job))  # before any process is started
+    except JobError as error:
+        console.print(str(error), markup=False, style="red")
+        return int(ExitCode.JOB_INVALID)
+    if fresh:
+        forget(options.state_dir)
+    show: Show = JsonLines() if as_json else Bar(console)
+    checkpoint = ""
+    with LocalCluster(job, options) as cluster, interrupts_drain(cluster), show:
+        for event in cluster.events():
+            show(event)
+            checkpoint = _checkpoint(event) or checkpoint
+        code = cluster.wait()
+    if code != ExitCode.OK:
+        console.print(f"logs: {options.state_dir / 'logs'}", markup=False)
+    sample = ""
+    if checkpoint and code == ExitCode.OK:
+        if spec.prompt:
+            length = ("--max-new-tokens", str(SAMPLE_TOKENS))
+            sample = _worker("generate", checkpoint, "--prompt", spec.prompt, *length)
+            show({"event": "generated", "name": "the model writes", "text": sample})
+        if export is not None:
+            _worker("export", checkpoint, str(export))
+    if report is not None:
+        page = write_report(read_history(options.state_dir), report, options, sample)
+        if as_json:
+            show({"event": "report", "path": str(page)})
+        else:
+            console.print(
+                f"checkpoint: {checkpoint or 'none'}\nreport: {page}", markup=False, highlight=False
+            )
+            if export is not None and code == ExitCode.OK:
+                console.print(f"model for transformers: {export}", markup=False, highlight=False)
+    return code
+
+
+def _checkpoint(event: Event) -> str:
+    """The path of a checkpoint that the event tells of, or ''."""
+    if event["event"] == "checkpoint":
+        return str(event["path"])
+    return str(event.get("checkpoint") or "") if event["event"] == "finished" else ""
+
+
+def _worker(name: str, *arguments: str) -> str:
+    """Run a worker command to its end and return what it printed. Raises ProcessFailed with its words."""
+    done = subprocess.run(command("worker", name, *arguments), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ProcessFailed(f"worker {name} ended with exit code {done.returncode}:\n{done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def interrupts_drain(cluster: LocalCluster) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM drains the run; the second ends everything."""
+    seen = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signature is Python's)
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            raise KeyboardInterrupt
+        cluster.drain()
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
