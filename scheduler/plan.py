@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from scheduler.schedule import Actions
 
 
+class PlanError(ValueError):
+    """A plan that cannot be made: says what was found, what is required, what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`placement[replica][stage]` names a device; rank = replica * n_stages + stage.
@@ -87,3 +91,8 @@ class Plan:
     def explain(self) -> str:
         """The reasons, a line each."""
         return "\n".join(self.reasons)
+
+
+def stage_of_layers(plan: Plan) -> tuple[int, ...]:
+    """[layer]: the stage that holds it."""
+    return tuple(stage for stage, (start, stop) in enumerate(plan.partition) for _ in range(start, stop))

@@ -1,0 +1,110 @@
+"""What bounds a plan's step: its slowest link or device, and the device with the least memory to spare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scheduler.cost import IDENTITY, Codecs, durations, stage_memory
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.schedule import in_flight
+from scheduler.topology import Topology
+from scheduler.units import duration, size
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """The slowest device and the slowest stage boundary, each in seconds of one micro-batch."""
+
+    device: str
+    stage: int
+    compute_s: float
+    """Forward + backward, with its share of the host's cores if all of them are at work."""
+    link: tuple[str, str] | None
+    """None with one stage."""
+    link_s: float
+    """Bytes of one tensor over bandwidth: how long it keeps the link. Latency delays, but does not."""
+    link_latency_s: float
+
+    @property
+    def is_link(self) -> bool:
+        """Whether tensors leave more slowly than devices make them."""
+        return self.link_s > self.compute_s
+
+    def sentence(self) -> str:
+        at = f"stage {self.stage} on {self.device}, {duration(self.compute_s)} forward and backward"
+        if self.link is None:
+            return f"The slowest device is {at} a micro-batch."
+        src, dst = self.link
+        over = f"{src} -> {dst}, {duration(self.link_s)} a tensor and {duration(self.link_latency_s)} latency"
+        if self.is_link:
+            return f"The bottleneck is the link {over}; the slowest device is {at} a micro-batch."
+        return f"The bottleneck is {at} a micro-batch; the slowest link is {over}."
+
+
+def bottleneck(
+    plan: Plan,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    codecs: Codecs = IDENTITY,
+) -> Bottleneck:
+    """The slowest device and link of `plan` in its steady state."""
+    d = durations(plan, model, devices, topology, codecs)
+    slowdown = {r: max(1.0, len(ranks) / cores) for ranks, cores in d.shared_cores for r in ranks}
+    compute_s = [slowdown.get(r, 1.0) * (d.forward_s[r] + d.backward_s[r]) for r in range(plan.n_ranks)]
+    slowest = max(range(plan.n_ranks), key=compute_s.__getitem__)
+    links: list[tuple[float, float, tuple[str, str]]] = []
+    for pipeline in plan.placement:
+        for b in range(plan.n_stages - 1):
+            near, far = pipeline[b], pipeline[b + 1]
+            for src, dst, n_bytes in (
+                (near, far, d.activation_bytes[b]),
+                (far, near, d.gradient_bytes[b]),
+            ):
+                i, j = topology.index(src), topology.index(dst)
+                keeps_s = n_bytes / float(topology.bandwidth_Bps[i, j])
+                links.append((keeps_s, float(topology.latency_s[i, j]), (src, dst)))
+    link_s, latency_s, link = max(links, default=(0.0, 0.0, None))
+    return Bottleneck(
+        plan.device(slowest), plan.stage_of(slowest), compute_s[slowest], link, link_s, latency_s
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """What one rank needs of its device's memory; `memory_bytes` 0: not known."""
+
+    rank: int
+    device: str
+    stage: int
+    needed_bytes: int
+    memory_bytes: int
+
+    @property
+    def spare_bytes(self) -> int:
+        return self.memory_bytes - self.needed_bytes
+
+    def sentence(self) -> str:
+        return (
+            f"Memory is tightest on {self.device} (stage {self.stage}): {size(self.needed_bytes)} of "
+            f"{size(self.memory_bytes)}, {size(self.spare_bytes)} to spare."
+        )
+
+
+def headroom(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Headroom, ...]:
+    """By rank, what its stage needs of its device's memory."""
+    memory = {d.name: d.memory_bytes for d in topology.devices}
+    ranks = []
+    for rank in range(plan.n_ranks):
+        stage, device = plan.stage_of(rank), plan.device(rank)
+        needed = stage_memory(model, *plan.partition[stage]).total_bytes(in_flight(plan.actions(rank)))
+        ranks.append(Headroom(rank, device, stage, needed, memory[device]))
+    return tuple(ranks)
+
+
+def least_headroom(plan: Plan, model: ModelProfile, topology: Topology) -> Headroom | None:
+    """The rank with the least memory to spare, of those whose memory is known."""
+    known = [h for h in headroom(plan, model, topology) if h.memory_bytes > 0]
+    return min(known, key=lambda h: h.spare_bytes, default=None)

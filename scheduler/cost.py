@@ -1,0 +1,202 @@
+"""The one cost model: what a plan's compute, transfers, reductions and memory cost.
+
+The search's objective, the simulator's durations and the "predicted" column beside every
+measured step all come from here. Knows profiles, a topology and how many bytes a codec leaves;
+refuses to know how any of them was measured.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from scheduler.engine import Durations, Network, TopologyNetwork, replay
+from scheduler.plan import Plan, PlanError
+from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.timeline import Timeline
+from scheduler.topology import Topology
+
+WireBytes = Callable[[int], int]
+"""Raw bytes of a tensor -> bytes on the wire, headers of the codec included."""
+
+
+def uncompressed(n_bytes: int) -> int:
+    """What the identity codec sends."""
+    return n_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """What each kind of traffic shrinks to."""
+
+    activation: WireBytes = uncompressed
+    gradient: WireBytes = uncompressed
+    """Of activations, over a stage boundary."""
+    reduce: WireBytes = uncompressed
+    """Of weights, between replicas and between tied layers."""
+
+
+IDENTITY = Codecs()
+
+
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+    """Bytes that a stage needs. A weight that two of its layers share counts once."""
+
+    parameter_bytes: int
+    state_bytes: int
+    """The optimizer's."""
+    saved_bytes: int
+    """What one micro-batch's forward keeps for its backward."""
+    boundary_bytes: int
+    """The largest tensor between two layers, the stage's input and output included."""
+
+    def total_bytes(self, in_flight: int) -> int:
+        """Parameters + gradients + state + saved activations of `in_flight` micro-batches + a boundary."""
+        return (
+            2 * self.parameter_bytes + self.state_bytes + in_flight * self.saved_bytes + self.boundary_bytes
+        )
+
+
+def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
+    """What layers start .. stop - 1 need together."""
+    layers = model.layers[start:stop]
+    crossing = model.layers[max(0, start - 1) : stop]
+    parameter_bytes = sum(x.parameter_bytes for x in layers)
+    state_bytes = sum(x.state_bytes for x in layers)
+    for first, second in tied_pairs(model):
+        if start <= first and second < stop:
+            a, b = model.layers[first], model.layers[second]
+            parameter_bytes -= min(a.parameter_bytes, b.parameter_bytes)
+            state_bytes -= min(a.state_bytes, b.state_bytes)
+    return StageMemory(
+        parameter_bytes,
+        state_bytes,
+        sum(x.saved_bytes for x in layers),
+        max((x.boundary_bytes for x in crossing), default=0),
+    )
+
+
+def stage_memory_bytes(model: ModelProfile, start: int, stop: int, in_flight: int) -> int:
+    """Bytes that layers start .. stop - 1 need with `in_flight` micro-batches saved at once."""
+    return stage_memory(model, start, stop).total_bytes(in_flight)
+
+
+@lru_cache(maxsize=64)
+def tied_pairs(model: ModelProfile) -> tuple[tuple[int, int], ...]:
+    """(earlier, later) indices of layers that share a weight. PlanError if the earlier one does not exist."""
+    index = {x.name: i for i, x in enumerate(model.layers)}
+    pairs = []
+    for i, x in enumerate(model.layers):
+        if not x.tied_to:
+            continue
+        first = index.get(x.tied_to)
+        if first is None or first >= i:
+            raise PlanError(
+                f"layer {x.name}: found tied_to {x.tied_to!r}, required the name of an earlier layer"
+            )
+        pairs.append((first, i))
+    return tuple(pairs)
+
+
+def tied_bytes(model: ModelProfile, n_stages: int) -> int:
+    """The gradient that first and last stage swap: of the weights that first and last layer share.
+
+    The shared weight is taken to be the smaller layer's parameters (an embedding may also hold
+    positions, a head a norm). 0 within one stage.
+    """
+    first, last = 0, len(model.layers) - 1
+    if n_stages == 1:
+        return 0
+    return sum(
+        min(model.layers[a].parameter_bytes, model.layers[b].parameter_bytes)
+        for a, b in tied_pairs(model)
+        if (a, b) == (first, last)
+    )
+
+
+def profiles_by_name(model: ModelProfile, devices: Sequence[DeviceProfile]) -> dict[str, DeviceProfile]:
+    """Profiles by device. PlanError for a device profiled twice, or with other layers than the model's."""
+    by_name: dict[str, DeviceProfile] = {}
+    for p in devices:
+        found = {len(p.forward_s), len(p.backward_s), len(p.optimizer_s)}
+        if found != {len(model.layers)}:
+            raise PlanError(
+                f"device {p.device}: found profiles of {sorted(found)} layers, "
+                f"required {len(model.layers)}; profile it again for this model"
+            )
+        if p.device in by_name:
+            raise PlanError(f"device {p.device}: found two profiles, required one")
+        by_name[p.device] = p
+    return by_name
+
+
+def durations(
+    plan: Plan,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    codecs: Codecs = IDENTITY,
+) -> Durations:
+    """What every action of `plan` costs. PlanError if a device of the plan has no profile or no place."""
+    by_name = profiles_by_name(model, devices)
+    for name in (plan.device(r) for r in range(plan.n_ranks)):
+        if name not in by_name:
+            raise PlanError(f"device {name}: found no profile; required one for every device of the plan")
+    ranks = [(by_name[plan.device(r)], plan.partition[plan.stage_of(r)]) for r in range(plan.n_ranks)]
+    boundaries = [model.layers[stop - 1].boundary_bytes for _, stop in plan.partition[:-1]]
+    return Durations(
+        forward_s=tuple(sum(p.forward_s[a:b]) for p, (a, b) in ranks),
+        backward_s=tuple(sum(p.backward_s[a:b]) for p, (a, b) in ranks),
+        optimizer_s=tuple(sum(p.optimizer_s[a:b]) for p, (a, b) in ranks),
+        activation_bytes=tuple(codecs.activation(n) for n in boundaries),
+        gradient_bytes=tuple(codecs.gradient(n) for n in boundaries),
+        reduce_bytes=tuple(
+            codecs.reduce(stage_memory(model, a, b).parameter_bytes) for a, b in plan.partition
+        ),
+        tied_bytes=codecs.reduce(tied_bytes(model, plan.n_stages)),
+        shared_cores=shared_cores(plan, topology),
+    )
+
+
+def shared_cores(plan: Plan, topology: Topology) -> tuple[tuple[tuple[int, ...], int], ...]:
+    """(ranks, cores) of every host that runs several ranks on cores they share."""
+    by_host: dict[str, list[int]] = defaultdict(list)
+    cores: dict[str, int] = {}
+    known = {d.name: d for d in topology.devices}
+    for rank in range(plan.n_ranks):
+        device = known.get(plan.device(rank))
+        if device is None:
+            raise PlanError(f"device {plan.device(rank)}: found no such device in the topology")
+        if device.host and device.host_cores > 0:
+            by_host[device.host].append(rank)
+            # Devices of one host should agree; the least is the safe reading where they do not.
+            cores[device.host] = min(device.host_cores, cores.get(device.host, device.host_cores))
+    return tuple((tuple(ranks), cores[host]) for host, ranks in by_host.items() if len(ranks) > 1)
+
+
+def predict(
+    plan: Plan,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    codecs: Codecs = IDENTITY,
+    network: Network | None = None,
+) -> Timeline:
+    """The timeline of one step of `plan`; over `network` instead of the topology's links if given."""
+    return replay(
+        plan, durations(plan, model, devices, topology, codecs), network or TopologyNetwork(topology)
+    )
+
+
+def step_time_s(
+    plan: Plan,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    codecs: Codecs = IDENTITY,
+) -> float:
+    """Predicted seconds of one step: the objective that plans are chosen by."""
+    return predict(plan, model, devices, topology, codecs).duration_s
