@@ -9,6 +9,7 @@ from scheduler.cost import IDENTITY, Codecs, durations, stage_memory
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.schedule import in_flight
+from scheduler.timeline import COMPUTE, Timeline, critical_path
 from scheduler.topology import Topology
 from scheduler.units import duration, size
 
@@ -108,3 +109,18 @@ def least_headroom(plan: Plan, model: ModelProfile, topology: Topology) -> Headr
     """The rank with the least memory to spare, of those whose memory is known."""
     known = [h for h in headroom(plan, model, topology) if h.memory_bytes > 0]
     return min(known, key=lambda h: h.spare_bytes, default=None)
+
+
+def what_takes_long(timeline: Timeline) -> str:
+    """What the step's critical path consists of, as a sentence; shares that round to 0 % are left out."""
+    parts = {"compute": 0.0, "transfers between stages": 0.0, "gradient reduction": 0.0}
+    for span in critical_path(timeline):
+        if span.kind in COMPUTE:
+            parts["compute"] += span.duration_s
+        elif span.kind == "send":
+            parts["transfers between stages"] += span.duration_s
+        elif span.kind == "reduce":
+            parts["gradient reduction"] += span.duration_s
+    whole = timeline.duration_s
+    told = [f"{s / whole:.0%} {name}" for name, s in parts.items() if whole > 0 and s / whole >= 0.005]
+    return f"The step's critical path is {', '.join(told) or 'empty'}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scheduler.bottleneck import bottleneck, least_headroom
+from scheduler.bottleneck import bottleneck, least_headroom, what_takes_long
 from scheduler.cost import IDENTITY, Codecs, predict, profiles_by_name
 from scheduler.describe import describe as describe
 from scheduler.job import JobSpec
@@ -18,7 +18,6 @@ from scheduler.placement import pipelines_in_order, region_order, replicas_in_or
 from scheduler.plan import Plan, PlanError, stage_of_layers
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.schedule import in_flight, stage_actions
-from scheduler.timeline import bubble_fraction
 from scheduler.topology import Topology
 from scheduler.units import count, duration
 
@@ -225,7 +224,7 @@ def _reasons(
     timeline = predict(plan, maker.model, maker.devices, maker.topology, maker.codecs)
     worst = bottleneck(plan, maker.model, maker.devices, maker.topology, maker.codecs)
     reasons.append(worst.sentence())
-    reasons.append(f"Devices compute nothing in {bubble_fraction(timeline):.0%} of the step.")
+    reasons.append(what_takes_long(timeline))
     if len(set(plan.micro_batches)) > 1:
         reasons.append(
             f"{maker.job.micro_batches} micro-batches do not divide among {plan.n_replicas} replicas: "

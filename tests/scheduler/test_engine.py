@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -166,6 +167,25 @@ def test_the_optimizer_waits_for_every_stage_s_norm() -> None:
     last_backward_s = max(s.end_s for s in of_kind(t, "backward"))
     starts = [s.start_s for s in of_kind(t, "optimizer")]
     assert starts == pytest.approx([last_backward_s + ALPHA_S + 8 / BETA_BPS] * 2)
+
+
+@given(
+    n_stages=st.integers(1, 5),
+    n_replicas=st.integers(1, 3),
+    n_micro_batches=st.integers(1, 6),
+    n_bytes=st.integers(0, 400),
+    seconds=st.integers(1, 9),
+)
+def test_the_critical_path_accounts_for_all_of_the_step_but_the_norm(
+    n_stages: int, n_replicas: int, n_micro_batches: int, n_bytes: int, seconds: int
+) -> None:
+    plan = a_plan(n_stages, n_replicas, n_micro_batches)
+    d = equal(plan, seconds / 8, seconds / 4, n_bytes=n_bytes, reduce=64, optimizer=0.5)
+    t = replay(plan, d, links(plan.n_ranks))
+    norm_s = ALPHA_S + 8 / BETA_BPS if n_stages > 1 else 0
+    path = critical_path(t)
+    assert sum(s.duration_s for s in path) == pytest.approx(t.duration_s - norm_s)
+    assert all(a.end_s <= b.start_s + 1e-6 for a, b in pairwise(path))
 
 
 def test_use_accounts_for_all_of_the_step() -> None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scheduler.bottleneck import bottleneck
+from scheduler.bottleneck import bottleneck, what_takes_long
 from scheduler.cost import step_time_s
 from scheduler.job import DataSpec, JobSpec, ModelSpec, ParallelismSpec, ScheduleSpec
 from scheduler.partition import DoesNotFit
 from scheduler.placement import region_order, replicas_in_order
 from scheduler.planner import PlanError, describe, make_plan, split_micro_batches, stage_of_layers
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
+from scheduler.timeline import Span, Timeline
 from scheduler.topology import Device, Topology
 from scheduler.units import duration, size
 
@@ -180,6 +181,21 @@ def test_the_bottleneck_is_named() -> None:
     slow = a_topology(["eu", "us"], near_Bps=1e7)
     plan = make_plan(a_job(shape=(2, 1)), a_model(), profiles(names(slow)), slow, version=1)
     assert any(r.startswith("The bottleneck is the link d") for r in plan.reasons)
+
+
+def test_the_critical_path_is_told_in_shares() -> None:
+    spans = (
+        Span(0, "forward", 0, 1, mb=0),
+        Span(0, "send", 1, 3, mb=0, peer=1),
+        Span(1, "wait", 0, 3, mb=0, peer=0),
+        Span(1, "backward", 3, 4, mb=0),
+        Span(1, "reduce", 4, 8),
+    )
+    told = what_takes_long(Timeline(2, spans))
+    assert told == (
+        "The step's critical path is 25% compute, 25% transfers between stages, 50% gradient reduction."
+    )
+    assert what_takes_long(Timeline(1, ())) == "The step's critical path is empty."
 
 
 def test_the_same_measurements_give_the_same_plan_in_any_order() -> None:
