@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from compression.spec import CodecSpec
 from scheduler.engine import Durations, Network, TopologyNetwork, replay
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
@@ -39,6 +40,22 @@ class Codecs:
 
 
 IDENTITY = Codecs()
+
+
+def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) -> WireBytes:
+    """The pricing of tensors (micro_batch, sequence_length, width) of `dtype_bytes` values under `spec`.
+
+    A tensor that is no whole number of such rows (weights) is taken as flat.
+    """
+    batch, length = model.micro_batch, model.sequence_length
+
+    def wire_bytes(n_bytes: int) -> int:
+        n_values = n_bytes // dtype_bytes
+        width, rest = divmod(n_values, batch * length)
+        shape = (n_values,) if rest else (batch, length, width)
+        return spec.wire_bytes(shape, dtype_bytes)
+
+    return wire_bytes
 
 
 @dataclass(frozen=True, slots=True)

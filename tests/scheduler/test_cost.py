@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
 
+from compression.spec import IdentitySpec
 from scheduler.cost import (
     IDENTITY,
     Codecs,
@@ -15,6 +18,7 @@ from scheduler.cost import (
     stage_memory_bytes,
     step_time_s,
     tied_bytes,
+    wire_bytes_of,
 )
 from scheduler.engine import FreeNetwork
 from scheduler.plan import Plan, PlanError
@@ -74,6 +78,28 @@ def test_codecs_price_what_goes_on_the_wire() -> None:
     assert (d.reduce_bytes, d.tied_bytes) == ((140, 141), 100)
     faster = step_time_s(PIPELINE, MODEL, [FAST, SLOW], TOPOLOGY, codecs)
     assert faster < step_time_s(PIPELINE, MODEL, [FAST, SLOW], TOPOLOGY, IDENTITY)
+
+
+class _OneBitWithScales:
+    """A bit a value and four bytes a row, and what it was asked for."""
+
+    name = "one-bit"
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:  # noqa: ARG002
+        self.shapes.append(tuple(shape))
+        return prod(shape) // 8 + 4 * prod(shape[:-1])
+
+
+def test_a_codec_is_asked_for_the_shapes_it_will_see() -> None:
+    spec = _OneBitWithScales()
+    price = wire_bytes_of(spec, replace(MODEL, micro_batch=2), dtype_bytes=4)
+    assert price(2 * 8 * 16 * 4) == 2 * 8 * 16 // 8 + 4 * 2 * 8
+    assert price(17 * 4) == 17 // 8 + 4
+    assert spec.shapes == [(2, 8, 16), (17,)]
+    assert wire_bytes_of(IdentitySpec(), MODEL)(4000) == 4000
 
 
 def test_memory_is_weights_gradients_state_saved_and_a_boundary() -> None:
