@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -90,9 +89,9 @@ def _require_safe(bind: str, insecure: bool, as_json: bool) -> None:
         return
     _end(
         ExitCode.INSECURE_BIND,
-        f"--bind: found {bind}, which other machines can reach, and this version does not encrypt the control "
-        "channel yet: the token, the job and the checkpoints would travel in the clear. Bind to 127.0.0.1 and "
-        "tunnel (ssh -L, WireGuard), or pass --insecure on a network you trust",
+        f"--bind: found {bind}, which other machines can reach, and this version does not encrypt the "
+        "control channel yet: token, job and checkpoints would travel in the clear. Bind to 127.0.0.1 "
+        "and tunnel (ssh -L, WireGuard), or pass --insecure on a network you trust",
         as_json,
     )
 
@@ -115,7 +114,7 @@ def start(
         int | None,
         typer.Option(
             min=1,
-            help="Begin when this many workers are there. Default: stages x replicas of the job; 1 for `auto`.",
+            help="Begin with this many workers. Default: stages x replicas of the job; 1 for `auto`.",
             envvar="ISTHMUS_MIN_WORKERS",
         ),
     ] = None,
@@ -180,8 +179,8 @@ def validate(job_file: JobFile, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(event | {"tokens_per_step": job.global_batch * job.sequence_length}))
         return
     typer.echo(
-        f"{job_file}: valid. {job.name}: {job.n_layers} layers (embedding and head included), {job.steps} steps of "
-        f"{job.global_batch} x {job.sequence_length} tokens, at least {workers} worker(s)"
+        f"{job_file}: valid. {job.name}: {job.n_layers} layers (embedding and head included), "
+        f"{job.steps} steps of {job.global_batch} x {job.sequence_length} tokens, {workers} worker(s) or more"
     )
 
 
@@ -286,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -33,7 +33,7 @@ from .commands import (
     WorkerCommand,
     WriteManifest,
 )
-from .planning import Planner, Planning
+from .planning import Planner, Planning, describe
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
@@ -192,6 +192,8 @@ class Driver:
             self.timelines.planned(planning)
             self._keep(lambda store, now_s: store.plan(planning.plan, now_s))
             self.tell("plan", **asdict(planning.plan))
+            if self.state.options.dry_run:
+                self.tell("description", text=await asyncio.to_thread(describe, planning))
         self.apply(e.Planned(planning.plan))
 
     async def _write_manifest(self, command: WriteManifest) -> None:

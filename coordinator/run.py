@@ -18,7 +18,7 @@ from scheduler.job import JobSpec
 
 from .driver import Driver, Say
 from .events import Drain
-from .planning import Planner, describe, make
+from .planning import Planner, make
 from .records import Options
 from .resume import ADDRESS_FILE, OpenRun
 from .service import PortInUse, serve
@@ -93,9 +93,6 @@ async def run(
     try:
         with _signals(driver):
             await driver.tick()
-            if options.dry_run and driver.planning is not None:
-                text = await asyncio.to_thread(describe, driver.planning)
-                driver.tell("description", text=text)
             await driver.settle(GRACE_S)
     finally:
         await server.stop(1.0)

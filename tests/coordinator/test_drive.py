@@ -1,0 +1,360 @@
+"""Steps, evaluations, checkpoints, draining, losses of workers: each history by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from coordinator import commands as c
+from coordinator import events as e
+from coordinator.liveness import deadline_s
+from coordinator.records import Restore
+from scheduler.exit_codes import ExitCode
+from scheduler.samples import Ledger
+
+from .world import World, a_file, with_options
+
+
+def running(world: World | None = None, *names: str) -> World:
+    w = world or World()
+    w.join(*(names or ("a", "b")))
+    w.settle(until="running")
+    return w
+
+
+def test_a_whole_run_commits_every_step_once_and_ends_saved() -> None:
+    w = running()
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert [s.step for s in w.steps()] == list(range(12))
+    ledger = Ledger()
+    for s in w.steps():
+        ledger = ledger.consume(s.first_sample, s.end_sample)
+    assert ledger.ranges == ((0, 96),)
+    assert [m.step for m in w.manifests()] == [4, 8, 12]
+    assert [m.next_sample for m in w.manifests()] == [32, 64, 96]
+    assert [x.step for x in w.given if isinstance(x, c.RecordEval)] == [6, 12]
+    assert [x.body for x in w.given if isinstance(x, c.Order) and isinstance(x.body, c.Stop)] == [
+        c.Stop(ExitCode.OK, "all 12 steps are done")
+    ] * 2
+
+
+def test_the_loss_is_the_token_weighted_mean_of_the_last_stages() -> None:
+    w = running(World(with_options(min_workers=4), replicas=2), "a", "b", "c", "d")
+    assert w.state.plan is not None
+    assert w.state.plan.placement == (("a", "b"), ("c", "d"))
+    for worker, loss_sum, tokens in (("a", 0.0, 0), ("c", 0.0, 0), ("b", 90.0, 30), ("d", 10.0, 10)):
+        w.feed(replace(w.a_step(worker, 0), loss_sum=loss_sum, tokens=tokens))
+    (step,) = w.steps()
+    assert (step.loss, step.tokens) == (2.5, 40)
+    assert (step.sent_bytes, step.raw_bytes) == (400, 800)
+
+
+def test_a_step_is_not_committed_before_the_last_rank_has_done_it() -> None:
+    w = running()
+    w.feed(w.a_step("b", 0))
+    w.feed(w.a_step("b", 1))
+    assert w.steps() == []
+    w.feed(w.a_step("a", 0))
+    assert [s.step for s in w.steps()] == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": 11}, {"plan_version": 7}, {"worker": "stranger"}],
+    ids=["not granted", "another plan", "not a member"],
+)
+def test_a_report_that_does_not_belong_is_ignored(change: dict[str, object]) -> None:
+    w = running()
+    before = w.state.done, w.state.pending
+    w.feed(replace(w.a_step("a", 0), **change))  # type: ignore[arg-type]
+    assert (w.state.done, w.state.pending) == before
+    w.settle()
+    assert [s.step for s in w.steps()] == list(range(12))
+
+
+def test_the_same_report_twice_counts_once() -> None:
+    w = running()
+    for worker in ("a", "a", "a"):
+        w.feed(w.a_step(worker, 0))
+    assert w.steps() == []
+    assert "twice" in w.reasons[-1]
+
+
+def test_grants_follow_one_another_and_never_cross_a_boundary() -> None:
+    w = running()
+    w.settle()
+    grants = [x for x in w.orders("a") if isinstance(x, c.RunSteps)]
+    assert grants == [x for x in w.orders("b") if isinstance(x, c.RunSteps)]
+    at = 0
+    for g in grants:
+        assert (g.start, g.start < g.stop) == (at, True)
+        for edge in (4, 6, 8, 12):
+            assert not g.start < edge < g.stop
+        at = g.stop
+    assert at == 12
+
+
+def test_steps_are_granted_ahead_so_that_nobody_waits_and_a_drain_is_near() -> None:
+    w = running(World(with_options(steps=1000, eval_every=0, save_every=0)))
+    assert w.state.granted == 2
+    for step in range(20):
+        for worker in ("a", "b"):
+            w.feed(w.a_step(worker, step), after_s=0.05)
+    ahead = w.state.granted - w.state.done
+    assert 5 <= ahead <= 12, "about a second of steps of 0.1 s"
+
+
+def test_spans_are_asked_of_a_step_at_two_thirds_and_of_the_last() -> None:
+    w = running()
+    w.settle()
+    wanted = [s for x in w.orders("a") if isinstance(x, c.RunSteps) for s in x.record]
+    assert wanted == [8, 11]
+
+
+def test_evaluation_comes_before_the_checkpoint_of_the_same_step_and_rates_it() -> None:
+    w = running(World(with_options(eval_every=4)))
+    w.settle()
+    assert [m.eval_loss for m in w.manifests()] == [2.0, 2.0, 2.0]
+
+
+def test_a_checkpoint_without_an_evaluation_of_its_own_is_not_rated() -> None:
+    w = running()
+    w.settle()
+    assert [m.eval_loss for m in w.manifests()] == [None, None, 2.0]
+
+
+def test_an_evaluation_that_saw_nothing_is_not_recorded_and_the_run_goes_on() -> None:
+    w = running()
+    w.settle(until="evaluating")
+    for worker in ("a", "b"):
+        w.waiting[worker].clear()
+        w.feed(e.Evaluated(worker, 6, 0.0, 0))
+    assert w.phase == "running"
+    assert w.state.eval_loss is None
+
+
+# ---- checkpoints
+
+
+def test_the_manifest_waits_for_every_stage_and_lists_what_the_store_holds() -> None:
+    w = running()
+    w.settle(until="saving")
+    w.answer("a")
+    assert w.manifests() == []
+    w.answer("b")
+    (m,) = w.manifests()
+    assert [f.name for f in m.files] == [f"layer-{i:04d}.safetensors" for i in range(4)]
+
+
+def test_only_replica_0_is_waited_for() -> None:
+    w = running(World(with_options(min_workers=4), replicas=2), "a", "b", "c", "d")
+    w.settle(until="saving")
+    w.answer("a")
+    w.answer("b")
+    assert len(w.manifests()) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((replace(a_file(0, 4), sha256="f" * 64), a_file(1, 4)), "says sha256 ffffffffffff"),
+        ((a_file(0, 4),), "nobody put the layers 1"),
+        ((a_file(0, 4), a_file(1, 4), a_file(9, 4)), "the store does not hold it"),
+    ],
+    ids=["another hash", "a layer missing", "never put"],
+)
+def test_a_checkpoint_that_does_not_add_up_is_discarded_and_the_run_goes_on(
+    files: tuple[object, ...], said: str
+) -> None:
+    w = running()
+    w.settle(until="saving")
+    w.waiting["a"].clear()
+    for i in (0, 1):
+        w.feed(e.LayerStored(4, a_file(i, 4)))
+    w.feed(e.Saved("a", 4, files))  # type: ignore[arg-type]
+    w.answer("b")
+    assert c.DiscardSave(4) in w.given
+    assert said in w.reasons[-1]
+    assert "the run goes on" in w.reasons[-1]
+    w.settle()
+    assert w.phase == "finished"
+    assert [m.step for m in w.manifests()] == [8, 12]
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run() -> None:
+    w = running()
+    w.settle(until="saving")
+    w.feed(e.SaveFailed(4, "No space left on device"))
+    assert w.phase == "running"
+    w.feed(e.Failed("a", ExitCode.CHECKPOINT_WRITE, "put failed", fatal=False))
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+
+
+def test_a_full_disk_at_the_end_ends_the_run_with_its_code() -> None:
+    w = running()
+    while not (w.phase == "saving" and w.state.done == 12):
+        busy = [x for x, q in w.waiting.items() if q]
+        if busy:
+            w.answer(busy[0])
+        else:
+            w.answer_shell()
+    w.feed(e.SaveFailed(12, "No space left on device"))
+    assert (w.phase, w.state.code) == ("failed", ExitCode.CHECKPOINT_WRITE)
+    assert "step 12 failed: No space left" in w.state.reason
+
+
+# ---- the end
+
+
+def test_draining_finishes_what_is_granted_saves_and_ends() -> None:
+    w = running()
+    w.feed(w.a_step("a", 0))
+    w.feed(e.Drain("Ctrl-C"))
+    assert w.phase == "draining"
+    granted = w.state.granted
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert w.state.done == granted
+    assert [m.step for m in w.manifests()] == [granted]
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "saving"])
+def test_draining_at_a_boundary_ends_saved_without_another_step(phase: str) -> None:
+    w = running()
+    w.settle(until=phase)
+    done = w.state.done
+    w.feed(e.Drain("Ctrl-C"))
+    w.settle()
+    assert (w.phase, w.state.done) == ("finished", done)
+    assert w.manifests()[-1].step == done
+
+
+def test_draining_before_the_first_step_ends_at_once() -> None:
+    w = World()
+    w.join("a")
+    w.feed(e.Drain("Ctrl-C"))
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+
+
+def test_draining_right_after_a_resume_saves_nothing_twice() -> None:
+    w = World(restore=Restore(4, tuple(a_file(i, 4) for i in range(4))))
+    w.join("a", "b")
+    w.settle(until="loading")
+    w.feed(e.Drain("Ctrl-C"))
+    assert w.phase == "finished"
+    assert w.manifests() == []
+
+
+def test_stopping_now_saves_nothing_and_says_it_was_interrupted() -> None:
+    w = running()
+    w.feed(e.Drain("Ctrl-C"))
+    w.feed(e.Drain("Ctrl-C", now=True))
+    assert (w.phase, w.state.code) == ("failed", ExitCode.INTERRUPTED)
+    assert w.manifests() == []
+
+
+def test_a_loss_that_is_no_number_ends_the_run() -> None:
+    w = running()
+    w.feed(w.a_step("a", 0))
+    w.feed(replace(w.a_step("b", 0), loss_sum=float("nan")))
+    assert (w.phase, w.state.code) == ("failed", ExitCode.DIVERGED)
+    assert w.steps() == []
+
+
+def test_a_step_in_which_no_token_was_counted_ends_the_run() -> None:
+    w = running()
+    w.feed(w.a_step("a", 0))
+    w.feed(replace(w.a_step("b", 0), tokens=0))
+    assert (w.phase, w.state.code) == ("failed", ExitCode.WORKER_FAILED)
+
+
+def test_a_run_resumed_at_its_end_is_finished() -> None:
+    w = World(restore=Restore(12, tuple(a_file(i, 12) for i in range(4))))
+    w.join("a", "b")
+    w.settle()
+    assert (w.phase, w.steps(), w.manifests()) == ("finished", [], [])
+
+
+# ---- losing a worker
+
+
+@pytest.mark.parametrize("phase", ["loading", "running", "evaluating", "saving"])
+@pytest.mark.parametrize("how", ["stream", "leaving"])
+def test_a_lost_worker_ends_the_run_naming_it_and_aborts_the_others_at_once(phase: str, how: str) -> None:
+    w = World()
+    w.join("a", "b")
+    w.settle(until=phase)
+    gone = e.Disconnected("b", "reset by peer") if how == "stream" else e.Leaving("b", "asked to")
+    w.feed(gone)
+    assert (w.phase, w.state.code) == ("failed", ExitCode.WORKER_LOST)
+    assert w.state.reason.startswith("b is lost")
+    assert w.orders("a")[-2:] == [
+        c.AbortPlan(1, w.state.reason),
+        c.Stop(ExitCode.WORKER_LOST, w.state.reason),
+    ]
+    assert w.of(c.Finish) == [c.Finish(ExitCode.WORKER_LOST, w.state.reason)]
+
+
+def test_the_reason_says_which_checkpoint_can_be_resumed() -> None:
+    w = running()
+    while w.state.done < 5:
+        busy = [x for x, q in w.waiting.items() if q]
+        if busy:
+            w.answer(busy[0])
+        else:
+            w.answer_shell()
+    w.feed(e.Disconnected("b", "reset"))
+    assert "the checkpoint of step 4 can be resumed" in w.state.reason
+
+
+def test_silence_is_judged_by_the_heartbeats_that_came() -> None:
+    def after_silence(between_s: float, silent_s: float) -> str:
+        options = with_options(silence_floor_s=2.0, silence_unknown_s=1e6, silence_k=8.0)
+        w = running(World(options))
+        for _ in range(10):
+            w.feed(e.Heartbeat("a"), after_s=between_s / 2)
+            w.feed(e.Heartbeat("b"), after_s=between_s / 2)
+        for _ in range(20):
+            w.feed(e.Heartbeat("a"), after_s=silent_s / 20)
+        w.feed(e.Tick())
+        return w.phase
+
+    assert after_silence(1.0, 1.9) == "running"
+    assert after_silence(1.0, 2.2) == "failed"
+    assert after_silence(4.0, 3.9) == "running", "slow but steady heartbeats earn a longer deadline"
+
+
+def test_the_deadline_grows_with_median_and_deviation() -> None:
+    steady = deadline_s([1.0] * 9, k=4, floor_s=0.1, unknown_s=9)
+    erratic = deadline_s([0.5, 1.0, 1.5] * 3, k=4, floor_s=0.1, unknown_s=9)
+    assert (steady, erratic) == (1.0, 1.0 + 4 * 1.4826 * 0.5)
+    assert deadline_s([1.0, 1.0], k=4, floor_s=0.1, unknown_s=9) == 9
+    assert deadline_s([1.0] * 9, k=4, floor_s=5, unknown_s=9) == 5
+
+
+def test_a_step_that_never_ends_is_named_with_those_it_waits_for() -> None:
+    w = running(World(with_options(step_floor_s=10.0, step_unknown_s=10.0, silence_floor_s=1e9)))
+    w.feed(w.a_step("a", 0))
+    w.feed(e.Tick(), after_s=9.0)
+    assert w.phase == "running"
+    w.feed(e.Tick(), after_s=2.0)
+    assert (w.phase, w.state.code) == ("failed", ExitCode.STALLED)
+    assert w.state.reason.endswith("waiting for b")
+
+
+def test_a_checkpoint_that_takes_long_is_no_stalled_step() -> None:
+    w = running(World(with_options(step_floor_s=10.0, step_unknown_s=10.0, silence_floor_s=1e9)))
+    w.settle(until="saving")
+    w.feed(e.Tick(), after_s=1000.0)
+    w.settle()
+    assert w.phase == "finished"
+
+
+def test_a_failure_that_is_not_fatal_is_only_said() -> None:
+    w = running()
+    w.feed(e.Failed("a", ExitCode.DEVICE, "clocked down", fatal=False))
+    assert w.phase == "running"
+    assert "clocked down" in w.reasons[-1]

@@ -1,0 +1,143 @@
+"""Any history keeps the promises: one plan at a time, each step committed once, the ledger exact."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coordinator import commands as c
+from coordinator import events as e
+from coordinator.records import OVER
+from scheduler.exit_codes import ExitCode
+from scheduler.samples import Ledger
+
+from .world import World, with_options
+
+NAMES = ("a", "b", "c")
+workers = st.sampled_from(NAMES)
+
+
+class Run(RuleBasedStateMachine):
+    """Workers come, obey in any order, repeat themselves, lie about steps, and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = World(with_options(steps=9, eval_every=4, save_every=3, silence_unknown_s=50.0))
+        self.born = 0
+        self.over: tuple[str, ExitCode, str] | None = None
+
+    @rule(name=workers)
+    def join(self, name: str) -> None:
+        self.born += 1
+        self.w.feed(self.w.a_join(name, str(self.born)))
+
+    @rule(name=workers)
+    def connect(self, name: str) -> None:
+        self.w.feed(e.Connected(name))
+
+    @rule(name=workers)
+    def beat(self, name: str) -> None:
+        self.w.feed(e.Heartbeat(name))
+
+    @rule(data=st.data(), times=st.integers(1, 12))
+    def obey(self, data: st.DataObject, times: int) -> None:
+        for _ in range(times):
+            busy = sorted(n for n, queue in self.w.waiting.items() if queue)
+            if not busy:
+                return
+            self.w.answer(data.draw(st.sampled_from(busy)))
+
+    @rule()
+    def shell_answers(self) -> None:
+        self.w.answer_shell()
+
+    @rule()
+    def settle(self) -> None:
+        self.w.settle()
+
+    @rule(name=workers, step=st.integers(0, 10), version=st.integers(0, 3))
+    def stray_step(self, name: str, step: int, version: int) -> None:
+        """A report that is early, late, repeated or of another plan; a rank's true one when it fits."""
+        if version == self.w.state.plan_version and self.w.state.done <= step < self.w.state.granted:
+            return  # it would be taken for true
+        self.w.feed(self.w.a_step(name, step, version))
+
+    @rule(step=st.integers(0, 9))
+    def disk_full(self, step: int) -> None:
+        self.w.feed(e.SaveFailed(step, "No space left on device"))
+
+    @rule(after_s=st.floats(0, 5))
+    def time_passes(self, after_s: float) -> None:
+        self.w.feed(e.Tick(), after_s=after_s)
+
+    @precondition(lambda self: self.w.state.done > 2)
+    @rule(name=workers)
+    def lose(self, name: str) -> None:
+        self.w.feed(e.Disconnected(name, "reset"))
+
+    @precondition(lambda self: self.w.state.done > 5)
+    @rule(now=st.booleans())
+    def drain(self, now: bool) -> None:
+        self.w.feed(e.Drain("asked to", now))
+
+    @invariant()
+    def each_step_is_committed_once_and_in_order(self) -> None:
+        assert [s.step for s in self.w.steps()] == list(range(self.w.state.done))
+
+    @invariant()
+    def the_ledger_is_exact(self) -> None:
+        ledger = Ledger()
+        for s in self.w.steps():
+            ledger = ledger.consume(s.first_sample, s.end_sample)
+        assert (
+            ledger.complete_to == ledger.n_consumed == self.w.state.done * self.w.state.options.global_batch
+        )
+
+    @invariant()
+    def one_plan_at_a_time(self) -> None:
+        s = self.w.state
+        taken = {
+            x.body.plan.version
+            for x in self.w.given
+            if isinstance(x, c.Order) and isinstance(x.body, c.TakePlan)
+        }
+        assert len(taken) <= 1
+        assert all(step.plan_version in taken for step in self.w.steps())
+        if s.phase in ("running", "evaluating", "saving", "draining"):
+            assert s.plan is not None
+            assert s.plan.version == s.plan_version
+            assert set(s.ranks) <= set(s.members), "no step without all of its ranks"
+
+    @invariant()
+    def nothing_is_granted_beyond_the_end_or_twice(self) -> None:
+        assert self.w.state.done <= self.w.state.granted <= 9
+        for name in NAMES:
+            at = 0
+            for x in self.w.orders(name):
+                if isinstance(x, c.RunSteps):
+                    assert x.start == at
+                    at = x.stop
+
+    @invariant()
+    def a_manifest_names_the_position_of_its_step(self) -> None:
+        for m in self.w.manifests():
+            assert m.next_sample == m.step * self.w.state.options.global_batch
+            assert len(m.files) == self.w.state.options.n_layers
+
+    @invariant()
+    def what_is_over_stays_over(self) -> None:
+        s = self.w.state
+        assert len(self.w.of(c.Finish)) == (1 if s.phase in OVER else 0)
+        if self.over is not None:
+            assert self.over == (s.phase, s.code, s.reason)
+        elif s.phase in OVER:
+            self.over = (s.phase, s.code, s.reason)
+
+    @invariant()
+    def every_worker_is_in_one_place(self) -> None:
+        assert not set(self.w.state.members) & set(self.w.state.departed)
+
+
+Run.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHistories = Run.TestCase

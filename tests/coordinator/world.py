@@ -1,0 +1,192 @@
+"""A pure world around the state machine: workers that answer commands, a clock that is a number.
+
+`World.feed` hands one event to `handle`; `World.answer` lets one worker obey its oldest command;
+`World.settle` lets all obey until nothing is left. Every command ever given is kept, in order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import replace
+from itertools import pairwise
+
+from coordinator import commands as c
+from coordinator import events as e
+from coordinator.records import Options, Restore, State, Transition
+from coordinator.state import handle, start
+from protos.convert import PeerInfo
+from scheduler.checkpoint_layout import LayerFileInfo, weights_file
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.topology import Device
+
+N_LAYERS = 4
+LAYERS = tuple(LayerProfile(f"layer{i}", 1e9, 2e9, 1000, 4096, 8192, 2000) for i in range(N_LAYERS))
+OPTIONS = Options(
+    steps=12,
+    global_batch=8,
+    micro_batch=2,
+    sequence_length=16,
+    n_layers=N_LAYERS,
+    eval_every=6,
+    save_every=4,
+    min_workers=2,
+)
+
+
+def line_plan(version: int, workers: list[str], replicas: int = 1) -> Plan:
+    """`workers` in order as pipelines; layers cut evenly."""
+    stages = len(workers) // replicas
+    cuts = [N_LAYERS * i // stages for i in range(stages + 1)]
+    return Plan(
+        version=version,
+        placement=tuple(tuple(workers[r * stages : (r + 1) * stages]) for r in range(replicas)),
+        partition=tuple(pairwise(cuts)),
+        micro_batches=(4 // replicas,) * replicas,
+        schedule="1f1b",
+        predicted_step_s=1.0,
+    )
+
+
+def a_file(layer: int, step: int) -> LayerFileInfo:
+    return LayerFileInfo(weights_file(layer), f"{layer:032x}{step:032x}", 100 + layer)
+
+
+class World:
+    def __init__(
+        self, options: Options = OPTIONS, restore: Restore | None = None, *, replicas: int = 1
+    ) -> None:
+        self.state: State = start(options, restore)
+        self.now = 0.0
+        self.replicas = replicas
+        self.waiting: dict[str, deque[c.WorkerCommand]] = defaultdict(deque)
+        self.given: list[c.Command] = []
+        self.reasons: list[str] = []
+        self.plan_request: c.MakePlan | None = None
+        self.manifest: c.WriteManifest | None = None
+
+    # ---- driving
+
+    def feed(self, event: e.Event, *, after_s: float = 0.01) -> Transition:
+        self.now += after_s
+        transition = handle(self.state, event, self.now)
+        self.state = transition.state
+        self.given += transition.commands
+        self.reasons.append(transition.reason)
+        for command in transition.commands:
+            if isinstance(command, c.Order):
+                self.waiting[command.worker].append(command.body)
+            elif isinstance(command, c.MakePlan):
+                self.plan_request = command
+            elif isinstance(command, c.WriteManifest):
+                self.manifest = command
+            elif isinstance(command, c.Evict):
+                self.waiting.pop(command.worker, None)
+        return transition
+
+    def join(self, *names: str, incarnation: str = "1", host: str = "") -> None:
+        for name in names:
+            self.feed(self.a_join(name, incarnation, host))
+            self.feed(e.Connected(name))
+
+    def a_join(self, name: str, incarnation: str = "1", host: str = "") -> e.Join:
+        device = Device(name, host=host or name, memory_bytes=1 << 30)
+        return e.Join(device, incarnation, f"session-{name}-{incarnation}", PeerInfo(name, f"{name}:1"))
+
+    def answer(self, worker: str) -> c.WorkerCommand:
+        """`worker` obeys the oldest command it was given."""
+        body = self.waiting[worker].popleft()
+        match body:
+            case c.Profile():
+                ones = (1.0,) * N_LAYERS
+                profile = DeviceProfile(worker, ones, ones, ones)
+                self.feed(e.Profiled(worker, LAYERS, profile, "data", 100, 10))
+            case c.MeasureLinks(peers):
+                links = tuple(e.LinkSample(p.name, 0.05, 1e7) for p in peers)
+                self.feed(e.LinksMeasured(worker, links))
+            case c.TakePlan(plan):
+                self.feed(e.Ready(worker, plan.version))
+            case c.RunSteps(version, first, stop):
+                for step in range(first, stop):
+                    self.feed(self.a_step(worker, step, version))
+            case c.Evaluate(step):
+                self.feed(
+                    e.Evaluated(worker, step, 20.0, 10)
+                    if self.is_last(worker)
+                    else e.Evaluated(worker, step, 0.0, 0)
+                )
+            case c.Save(step):
+                files = tuple(a_file(i, step) for i in self.layers_of(worker))
+                for f in files:
+                    self.feed(e.LayerStored(step, f))
+                self.feed(e.Saved(worker, step, files))
+            case c.Stop() | c.AbortPlan():
+                pass
+        return body
+
+    def answer_shell(self) -> bool:
+        """Make a plan, or write a manifest, if one is asked for."""
+        if self.plan_request is not None:
+            request, self.plan_request = self.plan_request, None
+            names = [d.name for d in request.devices]
+            self.feed(e.Planned(line_plan(request.version, names, self.replicas)))
+            return True
+        if self.manifest is not None:
+            step, self.manifest = self.manifest.step, None
+            self.feed(e.ManifestWritten(step))
+            return True
+        return False
+
+    def settle(self, *, until: str = "", limit: int = 10_000) -> None:
+        """Let everybody obey until nothing is left, or the phase is `until`."""
+        for _ in range(limit):
+            if until and self.state.phase == until:
+                return
+            busy = [w for w, queue in self.waiting.items() if queue]
+            if busy:
+                self.answer(busy[0])
+            elif not self.answer_shell():
+                return
+        raise AssertionError(f"did not settle; phase {self.state.phase}")
+
+    # ---- looking
+
+    @property
+    def phase(self) -> str:
+        return self.state.phase
+
+    def is_last(self, worker: str) -> bool:
+        plan = self.state.plan
+        rank = plan.rank_of_device(worker) if plan else None
+        return plan is not None and rank is not None and plan.stage_of(rank) == plan.n_stages - 1
+
+    def layers_of(self, worker: str) -> range:
+        """Layers that `worker` saves: its stage's, if it is of replica 0."""
+        plan = self.state.plan
+        rank = plan.rank_of_device(worker) if plan else None
+        if plan is None or rank is None or plan.replica_of(rank) > 0:
+            return range(0)
+        return range(*plan.partition[plan.stage_of(rank)])
+
+    def a_step(self, worker: str, step: int, version: int | None = None) -> e.StepDone:
+        """Loss 10/(step+1) a token over 32 tokens of each last stage."""
+        last = self.is_last(worker)
+        tokens = 32 if last else 0
+        version = self.state.plan_version if version is None else version
+        return e.StepDone(worker, version, step, tokens * 10.0 / (step + 1), tokens, 1.0, 0.5, 100, 200)
+
+    def of(self, kind: type[c.Command]) -> list[c.Command]:
+        return [x for x in self.given if isinstance(x, kind)]
+
+    def steps(self) -> list[c.RecordStep]:
+        return [x for x in self.given if isinstance(x, c.RecordStep)]
+
+    def manifests(self) -> list[c.WriteManifest]:
+        return [x for x in self.given if isinstance(x, c.WriteManifest)]
+
+    def orders(self, worker: str) -> list[c.WorkerCommand]:
+        return [x.body for x in self.given if isinstance(x, c.Order) and x.worker == worker]
+
+
+def with_options(**changes: object) -> Options:
+    return replace(OPTIONS, **changes)  # type: ignore[arg-type]

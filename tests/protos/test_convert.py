@@ -1,0 +1,130 @@
+"""Every dataclass that travels comes back equal; what cannot be is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos import convert as cv
+from protos import orchestrator_pb2 as pb
+from protos.convert import ConvertError, PeerInfo
+from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.timeline import Span, Timeline
+from scheduler.topology import Device
+
+names = st.text("abcdefgh-0123", min_size=1, max_size=8)
+amounts = st.integers(0, 2**50)
+seconds = st.floats(0, 1e6)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    n_stages, n_replicas = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    widths = draw(st.lists(st.integers(1, 7), min_size=n_stages, max_size=n_stages))
+    stops = [sum(widths[: i + 1]) for i in range(n_stages)]
+    return Plan(
+        version=draw(st.integers(0, 2**40)),
+        placement=tuple(tuple(f"w{r}-{s}" for s in range(n_stages)) for r in range(n_replicas)),
+        partition=tuple(zip([0, *stops[:-1]], stops, strict=True)),
+        micro_batches=tuple(draw(st.integers(1, 99)) for _ in range(n_replicas)),
+        schedule=draw(st.sampled_from(["gpipe", "1f1b"])),
+        warmup_extra=draw(st.integers(0, 9)),
+        predicted_step_s=draw(seconds),
+        reasons=tuple(draw(st.lists(names, max_size=3))),
+    )
+
+
+layers = st.builds(
+    LayerProfile, names, st.floats(0, 1e15), st.floats(0, 1e15), amounts, amounts, amounts, amounts, names
+)
+spans = st.builds(
+    lambda kind, start, length, mb, peer, n: Span(0, kind, start, start + length, mb, peer, n),
+    st.sampled_from(["forward", "backward", "wait", "send", "reduce", "optimizer", "encode", "decode"]),
+    seconds,
+    seconds,
+    st.integers(-1, 99),
+    st.integers(-1, 99),
+    amounts,
+)
+
+
+@given(plans())
+def test_a_plan_comes_back_equal(plan: Plan) -> None:
+    wire = pb.PlanMsg.FromString(cv.plan_to_message(plan).SerializeToString())
+    assert cv.plan_from_message(wire) == plan
+
+
+@given(st.lists(layers, min_size=1, max_size=5), st.data())
+def test_profiles_come_back_equal(found: list[LayerProfile], data: st.DataObject) -> None:
+    times = [tuple(data.draw(st.lists(seconds, min_size=len(found), max_size=len(found)))) for _ in range(3)]
+    profile = DeviceProfile("w0", times[0], times[1], times[2])
+    message = cv.profiled_to_message(found, profile, "digest", 10, 2)
+    wire = pb.Profiled.FromString(message.SerializeToString())
+    assert cv.profile_from_message(wire, "w0") == (tuple(found), profile)
+    assert (wire.data_digest, wire.n_samples, wire.n_eval_samples) == ("digest", 10, 2)
+
+
+@given(st.lists(spans, max_size=20))
+def test_spans_come_back_equal_and_take_the_senders_rank(found: list[Span]) -> None:
+    messages = cv.spans_to_messages(Timeline(1, tuple(found)), 0)
+    assert cv.spans_from_messages(messages, 0) == tuple(found)
+    assert all(s.rank == 3 for s in cv.spans_from_messages(messages, 3))
+
+
+def test_a_timeline_joins_all_ranks_and_refuses_one_beyond() -> None:
+    a, b = Span(0, "forward", 0.0, 1.0, 0), Span(1, "backward", 1.0, 2.0, 0)
+    by_rank = {1: [cv.span_to_message(b)], 0: [cv.span_to_message(a)]}
+    assert cv.timeline_from_messages(2, by_rank) == Timeline(2, (a, b))
+    with pytest.raises(ConvertError, match=r"rank 1, required 0 \.\. 0"):
+        cv.timeline_from_messages(1, by_rank)
+
+
+def test_devices_and_peers_and_files_come_back_equal() -> None:
+    device = Device("w0", "tokyo", "host-a", 16 << 30, host_cores=2)
+    assert cv.device_from_message(cv.device_to_message(device, kind="cpu", model="x"), "w0") == device
+    peer = PeerInfo("w0", "127.0.0.1:5", b"\x01\x02")
+    assert cv.peer_from_message(cv.peer_to_message(peer)) == peer
+    file = LayerFileInfo("layer-0003.optimizer.safetensors", "ab" * 32, 77)
+    assert cv.file_from_message(cv.file_to_message(file)) == file
+
+
+def test_a_device_that_names_no_host_is_its_own() -> None:
+    assert cv.device_from_message(pb.DeviceInfo(kind="cpu"), "w7").host == "w7"
+
+
+PLAN = Plan(1, (("a", "b"),), ((0, 2), (2, 4)), (4,), "1f1b")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m.partition[1].__setattr__("start", 3), r"plan.partition\[1\].*range from 2"),
+        (lambda m: m.partition[1].__setattr__("stop", 2), r"plan.partition\[1\]"),
+        (lambda m: m.placement[0].device.append("c"), r"placement\[0\]: found 3 devices, required 2"),
+        (lambda m: m.micro_batches.append(4), "micro_batches: found 2, required 1"),
+        (lambda m: m.ClearField("partition"), "no stage"),
+        (lambda m: m.__setattr__("predicted_step_s", float("nan")), "predicted_step_s: found nan"),
+    ],
+)
+def test_a_plan_that_does_not_fit_together_is_refused(change: object, said: str) -> None:
+    message = cv.plan_to_message(PLAN)
+    assert callable(change)
+    change(message)
+    with pytest.raises(ConvertError, match=said):
+        cv.plan_from_message(message)
+
+
+def test_broken_spans_profiles_and_names_are_refused() -> None:
+    with pytest.raises(ConvertError, match=r"span.kind: found 'nap'"):
+        cv.span_from_message(pb.SpanMsg(kind="nap"), 0)
+    with pytest.raises(ConvertError, match="start no later than its end"):
+        cv.span_from_message(pb.SpanMsg(kind="wait", start_s=2, end_s=1), 0)
+    with pytest.raises(ConvertError, match="forward_s: found 0"):
+        cv.profile_from_message(pb.Profiled(layers=[pb.Layer(name="x")]), "w0")
+    with pytest.raises(ConvertError, match=r"forward_flops: found -1"):
+        cv.layer_from_message(pb.Layer(name="x", forward_flops=-1))
+    with pytest.raises(ConvertError, match="file name"):
+        cv.file_from_message(pb.LayerFile(name="../../etc/passwd"))
