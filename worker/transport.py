@@ -62,6 +62,8 @@ class Frame:
     shape: tuple[int, ...]
     payload: Sequence[memoryview]
     buffer_version: int = 0
+    arrived_s: float = 0.0
+    """On a received frame: time.monotonic() when all of it had arrived; 0: not known."""
 
     @property
     def n_bytes(self) -> int:

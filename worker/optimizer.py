@@ -1,0 +1,131 @@
+"""The optimizer of a stage: torch's, one a layer, so that its state follows the layer through any plan.
+
+Knows no gradients' origin, no clipping and no clock. `learning_rate` is a pure function of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from scheduler.job import OptimizerSpec
+from worker.model import Layer
+from worker.stage import owned_parameters
+
+
+class OptimizerStateError(Exception):
+    """A layer's saved optimizer state that does not fit the layer or the job's optimizer."""
+
+
+def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
+    """The rate of `step` (0 .. steps - 1).
+
+    lr (step + 1) / warmup_steps while step < warmup_steps; then from lr in the first step after it to
+    lr x final_lr_fraction in the last step of the run, along a line or half a cosine, or constant.
+    """
+    if step < spec.warmup_steps:
+        return spec.lr * (step + 1) / spec.warmup_steps
+    progress = min(1.0, (step - spec.warmup_steps) / max(1, steps - 1 - spec.warmup_steps))
+    match spec.decay:
+        case "constant":
+            left = 1.0
+        case "linear":
+            left = 1.0 - progress
+        case "cosine":
+            left = 0.5 * (1.0 + cos(pi * progress))
+    return spec.lr * (spec.final_lr_fraction + (1.0 - spec.final_lr_fraction) * left)
+
+
+class StageOptimizer:
+    """AdamW or SGD over the layers of a stage. Weight decay is for matrices, not for norms and biases.
+
+    A weight that two layers share is stepped once; its state is saved, and loaded, with both.
+    """
+
+    def __init__(self, layers: Sequence[Layer], spec: OptimizerSpec) -> None:
+        self._layers = list(layers)
+        self._owned = owned_parameters(layers)
+        self._optimizers = [_make(parameters, spec) if parameters else None for parameters in self._owned]
+        self._owner = {id(p): i for i, parameters in enumerate(self._owned) for p in parameters}
+        if spec.name == "adamw":
+            self._slots = frozenset({"step", "exp_avg", "exp_avg_sq"})
+        else:
+            self._slots = frozenset({"momentum_buffer"} if spec.momentum else ())
+
+    def step(self, lr: float) -> None:
+        """Step every layer with the gradients it has, then forget them."""
+        for i in range(len(self._layers)):
+            self.step_layer(i, lr)
+
+    def step_layer(self, i: int, lr: float) -> None:
+        """Step the i-th layer of the stage, then forget its gradients."""
+        optimizer = self._optimizers[i]
+        if optimizer is None:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def layer_state(self, i: int) -> dict[str, Tensor]:
+        """The i-th layer's state as `parameter.slot` -> tensor; empty before the first step.
+
+        The tensors are the optimizer's own: save them before the next step.
+        """
+        return {
+            f"{name}.{slot}": value.detach()
+            for name, p in self._layers[i].named_parameters()
+            for slot, value in sorted(self._state_of(p).items())
+            if isinstance(value, Tensor)
+        }
+
+    def load_layer_state(self, i: int, state: Mapping[str, Tensor]) -> None:
+        """Copy what `layer_state` gave, for the same layer of any plan. Raises OptimizerStateError."""
+        layer = self._layers[i]
+        parameters = dict(layer.named_parameters())
+        required = {f"{name}.{slot}" for name in parameters for slot in self._slots} if state else set()
+        if set(state) != required:
+            wrong = sorted(set(state) ^ required)
+            raise OptimizerStateError(
+                f"{layer.name}: found the optimizer state {'with' if wrong[0] in state else 'without'}"
+                f" {wrong[0]!r} ({len(wrong)} names differ); required that of this layer under the job's"
+                " optimizer: resume with the optimizer that the checkpoint was made with"
+            )
+        for name, p in parameters.items():
+            self._load(f"{layer.name}.{name}", p, {s: state[f"{name}.{s}"] for s in self._slots if state})
+
+    def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
+        optimizer = self._optimizers[self._owner[id(p)]]
+        assert optimizer is not None
+        found: dict[str, Tensor] = optimizer.state.get(p, {})
+        return found
+
+    def _load(self, name: str, p: nn.Parameter, slots: Mapping[str, Tensor]) -> None:
+        for slot, value in slots.items():
+            shape = torch.Size() if slot == "step" else p.shape
+            if value.shape != shape:
+                raise OptimizerStateError(
+                    f"{name}.{slot}: found the shape {tuple(value.shape)}; required {tuple(shape)}"
+                )
+        optimizer = self._optimizers[self._owner[id(p)]]
+        assert optimizer is not None
+        if slots:
+            optimizer.state[p] = {s: v.detach().to(p.device, copy=True) for s, v in slots.items()}
+        else:
+            optimizer.state.pop(p, None)
+
+
+def _make(parameters: Sequence[nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    # One pass over memory instead of one an operation, where torch has it.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused)
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=fused)

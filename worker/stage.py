@@ -1,0 +1,167 @@
+"""A stage: a slice of the model's layers, and the activations saved between forward and backward.
+
+Knows no ranks, no schedule and no optimizer: micro-batches may come in any order. Shapes: B samples
+of a micro-batch, T positions, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from worker.model import Head, Layer, tied_parameter
+
+
+class StageError(Exception):
+    """A stage that is asked for what it cannot do: says which micro-batch, what was found and required."""
+
+
+class Stage:
+    """Consecutive layers. The first stage takes tokens, the last has the loss, others pass (B,T,D) on.
+
+    Tensors that cross a boundary are detached: autograd never sees more than one stage. With
+    `autocast` (bfloat16) the products run in that type, boundaries are of that type, and weights
+    and their gradients stay float32.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], is_first: bool, is_last: bool, autocast: torch.dtype | None = None
+    ) -> None:
+        if not layers:
+            raise StageError("found a stage without layers; required at least one")
+        if is_last and not isinstance(layers[-1], Head):
+            raise StageError(f"found {layers[-1].name} at the end of the last stage; required the head")
+        self.layers = list(layers)
+        self.is_first, self.is_last = is_first, is_last
+        self.owned = owned_parameters(self.layers)
+        """Per layer, its parameters; one that an earlier layer of the stage shares is left to that one."""
+        self._autocast = autocast
+        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.owned[0][0].device
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches whose activations are saved."""
+        return len(self._saved)
+
+    @property
+    def tied(self) -> nn.Parameter | None:
+        """The weight whose other copy is in another stage, if there is one."""
+        if self.is_first and self.is_last:
+            return None
+        weight = tied_parameter(self.layers[0]) if self.is_first else None
+        return tied_parameter(self.layers[-1]) if self.is_last else weight
+
+    def forward(self, mb: int, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Run micro-batch `mb` on tokens (B,T) or the boundary (B,T,D), and save what backward needs.
+
+        Returns the next boundary (B,T,D), or the loss summed over all targets (B,T) in the last stage.
+        """
+        if mb in self._saved:
+            raise StageError(f"micro-batch {mb}: found a second forward; required its backward first")
+        if not self.is_first:
+            x = x.detach().requires_grad_(True)
+        y = self._run(x, targets)
+        self._saved[mb] = (x, y)
+        return y.detach()
+
+    def backward(
+        self,
+        mb: int,
+        gradient: Tensor | None,
+        loss_scale: float,
+        done: Callable[[int], None] | None = None,
+    ) -> Tensor | None:
+        """Add micro-batch `mb`'s part to the weights' gradients, and forget its activations.
+
+        `gradient` is that of the boundary behind the stage; None in the last stage, where the summed
+        loss counts `loss_scale`. `done(i)` is called as soon as layer i has its gradient, last layer
+        first. Returns the gradient of the stage's input, None in the first stage.
+        """
+        if mb not in self._saved:
+            raise StageError(f"micro-batch {mb}: found a backward; required its forward first")
+        if (gradient is None) != self.is_last:
+            found = "no gradient" if gradient is None else "a gradient for the loss"
+            raise StageError(f"micro-batch {mb}: found {found}; required one exactly behind inner stages")
+        x, y = self._saved.pop(mb)
+        if gradient is None:
+            gradient = torch.full_like(y, loss_scale)
+        watch = None if done is None else _Watch(self.owned, done)
+        try:
+            torch.autograd.backward(y, gradient)
+        finally:
+            if watch is not None:
+                watch.close()
+        if watch is not None:
+            watch.finish()
+        return x.grad
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """As forward, but nothing is saved."""
+        return self._run(x, targets)
+
+    def clear(self) -> None:
+        """Forget activations and gradients, as after a step that failed."""
+        self._saved.clear()
+        for parameters in self.owned:
+            for p in parameters:
+                p.grad = None
+
+    def _run(self, x: Tensor, targets: Tensor | None) -> Tensor:
+        if (targets is None) == self.is_last:
+            raise StageError("found targets in an inner stage or none in the last; required in the last only")
+        with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
+            for layer in self.layers[:-1]:
+                x, _ = layer(x)
+            last = self.layers[-1]
+            if targets is not None:
+                assert isinstance(last, Head)
+                return last.loss(x, targets)
+            x, _ = last(x)
+        return x if self._autocast is None else x.to(self._autocast)
+
+
+class _Watch:
+    """Counts, during one backward, each layer's parameters that still lack their gradient."""
+
+    def __init__(self, owned: Sequence[Sequence[nn.Parameter]], done: Callable[[int], None]) -> None:
+        self._left = [len(parameters) for parameters in owned]
+        self._done = done
+        self._handles: list[RemovableHandle] = [
+            p.register_post_accumulate_grad_hook(partial(self._count, i))  # type: ignore[no-untyped-call]
+            for i, parameters in enumerate(owned)
+            for p in parameters
+        ]
+
+    def _count(self, layer: int, _: Tensor) -> None:
+        self._left[layer] -= 1
+        if self._left[layer] == 0:
+            self._done(layer)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def finish(self) -> None:
+        """Layers with a parameter that this backward did not reach are done now."""
+        for layer in reversed(range(len(self._left))):
+            if self._left[layer] > 0:
+                self._done(layer)
+
+
+def owned_parameters(layers: Sequence[Layer]) -> list[list[nn.Parameter]]:
+    """Each layer's parameters in the order of their names in the layer, every object once: with the first."""
+    seen: set[int] = set()
+    owned: list[list[nn.Parameter]] = []
+    for layer in layers:
+        owned.append([p for p in layer.parameters() if id(p) not in seen])
+        seen.update(map(id, owned[-1]))
+    return owned

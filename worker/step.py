@@ -1,0 +1,272 @@
+"""One training step: a single match over the actions of a rank, with tensors.
+
+The order is the plan's, the arithmetic the stage's; this puts them together, keeps the deadlines and
+writes down when everything happened. Reads no clock but the one it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from compression.codec import Key
+from scheduler.schedule import Backward, Forward, OptimizerStep, Recv, ReduceGradients, Send
+from scheduler.timeline import Span, SpanKind
+from worker.grad_norm import clip, global_norm, layer_squares
+from worker.optimizer import StageOptimizer, learning_rate
+from worker.peers import LinkCodecs, Peers, StepContext
+from worker.recorder import Recorder
+from worker.reduce import GradientReduction
+from worker.stage import Stage
+from worker.tied import exchange_tied
+
+__all__ = [
+    "Batch",
+    "Diverged",
+    "LinkCodecs",
+    "StepContext",
+    "StepResult",
+    "boundary_dtype",
+    "run_eval",
+    "run_step",
+]
+
+Batch = Callable[[int], Tensor]
+"""Micro-batch of the replica -> its tokens, int64 (micro_batch, sequence_length + 1)."""
+
+
+class Diverged(Exception):
+    """A loss or a gradient that is no finite number; names step, rank and, for a loss, the micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a rank has to tell of a step. `spans` count from the start of the step on this rank."""
+
+    loss_sum: float
+    """Cross entropy summed over the tokens of this rank's micro-batches; 0 but in a last stage."""
+    tokens: int
+    """How many tokens `loss_sum` sums over."""
+    grad_norm: float
+    """Of the whole model before clipping; the same on every rank."""
+    spans: tuple[Span, ...]
+    duration_s: float
+    sent_bytes: int
+    """Payloads handed to the transport."""
+    raw_bytes: int
+    """What they were before the codec."""
+    late_s: float
+    """Time in which this rank waited for a tensor that had arrived."""
+
+
+def boundary_dtype(precision: str) -> torch.dtype:
+    """The type of what crosses a stage boundary, by the job's precision."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def run_step(
+    context: StepContext,
+    stage: Stage,
+    optimizer: StageOptimizer,
+    step: int,
+    batch: Batch,
+    clock: Callable[[], float],
+    samples: Callable[[int], Key] | None = None,
+) -> StepResult:
+    """Run the rank's actions of step `step` (0 .. job.steps - 1).
+
+    `batch` is asked in first and last stage only. `samples(mb)` are the ids of a micro-batch's samples,
+    for codecs that remember them. Every micro-batch weighs 1 / (global_batch x sequence_length) of its
+    summed cross entropy, so the mean over the global batch is exact whatever the replicas' shares.
+
+    Raises Diverged before any weight is changed, and what the transport raises; the stage then holds
+    no activations and no gradients any more.
+    """
+    try:
+        return _Step(context, stage, optimizer, step, batch, clock, samples).run()
+    except BaseException:
+        stage.clear()
+        raise
+
+
+class _Step:
+    """The state of one step of one rank."""
+
+    def __init__(
+        self,
+        context: StepContext,
+        stage: Stage,
+        optimizer: StageOptimizer,
+        step: int,
+        batch: Batch,
+        clock: Callable[[], float],
+        samples: Callable[[int], Key] | None,
+    ) -> None:
+        self._context, self._stage, self._optimizer, self._step = context, stage, optimizer, step
+        self._batch, self._samples = batch, samples or (lambda _: ())
+        self._recorder = Recorder(context.rank, clock)
+        self._peers = Peers(context, step, self._recorder)
+        self._tensors: dict[tuple[str, int], Tensor] = {}
+        """By (kind, micro-batch): received and not yet used, or computed and not yet sent."""
+        plan = context.plan
+        self._backwards_left = plan.micro_batches[context.replica]
+        self._reduction = None
+        if plan.n_replicas > 1:
+            group, first_layer = plan.group(context.stage), plan.partition[context.stage][0]
+            self._reduction = GradientReduction(
+                self._peers, self._recorder, context.rank, group, stage.owned, first_layer
+            )
+        self._boundary = _boundary_shape(context, context.job.micro_batch)
+        self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
+
+    def run(self) -> StepResult:
+        for action in self._context.plan.actions(self._context.rank):
+            match action:
+                case Recv(kind, mb, src):
+                    self._tensors[kind, mb] = self._receive(kind, mb, src)
+                case Forward(mb):
+                    self._forward(mb)
+                case Backward(mb):
+                    self._backward(mb)
+                case Send(kind, mb, dst):
+                    x = self._tensors.pop((kind, mb))
+                    self._peers.send(kind, dst, x, mb, samples=self._samples(mb))
+                case ReduceGradients():
+                    self._reduce()
+                case OptimizerStep():
+                    self._optimize()
+        recorder = self._recorder
+        return StepResult(
+            loss_sum=self._loss_sum,
+            tokens=self._tokens,
+            grad_norm=self._grad_norm,
+            spans=tuple(recorder.spans),
+            duration_s=recorder.now_s(),
+            sent_bytes=recorder.sent_bytes,
+            raw_bytes=recorder.raw_bytes,
+            late_s=recorder.late_s,
+        )
+
+    def _receive(self, kind: str, mb: int, src: int) -> Tensor:
+        dtype = boundary_dtype(self._context.job.precision)
+        return self._peers.receive(kind, src, self._boundary, dtype, mb, samples=self._samples(mb))
+
+    def _forward(self, mb: int) -> None:
+        stage = self._stage
+        inputs, targets = self._tokens_of(mb) if stage.is_first or stage.is_last else (None, None)
+        x = inputs if stage.is_first else self._tensors.pop(("activation", mb))
+        assert x is not None
+        start_s = self._recorder.now_s()
+        y = stage.forward(mb, x, targets if stage.is_last else None)
+        if targets is not None and stage.is_last:
+            loss = y.item()
+            self._computed("forward", start_s, mb)
+            if not isfinite(loss):
+                raise Diverged(
+                    f"step {self._step}, rank {self._context.rank}, micro-batch {mb}: found the loss"
+                    f" {loss}; required a finite one: resume with a lower lr or a lower clip_norm"
+                )
+            self._loss_sum += loss
+            self._tokens += targets.numel()
+        else:
+            self._computed("forward", start_s, mb)
+            self._tensors["activation", mb] = y
+
+    def _backward(self, mb: int) -> None:
+        stage, job = self._stage, self._context.job
+        self._backwards_left -= 1
+        is_last_backward = self._backwards_left == 0
+        done = self._reduction.start if self._reduction is not None and is_last_backward else None
+        gradient = None if stage.is_last else self._tensors.pop(("gradient", mb))
+        start_s = self._recorder.now_s()
+        x_gradient = stage.backward(mb, gradient, 1.0 / (job.global_batch * job.sequence_length), done)
+        self._computed("backward", start_s, mb)
+        if x_gradient is not None:
+            self._tensors["gradient", mb] = x_gradient
+
+    def _reduce(self) -> None:
+        if self._reduction is not None:
+            self._reduction.finish()
+        if self._stage.tied is not None:
+            exchange_tied(self._context, self._peers, self._recorder, self._stage.tied)
+
+    def _optimize(self) -> None:
+        context, stage = self._context, self._stage
+        start_s = self._recorder.now_s()
+        squares = layer_squares(stage.owned, left_out=None if stage.is_first else stage.tied)
+        self._computed("optimizer", start_s)
+        self._grad_norm = global_norm(context, self._peers, squares)
+        if not isfinite(self._grad_norm):
+            raise Diverged(
+                f"step {self._step}, rank {context.rank}: found a gradient whose norm is no finite number;"
+                " required one: resume with a lower lr, or in fp32"
+            )
+        start_s = self._recorder.now_s()
+        clip(stage.owned, self._grad_norm, context.job.optimizer.clip_norm)
+        self._optimizer.step(learning_rate(context.job.optimizer, self._step, context.job.steps))
+        self._computed("optimizer", start_s)
+
+    def _computed(self, kind: SpanKind, start_s: float, mb: int = -1) -> None:
+        if self._context.device.type == "cuda":
+            torch.cuda.synchronize(self._context.device)  # else the span were that of the launch
+        self._recorder.add(kind, start_s, mb)
+
+    def _tokens_of(self, mb: int) -> tuple[Tensor, Tensor]:
+        job = self._context.job
+        return _split(self._batch(mb), job.micro_batch, job.sequence_length, self._context.device)
+
+
+def _boundary_shape(context: StepContext, n: int) -> tuple[int, ...]:
+    """Of what crosses between stages, for `n` samples."""
+    return (n, context.job.sequence_length, context.job.shape.hidden)
+
+
+def _split(tokens: Tensor, n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, (n, length) each."""
+    if tokens.shape != (n, length + 1) or tokens.dtype != torch.int64:
+        raise ValueError(
+            f"found a batch of {tokens.dtype} {tuple(tokens.shape)}; required torch.int64 {(n, length + 1)}"
+        )
+    tokens = tokens.to(device)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def run_eval(
+    context: StepContext,
+    stage: Stage,
+    step: int,
+    n_samples: int,
+    batch: Callable[[Sequence[int]], Tensor],
+    clock: Callable[[], float],
+) -> tuple[float, int]:
+    """Forward only, over held-out samples 0 .. n_samples - 1: (cross entropy summed, tokens summed over).
+
+    Micro-batch i goes to replica i mod n_replicas; the last one may be smaller. (0.0, 0) but in a last
+    stage. `batch(ids)` gives int64 (len(ids), sequence_length + 1), asked in first and last stage only.
+    Sums of the replicas are to be added. `step` tells evaluations apart.
+    """
+    job, plan = context.job, context.plan
+    peers = Peers(context, step, Recorder(context.rank, clock))
+    ids = range(n_samples)
+    micro_batches = [ids[i : i + job.micro_batch] for i in range(0, n_samples, job.micro_batch)]
+    loss_sum, tokens = 0.0, 0
+    for mb in range(context.replica, len(micro_batches), plan.n_replicas):
+        own = micro_batches[mb]
+        inputs, targets = None, None
+        if stage.is_first or stage.is_last:
+            inputs, targets = _split(batch(own), len(own), job.sequence_length, context.device)
+        if not stage.is_first:
+            shape = _boundary_shape(context, len(own))
+            inputs = peers.receive("eval", context.rank - 1, shape, boundary_dtype(job.precision), mb)
+        assert inputs is not None
+        y = stage.evaluate(inputs, targets if stage.is_last else None)
+        if targets is not None and stage.is_last:
+            loss_sum += y.item()
+            tokens += targets.numel()
+        else:
+            peers.send("eval", context.rank + 1, y, mb)
+    return loss_sum, tokens
