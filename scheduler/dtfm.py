@@ -196,7 +196,5 @@ def recompute(
 ) -> tuple[float, float]:
     """(data-parallel, one-way pipeline) seconds of explicit stages in replica order, by the plain definition."""
     dp_s = max(sum(float(exchange_s[d, e]) for e in stage if e != d) for stage in stages for d in stage)
-    pp_s = sum(
-        max(float(transfer_s[d, e]) for d, e in zip(a, b, strict=True)) for a, b in pairwise(stages)
-    )
+    pp_s = sum(max(float(transfer_s[d, e]) for d, e in zip(a, b, strict=True)) for a, b in pairwise(stages))
     return dp_s, pp_s

@@ -7,7 +7,7 @@ directed path of least total weight, from any node to any other. Knows only matr
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -79,7 +79,7 @@ def matching_bound(weight: NDArray[np.generic]) -> NDArray[np.generic]:
     return bound
 
 
-@lru_cache(maxsize=None)
+@cache
 def _subset_steps(n: int) -> tuple[tuple[Ints, Ints], ...]:
     """For each row: [subsets of that size, size] -> position of the subset less one column, and the column."""
     steps = []
@@ -138,7 +138,7 @@ def open_tour(weight: Floats) -> tuple[float, list[int]]:
     return _held_karp(weight) if n <= EXACT_TOUR else _improved_tour(weight)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _levels(n: int) -> tuple[Ints, ...]:
     """Masks of 1, 2, … n bits."""
     masks = np.arange(1 << n)

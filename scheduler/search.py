@@ -1,0 +1,309 @@
+"""The evolutionary search for the placement that costs least under DT-FM's objective.
+
+Islands of placements evolve on DEAP's toolbox: each generation walks (`refine.py`: swaps judged by
+the whole objective), the better half stays, the rest are children of balanced crossover. They
+start from structured placements and random ones, and pass their best on to the next island between
+rounds. Few partitions (small clusters) are all tried instead. This is the one module that
+imports DEAP.
+
+Pure: chance comes from the seed, the budget is counted in evaluations, `map_islands` may spread
+islands over processes (the result does not depend on it), and only `should_stop`, which a shell
+may pass, knows a clock: a search that it ends early is the best so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import factorial
+
+import numpy as np
+from deap import base, tools
+
+from scheduler.dtfm import DtfmObjective, Floats, Groups, Placement
+from scheduler.encoding import Stages, crossover, random_groups, signature, structured, to_groups, to_stages
+from scheduler.matching import EXACT_TOUR
+from scheduler.refine import Walkers, polish
+
+MapIslands = Callable[[Callable[["_Island"], "_Island"], Iterable["_Island"]], Iterable["_Island"]]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How hard to look. The defaults find the best known plans of DT-FM's scenarios in seconds."""
+
+    evaluations: int = 600_000
+    """Placements judged at most, over all islands (a filtered one counts: the bound judged it)."""
+    islands: int = 2
+    population: int = 24
+    """Placements an island."""
+    rounds: int = 2
+    """How often islands exchange their best."""
+    generations: int = 5
+    """Generations a round."""
+    hot: float = 0.01
+    """First temperature as a share of the best cost; the last generation's is a tenth of it."""
+    cold: float = 0.0003
+    exhaustive: int = 20_000
+    """Try every partition when there are no more than this; 0: never."""
+
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "islands", "population", "rounds", "generations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, required at least 1")
+        if not 0 < self.cold <= self.hot:
+            raise ValueError(f"found hot {self.hot} and cold {self.cold}, required 0 < cold <= hot")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    placement: Placement
+    evaluations: int
+    method: str
+    """`exhaustive` or `evolution`."""
+    seeds_s: dict[str, float]
+    """What the structured placements cost that the search began with."""
+    curve: tuple[tuple[int, float], ...]
+    """(evaluations so far, best cost so far)."""
+    ended_early: bool = False
+
+
+class _Cost(base.Fitness):  # type: ignore[misc]
+    weights = (-1.0,)
+
+
+@dataclass(eq=False)
+class _Individual:
+    """`stage[d]` with DEAP's fitness, which compares as less cost is better."""
+
+    stage: Stages
+    fitness: _Cost = field(default_factory=_Cost)
+
+    @property
+    def cost_s(self) -> float:
+        return float(self.fitness.values[0])
+
+
+@dataclass
+class _Island:
+    """Everything an island needs to go on, so that it can travel to another process and back."""
+
+    objective: DtfmObjective
+    options: SearchOptions
+    rng: np.random.Generator
+    population: list[_Individual]
+    moves: int
+    """Moves of each walker in a generation."""
+    round: int = 0
+    evaluations: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def search(
+    objective: DtfmObjective,
+    places: Stages,
+    seed: int = 0,
+    options: SearchOptions | None = None,
+    map_islands: MapIslands = map,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> SearchResult:
+    """The best placement found. `places[d]` numbers d's region (see `encoding.places_of`).
+
+    The same seed and options give the same placement on any number of processes, unless
+    `should_stop` ended the search.
+    """
+    options = options or SearchOptions()
+    seeds = structured(objective, places)
+    named = np.stack(list(seeds.values()))
+    seeds_s = dict(zip(seeds, objective.costs_s(named).tolist(), strict=True))
+    if n_partitions(objective.n_stages, objective.n_replicas) <= options.exhaustive:
+        placement, used = _exhaustive(objective)
+        return SearchResult(placement, used, "exhaustive", seeds_s, ((used, placement.cost_s),))
+    islands = _settle(objective, options, named, seed)
+    curve = [(len(named), min(seeds_s.values()))]
+    stopped = False
+    for _ in range(options.rounds):
+        before = sum(i.evaluations for i in islands)
+        islands = list(map_islands(_evolve, islands))
+        for island in islands:
+            curve += [(before + len(islands) * e, c) for e, c in island.curve]
+            island.curve = []
+        _migrate(islands)
+        if should_stop():
+            stopped = True
+            break
+    placement, used = _finish(objective, islands, options)
+    total = sum(i.evaluations for i in islands) + used + len(named)
+    if min(seeds_s.values()) < placement.cost_s:  # cannot happen: seeds live in every island
+        placement = objective.place(named[int(np.argmin(list(seeds_s.values())))])
+    return SearchResult(
+        placement, total, "evolution", seeds_s, _best_so_far([*curve, (total, placement.cost_s)]), stopped
+    )
+
+
+def _best_so_far(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    ordered = sorted(curve)
+    best = np.minimum.accumulate([c for _, c in ordered])
+    return tuple((e, float(b)) for (e, _), b in zip(ordered, best, strict=True))
+
+
+def n_partitions(n_stages: int, n_replicas: int) -> int:
+    """Ways to split the devices into groups, the groups' order left aside (the tour is solved exactly).
+
+    More than can be ordered exactly count as countless.
+    """
+    if n_stages > EXACT_TOUR - 2:
+        return 10**18
+    return factorial(n_stages * n_replicas) // (factorial(n_replicas) ** n_stages * factorial(n_stages))
+
+
+def partitions(devices: tuple[int, ...], n_replicas: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Every split of `devices` into groups of `n_replicas`, each split once."""
+    if not devices:
+        yield ()
+        return
+    first, rest = devices[0], devices[1:]
+    for others in combinations(rest, n_replicas - 1):
+        left = tuple(d for d in rest if d not in others)
+        for following in partitions(left, n_replicas):
+            yield ((first, *others), *following)
+
+
+def _exhaustive(objective: DtfmObjective) -> tuple[Placement, int]:
+    every = np.array(
+        list(partitions(tuple(range(objective.n_devices)), objective.n_replicas)), dtype=np.int64
+    )
+    costs = np.concatenate([objective.costs_s(every[k : k + 512]) for k in range(0, len(every), 512)])
+    return objective.place(every[int(costs.argmin())]), len(every)
+
+
+def _settle(objective: DtfmObjective, options: SearchOptions, named: Groups, seed: int) -> list[_Island]:
+    """Islands with their own streams of chance: every structured placement, and random ones."""
+    generators = np.random.default_rng(seed).spawn(options.islands)
+    size = max(options.population, len(named) + 2)
+    steps = options.rounds * options.generations
+    moves = max(1, options.evaluations // (options.islands * size * steps))
+    islands = []
+    for rng in generators:
+        start = np.concatenate([named, random_groups(objective, size - len(named), rng)])
+        people = [_Individual(to_stages(g)) for g in start]
+        islands.append(_Island(objective, options, rng, people, moves))
+    return islands
+
+
+def _toolbox(island: _Island) -> base.Toolbox:
+    """DEAP's operators, drawing from the island's own generator instead of the global one."""
+    toolbox = base.Toolbox()
+    toolbox.register("mate", crossover, n_stages=island.objective.n_stages, rng=island.rng)
+    toolbox.register("select", tools.selBest)
+
+    def parents(people: list[_Individual]) -> tuple[_Individual, _Individual]:
+        """Two tournaments of two."""
+        pairs = island.rng.integers(len(people), size=(2, 2))
+        one, other = (max((people[k] for k in pair), key=lambda x: x.fitness) for pair in pairs)
+        return one, other
+
+    toolbox.register("parents", parents)
+    return toolbox
+
+
+def _evolve(island: _Island) -> _Island:
+    """One round of one island."""
+    objective, options = island.objective, island.options
+    toolbox = _toolbox(island)
+    steps = options.rounds * options.generations
+    for generation in range(options.generations):
+        step = island.round * options.generations + generation
+        hot = options.hot * 0.1 ** (step / max(1, steps - 1))
+        _walk(island, max(hot, options.cold), options.cold)
+        best = toolbox.select(_distinct(island), max(2, len(island.population) // 2))
+        if generation == options.generations - 1 and island.round == options.rounds - 1:
+            island.population = best
+            break
+        children = []
+        for _ in range(len(island.population) - len(best)):
+            one, other = toolbox.parents(best)
+            children.append(_Individual(toolbox.mate(one.stage, other.stage)))
+        island.population = best + children
+    island.round += 1
+    if not all(x.fitness.valid for x in island.population):
+        island.population = [x for x in island.population if x.fitness.valid] + [
+            _priced(objective, x) for x in island.population if not x.fitness.valid
+        ]
+    return island
+
+
+def _priced(objective: DtfmObjective, x: _Individual) -> _Individual:
+    x.fitness.values = (float(objective.costs_in_order_s(to_groups(x.stage, objective.n_stages)[None])[0]),)
+    return x
+
+
+def _walk(island: _Island, hot: float, cold: float) -> None:
+    """Every individual walks; it becomes the best placement of its walk."""
+    objective = island.objective
+    groups = np.stack([to_groups(x.stage, objective.n_stages) for x in island.population])
+    walkers = Walkers(objective, groups, island.rng)
+    walkers.reorder(_worth_reordering(walkers))
+    scale = float(walkers.best_s.min())
+    walkers.walk(island.moves, hot * scale, cold * scale)
+    walkers.groups = walkers.best_groups.copy()
+    walkers.reorder(_worth_reordering(walkers))
+    for x, g, cost in zip(island.population, walkers.best_groups, walkers.best_s, strict=True):
+        x.stage = to_stages(g)
+        x.fitness.values = (float(cost),)
+    island.evaluations += walkers.evaluations
+    island.curve.append((island.evaluations, float(walkers.best_s.min())))
+
+
+def _worth_reordering(walkers: Walkers) -> Stages:
+    """All walkers while an exact order is cheap, else the few best."""
+    n = len(walkers.best_s)
+    few = n if walkers.objective.n_stages <= 10 else 3
+    return np.argsort(walkers.best_s, kind="stable")[:few]
+
+
+def _distinct(island: _Island) -> list[_Individual]:
+    """The population without twins (up to interchangeable devices), at least two."""
+    seen: dict[tuple[tuple[int, ...], ...], _Individual] = {}
+    for x in island.population:
+        seen.setdefault(signature(to_groups(x.stage, island.objective.n_stages), island.objective.kinds), x)
+    return list(seen.values())
+
+
+def _migrate(islands: list[_Island]) -> None:
+    """The best of each island replaces the worst of the next."""
+    best = [max(i.population, key=lambda x: x.fitness) for i in islands]
+    for k, island in enumerate(islands):
+        if len(islands) > 1:
+            worst = min(range(len(island.population)), key=lambda j: island.population[j].fitness)
+            guest = _Individual(best[k - 1].stage.copy())
+            guest.fitness.values = best[k - 1].fitness.values
+            island.population[worst] = guest
+
+
+def _finish(
+    objective: DtfmObjective, islands: list[_Island], options: SearchOptions
+) -> tuple[Placement, int]:
+    """Polish the best few by full neighbourhoods with stages reordered, and place the winner."""
+    people = sorted((x for i in islands for x in i.population), key=lambda x: x.cost_s)
+    seen, used = set(), 0
+    found: list[tuple[float, Groups]] = []
+    for x in people:
+        groups = to_groups(x.stage, objective.n_stages)
+        mark = signature(groups, objective.kinds)
+        if mark in seen:
+            continue
+        seen.add(mark)
+        groups, cost, evaluations = polish(objective, groups, x.cost_s, options.evaluations // 20)
+        used += evaluations
+        found.append((cost, groups))
+        if len(found) == 3:
+            break
+    placements = [objective.place(g) for _, g in found]
+    return min(placements, key=lambda p: p.cost_s), used
+
+
+def costs_of(objective: DtfmObjective, groups: Groups) -> Floats:
+    """Costs of a batch [B, S, R], in chunks that bound the memory."""
+    return np.concatenate([objective.costs_s(groups[k : k + 256]) for k in range(0, len(groups), 256)])
