@@ -62,7 +62,7 @@ class Frame:
     shape: tuple[int, ...]
     payload: Sequence[memoryview]
     buffer_version: int = 0
-    arrived_s: float = 0.0
+    arrived_s: float = field(default=0.0, compare=False)
     """On a received frame: time.monotonic() when all of it had arrived; 0: not known."""
 
     @property

@@ -1,0 +1,208 @@
+"""Small plans run in one process, a thread a rank, and the plain loop they are compared with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
+from scheduler.plan import Plan
+from worker.memory_transport import MemoryHub, MemoryTransport
+from worker.model import Head, Layer, build_layers, initialize, tied_parameter
+from worker.optimizer import StageOptimizer, learning_rate
+from worker.stage import Stage
+from worker.step import LinkCodecs, StepContext, StepResult, boundary_dtype, run_step
+from worker.transport import Transport
+
+VOCAB = 48
+T = TypeVar("T")
+
+
+def make_job(family: str = "gpt2", **changes: object) -> JobSpec:
+    """A model of 5 layers, 8 samples a step in micro-batches of 2."""
+    model = ModelSpec.model_validate(
+        {
+            "family": family,
+            "layers": 3,
+            "hidden": 32,
+            "heads": 4,
+            "kv_heads": 4 if family == "gpt2" else 2,
+            "vocab": VOCAB,
+            "max_positions": 16,
+            "tied": family == "gpt2",
+        }
+    )
+    job = JobSpec(
+        name="tiny",
+        model=model,
+        data=DataSpec(files=("none",)),
+        sequence_length=8,
+        global_batch=8,
+        micro_batch=2,
+        steps=20,
+        # eps far above the rounding of gradients (1e-8 here): AdamW divides by their size, so one that is
+        # zero but for rounding (a key's bias) would otherwise become a whole step of either sign.
+        optimizer=OptimizerSpec(lr=3e-3, eps=1e-4, warmup_steps=3, clip_norm=0.5),
+    )
+    return job.model_copy(update=dict(changes)).model_copy(update={"model": changes.get("model", model)})
+
+
+def make_plan(job: JobSpec, stages: int, micro_batches: tuple[int, ...], schedule: str = "1f1b") -> Plan:
+    """Layers cut as evenly as they go."""
+    cuts = [job.n_layers * s // stages for s in range(stages + 1)]
+    return Plan(
+        version=1,
+        placement=tuple(tuple(f"d{r}.{s}" for s in range(stages)) for r in range(len(micro_batches))),
+        partition=tuple(zip(cuts, cuts[1:], strict=False)),
+        micro_batches=micro_batches,
+        schedule=schedule,
+    )
+
+
+def tokens_of(job: JobSpec, step: int) -> Tensor:
+    """The global batch of a step: int64 (global_batch, sequence_length + 1), with something to learn."""
+    rng = torch.Generator().manual_seed(1000 + step)
+    start = torch.randint(VOCAB, (job.global_batch, 1), generator=rng)
+    stride = torch.randint(1, 4, (job.global_batch, 1), generator=rng)
+    return (start + stride * torch.arange(job.sequence_length + 1)) % VOCAB
+
+
+def fresh_layers(job: JobSpec, start: int, stop: int) -> list[Layer]:
+    layers = build_layers(job.shape, start, stop)
+    for i, layer in enumerate(layers):
+        initialize(layer, job.seed, start + i)
+    return layers
+
+
+def make_stage(job: JobSpec, plan: Plan, rank: int) -> Stage:
+    s = plan.stage_of(rank)
+    start, stop = plan.partition[s]
+    autocast = torch.bfloat16 if boundary_dtype(job.precision) == torch.bfloat16 else None
+    return Stage(fresh_layers(job, start, stop), s == 0, s == plan.n_stages - 1, autocast)
+
+
+@dataclass
+class Rank:
+    """One rank of a plan, ready to run steps."""
+
+    context: StepContext
+    stage: Stage
+    optimizer: StageOptimizer
+
+    def run_step(self, step: int, clock: Callable[[], float] = time.monotonic) -> StepResult:
+        job, plan = self.context.job, self.context.plan
+        tokens = tokens_of(job, step)
+        first = plan.first_micro_batch(self.context.replica)
+
+        def batch(mb: int) -> Tensor:
+            return tokens[(first + mb) * job.micro_batch : (first + mb + 1) * job.micro_batch]
+
+        return run_step(self.context, self.stage, self.optimizer, step, batch, clock)
+
+
+def make_rank(job: JobSpec, plan: Plan, rank: int, transport: Transport, timeout_s: float = 60.0) -> Rank:
+    context = StepContext(plan, rank, job, transport, LinkCodecs(job.compression), timeout_s)
+    stage = make_stage(job, plan, rank)
+    return Rank(context, stage, StageOptimizer(stage.layers, job.optimizer))
+
+
+def make_ranks(job: JobSpec, plan: Plan, timeout_s: float = 60.0) -> list[Rank]:
+    """All ranks, with fresh weights, over the in-memory transport."""
+    hub = MemoryHub()
+    transports = [MemoryTransport(hub, r, plan.version) for r in range(plan.n_ranks)]
+    return [make_rank(job, plan, r, t, timeout_s) for r, t in enumerate(transports)]
+
+
+@dataclass
+class Run:
+    """What all ranks of a plan did: `losses[step]` is the mean, `results[rank][step]` the rest."""
+
+    ranks: list[Rank]
+    results: list[list[StepResult]]
+    losses: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.losses = [
+            sum(r.loss_sum for r in step) / sum(r.tokens for r in step)
+            for step in zip(*self.results, strict=True)
+        ]
+
+    def weights(self, replica: int = 0) -> dict[str, Tensor]:
+        """`layer.parameter` -> value, of one replica."""
+        return {
+            f"{layer.name}.{name}": value
+            for rank in self.ranks
+            if rank.context.replica == replica
+            for layer in rank.stage.layers
+            for name, value in layer.state_dict().items()
+        }
+
+
+def in_threads(ranks: list[Rank], work: Callable[[Rank], T]) -> list[T]:
+    """`work` of every rank at once. The first error aborts the others' transports, and is raised."""
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+
+    def run(i: int) -> None:
+        try:
+            results[i] = work(ranks[i])
+        except BaseException as e:  # whatever it is, the caller sees it
+            errors.append(e)
+            for rank in ranks:
+                rank.context.transport.abort(f"rank {i} failed: {e}")
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(ranks))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if errors:
+        raise errors[0]
+    return [results[i] for i in range(len(ranks))]
+
+
+def train(job: JobSpec, plan: Plan, steps: int | None = None) -> Run:
+    """Run the plan from fresh weights, over the in-memory transport."""
+    ranks = make_ranks(job, plan)
+    n = job.steps if steps is None else steps
+    return Run(ranks, in_threads(ranks, lambda rank: [rank.run_step(step) for step in range(n)]))
+
+
+def train_plainly(job: JobSpec) -> tuple[list[float], dict[str, Tensor]]:
+    """One process, the whole batch at once, torch's own clipping and optimizer: losses and final weights."""
+    layers = fresh_layers(job, 0, job.n_layers)
+    module = torch.nn.ModuleList(layers)
+    head = layers[-1]
+    assert isinstance(head, Head)
+    if job.model.tied:
+        assert tied_parameter(layers[0]) is head.weight
+    spec = job.optimizer
+    parameters = list(module.parameters())  # each once, also a tied one
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    losses = []
+    for step in range(job.steps):
+        tokens = tokens_of(job, step)
+        x = tokens[:, :-1]
+        for layer in layers[:-1]:
+            x, _ = layer(x)
+        logits, _ = head(x)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        if spec.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spec, step, job.steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, {f"{x.name}.{name}": v for x in layers for name, v in x.state_dict().items()}
