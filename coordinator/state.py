@@ -244,8 +244,11 @@ def _resumable(state: State) -> str:
 
 def _failed(state: State, event: Failed, now: float) -> Transition:
     reason = f"{event.worker} failed: {event.reason}"
-    if event.code is ExitCode.CHECKPOINT_WRITE and state.saving is not None:
-        return on_save_failed(state, SaveFailed(state.saving.step, reason), now)
+    saving = state.saving
+    owes = saving is not None and event.worker in state.ranks and event.worker not in saving.said
+    if saving is not None and (event.code is ExitCode.CHECKPOINT_WRITE or (owes and not event.fatal)):
+        # Whatever kept it from saving, it will not answer Saved: waiting on would never end.
+        return on_save_failed(state, SaveFailed(saving.step, reason), now)
     if not event.fatal:
         return Transition(state, (), f"{reason} (it goes on)")
     if state.phase in PREPARING or event.worker in state.ranks:

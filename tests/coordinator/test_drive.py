@@ -358,3 +358,13 @@ def test_a_failure_that_is_not_fatal_is_only_said() -> None:
     w.feed(e.Failed("a", ExitCode.DEVICE, "clocked down", fatal=False))
     assert w.phase == "running"
     assert "clocked down" in w.reasons[-1]
+
+
+def test_a_worker_that_cannot_save_for_whatever_reason_is_not_waited_for() -> None:
+    w = running()
+    w.settle(until="saving")
+    w.waiting["a"].clear()
+    w.feed(e.Failed("a", ExitCode.INTERNAL, "the upload was refused", fatal=False))
+    assert w.phase == "running"
+    w.settle()
+    assert [m.step for m in w.manifests()] == [8, 12]
