@@ -24,8 +24,8 @@ class Stage:
     """Consecutive layers. The first stage takes tokens, the last has the loss, others pass (B,T,D) on.
 
     Tensors that cross a boundary are detached: autograd never sees more than one stage. With
-    `autocast` (bfloat16) the products run in that type, boundaries are of that type, and weights
-    and their gradients stay float32.
+    `autocast` (bfloat16) the products run in that type, boundaries are of that type, and weights,
+    their gradients and the residual stream within a stage stay float32.
     """
 
     def __init__(
@@ -118,6 +118,8 @@ class Stage:
     def _run(self, x: Tensor, targets: Tensor | None) -> Tensor:
         if (targets is None) == self.is_last:
             raise StageError("found targets in an inner stage or none in the last; required in the last only")
+        if self._autocast is not None and x.is_floating_point():
+            x = x.float()  # within a stage the residual stream is float32
         with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
             for layer in self.layers[:-1]:
                 x, _ = layer(x)

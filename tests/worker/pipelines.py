@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -59,7 +60,7 @@ def make_plan(job: JobSpec, stages: int, micro_batches: tuple[int, ...], schedul
     return Plan(
         version=1,
         placement=tuple(tuple(f"d{r}.{s}" for s in range(stages)) for r in range(len(micro_batches))),
-        partition=tuple(zip(cuts, cuts[1:], strict=False)),
+        partition=tuple(pairwise(cuts)),
         micro_batches=micro_batches,
         schedule=schedule,
     )
@@ -197,7 +198,7 @@ def train_plainly(job: JobSpec) -> tuple[list[float], dict[str, Tensor]]:
             x, _ = layer(x)
         logits, _ = head(x)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         if spec.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         for group in optimizer.param_groups:
