@@ -152,8 +152,14 @@ class JobSpec(_Strict):
 
     @property
     def shape(self) -> ModelSpec:
-        """The model with its preset merged in and its defaults filled (`resolve_model`)."""
-        return resolve_model(self.model)
+        """The model with its preset merged in and its defaults filled (`resolve_model`).
+
+        gpt2 learns a vector for each position: where none are named, as many as a sample has.
+        """
+        model = resolve_model(self.model)
+        if model.family == "gpt2" and model.max_positions is None:
+            return model.model_copy(update={"max_positions": self.sequence_length})
+        return model
 
     @property
     def n_layers(self) -> int:

@@ -59,7 +59,7 @@ PRESETS: Mapping[str, Shape] = {
     # The demo's: byte-level (vocab from the tokenizer), small enough for a laptop's cores.
     "demo": {
         "family": "llama",
-        "layers": 6,
+        "layers": 4,
         "hidden": 192,
         "heads": 6,
         "max_positions": 1024,
@@ -84,7 +84,7 @@ PRESETS: Mapping[str, Shape] = {
     "llama3-70b": _llama3(80, 8192, 64, 28672),
     # Allal et al. 2024; config.json of the release.
     "smollm2-135m": _llama(
-        30, 576, 9, 1536, kv_heads=3, vocab=49152, max_positions=2048, tied=True, rope_theta=100000.0
+        30, 576, 9, 1536, kv_heads=3, vocab=49152, max_positions=8192, tied=True, rope_theta=100000.0
     ),
 }
 """Preset name -> the ModelSpec keys it sets."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json, parse_job
 
+JOBS = Path(__file__).parents[2] / "jobs"
 GOOD = """\
 name: small
 model:
@@ -88,6 +91,27 @@ def test_the_wire_refuses_what_is_not_a_job() -> None:
         job_from_json("[]")
     with pytest.raises(JobError, match=r"model: found no such key"):
         job_from_json('{"name": "x"}')
+
+
+def test_learned_positions_are_as_many_as_a_sample_has_unless_named() -> None:
+    learned = swapped("family: llama", "family: gpt2")
+    assert parse_job(learned, "x").model.max_positions == 32
+    assert (
+        parse_job(learned.replace("heads: 4", "heads: 4\n  max_positions: 64"), "x").model.max_positions == 64
+    )
+    assert parse_job(GOOD, "x").model.max_positions is None
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_jobs_are_jobs(path: Path) -> None:
+    job = parse_job(path.read_text(encoding="utf-8"), path.name)
+    assert job.name == path.stem
+    assert job.n_layers >= 4  # each has work for four stages
+    assert job.eval_every > 0
+
+
+def test_the_known_jobs_are_shipped() -> None:
+    assert {"demo", "tiny", "finetune-smollm2"} <= {p.stem for p in JOBS.glob("*.yaml")}
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
