@@ -22,6 +22,7 @@ from worker.step import LinkCodecs, StepContext, StepResult, boundary_dtype, run
 from worker.transport import Transport
 
 VOCAB = 48
+torch.set_num_threads(1)  # ranks are threads; more would only fight for the same cores
 T = TypeVar("T")
 
 

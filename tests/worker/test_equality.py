@@ -8,7 +8,6 @@ largest value. What is the same sum in the same order must be the same to the la
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -19,14 +18,6 @@ from scheduler.job import JobSpec
 from tests.worker.pipelines import Run, make_job, make_plan, train, train_plainly
 
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
