@@ -87,7 +87,8 @@ class DtfmObjective:
         n = len(topology)
         if n_stages < 1 or n_replicas < 1 or n_stages * n_replicas != n:
             raise TopologyError(
-                f"found {n_stages} stages x {n_replicas} replicas for {n} devices; required stages x replicas = {n}"
+                f"found {n_stages} stages x {n_replicas} replicas for {n} devices; "
+                f"required stages x replicas = {n}"
             )
         self.n_stages, self.n_replicas, self.n_devices = n_stages, n_replicas, n
         self.volumes = volumes or Volumes()
@@ -107,7 +108,7 @@ class DtfmObjective:
 
     @cached_property
     def kinds(self) -> NDArray[np.int64]:
-        """[d]: devices with equal links to everybody (and to each other) share a number: they are interchangeable."""
+        """[d]: interchangeable devices (equal links to everybody and to each other) share a number."""
         kind = np.full(self.n_devices, -1, dtype=np.int64)
         representatives: list[int] = []
         for d in range(self.n_devices):
@@ -179,7 +180,7 @@ class DtfmObjective:
         return total
 
     def place(self, groups: Groups, keep_order: bool = False) -> Placement:
-        """Order the stages (unless `keep_order`) and the replicas within them, and price the result: [S, R]."""
+        """Order the stages of [S, R] (unless `keep_order`) and their replicas, and price the result."""
         if not keep_order:
             groups = groups[open_tour(self.hops_s(groups[None])[0])[1]]
         rows = [groups[0].tolist()]
@@ -194,7 +195,7 @@ class DtfmObjective:
 def recompute(
     exchange_s: Floats, transfer_s: Floats, stages: tuple[tuple[int, ...], ...]
 ) -> tuple[float, float]:
-    """(data-parallel, one-way pipeline) seconds of explicit stages in replica order, by the plain definition."""
+    """(data-parallel, one-way pipeline) seconds of stages in replica order, by the plain definition."""
     dp_s = max(sum(float(exchange_s[d, e]) for e in stage if e != d) for stage in stages for d in stage)
     pp_s = sum(max(float(transfer_s[d, e]) for d, e in zip(a, b, strict=True)) for a, b in pairwise(stages))
     return dp_s, pp_s

@@ -30,10 +30,10 @@ def to_stages(groups: Groups) -> Stages:
     return stage
 
 
-def signature(groups: Groups, kinds: Stages) -> tuple[tuple[int, ...], ...]:
-    """Equal for placements that differ only in interchangeable devices or in the direction of the path."""
-    rows = tuple(tuple(sorted(kinds[g].tolist())) for g in groups)
-    return min(rows, rows[::-1])
+def signature(objective: DtfmObjective, groups: Groups) -> tuple[tuple[int, ...], ...]:
+    """Equal for placements that differ only in interchangeable devices or (symmetric links) direction."""
+    rows = tuple(tuple(sorted(objective.kinds[g].tolist())) for g in groups)
+    return min(rows, rows[::-1]) if objective.symmetric else rows
 
 
 def balance(stage: Stages, n_stages: int, rng: np.random.Generator) -> Stages:
@@ -77,7 +77,7 @@ def random_groups(objective: DtfmObjective, count: int, rng: np.random.Generator
 
 
 def places_of(topology: Topology, objective: DtfmObjective) -> NDArray[np.int64]:
-    """[d]: a number for the region of each device; where regions are not named, interchangeable devices share one."""
+    """[d]: a number for each device's region; where none is named, interchangeable devices share one."""
     regions = [d.region for d in topology.devices]
     if not any(regions):
         return objective.kinds
@@ -86,7 +86,7 @@ def places_of(topology: Topology, objective: DtfmObjective) -> NDArray[np.int64]
 
 
 def near_order(pair_s: Floats, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The devices, place by place, the places along a short tour of their mean costs; within a place likewise."""
+    """The devices, place by place, the places along a short tour of their mean costs."""
     n_places = int(places.max()) + 1
     member = (places[:, None] == np.arange(n_places)).astype(float)
     size = member.sum(axis=0)
@@ -139,7 +139,7 @@ def greedy(objective: DtfmObjective) -> Groups:
     for k in range(s):
         left = np.flatnonzero(free)
         start = int(left[exchange[np.ix_(left, left)].sum(axis=1).argmax()])
-        group = [start]
+        group = np.array([start])
         free[start] = False
         for _ in range(r - 1):
             left = np.flatnonzero(free)
@@ -148,7 +148,7 @@ def greedy(objective: DtfmObjective) -> Groups:
                 exchange[np.ix_(group, group)].sum(axis=1)[:, None] + exchange[np.ix_(group, left)]
             ).max(axis=0)
             best = int(left[np.maximum(own, theirs).argmin()])
-            group.append(best)
+            group = np.append(group, best)
             free[best] = False
         groups[k] = group
     return groups

@@ -8,7 +8,7 @@ directed path of least total weight, from any node to any other. Knows only matr
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,20 +68,20 @@ def bottleneck_matching(weight: NDArray[np.generic]) -> tuple[float, list[int]]:
     column_of = [0] * n
     for col, row in enumerate(row_of):
         column_of[row] = col
-    return max(rows[r][c] for r, c in enumerate(column_of)), column_of
+    return float(max(rows[r][c] for r, c in enumerate(column_of))), column_of
 
 
 def matching_bound(weight: NDArray[np.generic]) -> NDArray[np.generic]:
     """A lower bound on the bottleneck of each matrix [B, n, n] -> [B]: the largest row or column minimum."""
-    by_row = weight.min(axis=2).max(axis=1)  # type: ignore[attr-defined]
-    by_col = weight.min(axis=1).max(axis=1)  # type: ignore[attr-defined]
+    by_row = weight.min(axis=2).max(axis=1)
+    by_col = weight.min(axis=1).max(axis=1)
     bound: NDArray[np.generic] = np.maximum(by_row, by_col)
     return bound
 
 
 @cache
 def _subset_steps(n: int) -> tuple[tuple[Ints, Ints], ...]:
-    """For each row: [subsets of that size, size] -> position of the subset less one column, and the column."""
+    """A row each: [subsets of that size, size] -> position of the subset less a column, and the column."""
     steps = []
     position = {0: 0}
     for size in range(1, n + 1):
@@ -100,7 +100,7 @@ def bottleneck_values(weight: NDArray[np.generic]) -> NDArray[np.generic]:
     """The bottleneck of each matrix [B, n, n] -> [B], in the matrices' own type (integers are fastest).
 
     Up to n = 8: f(subset of columns) = min over its last column of max(f(rest), entry), all matrices
-    at once. Larger: a matching each, unless the bound is already met by chance of the first one.
+    at once. Larger: a matching each, one after the other.
     """
     b, n = weight.shape[0], weight.shape[1]
     if b == 0 or n == 1:
@@ -123,7 +123,7 @@ def bottleneck_values(weight: NDArray[np.generic]) -> NDArray[np.generic]:
 
 def path_cost(weight: Floats, order: list[int]) -> float:
     """The sum of `weight` [n, n] along `order`."""
-    return float(sum(weight[a, b] for a, b in zip(order, order[1:], strict=False)))
+    return float(sum(weight[a, b] for a, b in pairwise(order)))
 
 
 def open_tour(weight: Floats) -> tuple[float, list[int]]:
@@ -188,7 +188,8 @@ def _improved_tour(weight: Floats) -> tuple[float, list[int]]:
     masked = weight + np.diag(np.full(n, np.inf))
     starts = np.argsort(masked.min(axis=1), kind="stable")[: min(n, 8)]
     found = (_segments_moved(weight, _nearest_neighbour(masked, int(s))) for s in starts)
-    return min(found)
+    best: tuple[float, list[int]] = min(found)
+    return best
 
 
 def _nearest_neighbour(masked: Floats, start: int) -> list[int]:

@@ -69,9 +69,9 @@ class Walkers:
     def _step(self, temperature_s: float) -> None:
         rng, (b, s, r) = self.rng, self.groups.shape
         every = np.arange(b)
-        i = rng.integers(s, size=b)
+        i = np.asarray(rng.integers(s, size=b), dtype=np.int64)
         j = (i + 1 + rng.integers(s - 1, size=b)) % s
-        p, q = rng.integers(r, size=(2, b))
+        p, q = rng.integers(r, size=b), rng.integers(r, size=b)
         whole = rng.random(b) < 0.1  # exchange the stages' places instead of two devices
         allowed = self.costs_s - temperature_s * np.log(rng.random(b))
         self.evaluations += b
@@ -137,7 +137,7 @@ def neighbours(objective: DtfmObjective, groups: Groups) -> Iterator[Groups]:
 
     In batches [B, S, R], one for each pair of stages.
     """
-    s, r = groups.shape
+    s = len(groups)
     kinds = objective.kinds
     for a in range(s):
         for b in range(a + 1, s):

@@ -154,7 +154,7 @@ def _topology(
 
 
 def with_noise(topology: Topology, share: float, rng: np.random.Generator) -> Topology:
-    """Every pair's latency and bandwidth multiplied by its own factor in [1 - share, 1 + share], both ways alike."""
+    """Each pair's latency and bandwidth times its own factor in [1 - share, 1 + share], both ways alike."""
     n = len(topology)
 
     def factors() -> Matrix:

@@ -2,8 +2,8 @@
 
 Islands of placements evolve on DEAP's toolbox: each generation walks (`refine.py`: swaps judged by
 the whole objective), the better half stays, the rest are children of balanced crossover. They
-start from structured placements and random ones, and pass their best on to the next island between
-rounds. Few partitions (small clusters) are all tried instead. This is the one module that
+start from structured placements and random ones, and now and then hand their best to the next
+island. Few partitions (small clusters) are all tried instead. This is the one module that
 imports DEAP.
 
 Pure: chance comes from the seed, the budget is counted in evaluations, `map_islands` may spread
@@ -21,7 +21,7 @@ from math import factorial
 import numpy as np
 from deap import base, tools
 
-from scheduler.dtfm import DtfmObjective, Floats, Groups, Placement
+from scheduler.dtfm import DtfmObjective, Groups, Placement
 from scheduler.encoding import Stages, crossover, random_groups, signature, structured, to_groups, to_stages
 from scheduler.matching import EXACT_TOUR
 from scheduler.refine import Walkers, polish
@@ -33,23 +33,22 @@ MapIslands = Callable[[Callable[["_Island"], "_Island"], Iterable["_Island"]], I
 class SearchOptions:
     """How hard to look. The defaults find the best known plans of DT-FM's scenarios in seconds."""
 
-    evaluations: int = 600_000
+    evaluations: int = 400_000
     """Placements judged at most, over all islands (a filtered one counts: the bound judged it)."""
     islands: int = 2
     population: int = 24
     """Placements an island."""
-    rounds: int = 2
-    """How often islands exchange their best."""
-    generations: int = 5
-    """Generations a round."""
-    hot: float = 0.01
+    generations: int = 10
+    exchange_every: int = 5
+    """Generations after which islands hand their best on."""
+    hot: float = 0.02
     """First temperature as a share of the best cost; the last generation's is a tenth of it."""
     cold: float = 0.0003
     exhaustive: int = 20_000
     """Try every partition when there are no more than this; 0: never."""
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "islands", "population", "rounds", "generations"):
+        for name in ("evaluations", "islands", "population", "generations", "exchange_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, required at least 1")
         if not 0 < self.cold <= self.hot:
@@ -61,7 +60,7 @@ class SearchResult:
     placement: Placement
     evaluations: int
     method: str
-    """`exhaustive` or `evolution`."""
+    """`exhaustive`, `bound met` (a structured placement is provably best) or `evolution`."""
     seeds_s: dict[str, float]
     """What the structured placements cost that the search began with."""
     curve: tuple[tuple[int, float], ...]
@@ -93,11 +92,11 @@ class _Island:
     options: SearchOptions
     rng: np.random.Generator
     population: list[_Individual]
+    size: int
     moves: int
     """Moves of each walker in a generation."""
-    round: int = 0
+    generation: int = 0
     evaluations: int = 0
-    curve: list[tuple[int, float]] = field(default_factory=list)
 
 
 def search(
@@ -107,10 +106,11 @@ def search(
     options: SearchOptions | None = None,
     map_islands: MapIslands = map,
     should_stop: Callable[[], bool] = lambda: False,
+    floor_s: float = 0.0,
 ) -> SearchResult:
     """The best placement found. `places[d]` numbers d's region (see `encoding.places_of`).
 
-    The same seed and options give the same placement on any number of processes, unless
+    Ends as soon as `floor_s`, a lower bound, is reached. The same seed and options give the same placement on any number of processes, unless
     `should_stop` ended the search.
     """
     options = options or SearchOptions()
@@ -120,32 +120,27 @@ def search(
     if n_partitions(objective.n_stages, objective.n_replicas) <= options.exhaustive:
         placement, used = _exhaustive(objective)
         return SearchResult(placement, used, "exhaustive", seeds_s, ((used, placement.cost_s),))
+    if min(seeds_s.values()) <= floor_s * (1 + 1e-12):
+        best = objective.place(named[int(np.argmin(list(seeds_s.values())))])
+        return SearchResult(best, len(named), "bound met", seeds_s, ((len(named), best.cost_s),))
     islands = _settle(objective, options, named, seed)
     curve = [(len(named), min(seeds_s.values()))]
     stopped = False
-    for _ in range(options.rounds):
+    for generation in range(options.generations):
+        stopped = generation > 0 and should_stop()
+        if stopped:
+            break
         before = sum(i.evaluations for i in islands)
         islands = list(map_islands(_evolve, islands))
-        for island in islands:
-            curve += [(before + len(islands) * e, c) for e, c in island.curve]
-            island.curve = []
-        _migrate(islands)
-        if should_stop():
-            stopped = True
+        curve.append((before, min(i.population[0].cost_s for i in islands)))
+        if curve[-1][1] <= floor_s * (1 + 1e-12):
             break
+        if (generation + 1) % options.exchange_every == 0:
+            _migrate(islands)
     placement, used = _finish(objective, islands, options)
     total = sum(i.evaluations for i in islands) + used + len(named)
-    if min(seeds_s.values()) < placement.cost_s:  # cannot happen: seeds live in every island
-        placement = objective.place(named[int(np.argmin(list(seeds_s.values())))])
-    return SearchResult(
-        placement, total, "evolution", seeds_s, _best_so_far([*curve, (total, placement.cost_s)]), stopped
-    )
-
-
-def _best_so_far(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    ordered = sorted(curve)
-    best = np.minimum.accumulate([c for _, c in ordered])
-    return tuple((e, float(b)) for (e, _), b in zip(ordered, best, strict=True))
+    curve.append((total, placement.cost_s))
+    return SearchResult(placement, total, "evolution", seeds_s, tuple(curve), stopped)
 
 
 def n_partitions(n_stages: int, n_replicas: int) -> int:
@@ -155,7 +150,9 @@ def n_partitions(n_stages: int, n_replicas: int) -> int:
     """
     if n_stages > EXACT_TOUR - 2:
         return 10**18
-    return factorial(n_stages * n_replicas) // (factorial(n_replicas) ** n_stages * factorial(n_stages))
+    n = factorial(n_stages * n_replicas)
+    count: int = n // (factorial(n_replicas) ** n_stages * factorial(n_stages))
+    return count
 
 
 def partitions(devices: tuple[int, ...], n_replicas: int) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -182,13 +179,12 @@ def _settle(objective: DtfmObjective, options: SearchOptions, named: Groups, see
     """Islands with their own streams of chance: every structured placement, and random ones."""
     generators = np.random.default_rng(seed).spawn(options.islands)
     size = max(options.population, len(named) + 2)
-    steps = options.rounds * options.generations
-    moves = max(1, options.evaluations // (options.islands * size * steps))
+    moves = max(1, options.evaluations // (options.islands * size * options.generations))
     islands = []
     for rng in generators:
         start = np.concatenate([named, random_groups(objective, size - len(named), rng)])
         people = [_Individual(to_stages(g)) for g in start]
-        islands.append(_Island(objective, options, rng, people, moves))
+        islands.append(_Island(objective, options, rng, people, size, moves))
     return islands
 
 
@@ -209,34 +205,18 @@ def _toolbox(island: _Island) -> base.Toolbox:
 
 
 def _evolve(island: _Island) -> _Island:
-    """One round of one island."""
-    objective, options = island.objective, island.options
-    toolbox = _toolbox(island)
-    steps = options.rounds * options.generations
-    for generation in range(options.generations):
-        step = island.round * options.generations + generation
-        hot = options.hot * 0.1 ** (step / max(1, steps - 1))
-        _walk(island, max(hot, options.cold), options.cold)
-        best = toolbox.select(_distinct(island), max(2, len(island.population) // 2))
-        if generation == options.generations - 1 and island.round == options.rounds - 1:
-            island.population = best
-            break
-        children = []
-        for _ in range(len(island.population) - len(best)):
-            one, other = toolbox.parents(best)
-            children.append(_Individual(toolbox.mate(one.stage, other.stage)))
-        island.population = best + children
-    island.round += 1
-    if not all(x.fitness.valid for x in island.population):
-        island.population = [x for x in island.population if x.fitness.valid] + [
-            _priced(objective, x) for x in island.population if not x.fitness.valid
-        ]
+    """One generation: children fill the island up, everybody walks, the better half stays, best first."""
+    options, toolbox = island.options, _toolbox(island)
+    if island.generation:
+        settled = list(island.population)
+        while len(island.population) < island.size:
+            one, other = toolbox.parents(settled)
+            island.population.append(_Individual(toolbox.mate(one.stage, other.stage)))
+    hot = options.hot * 0.1 ** (island.generation / max(1, options.generations - 1))
+    _walk(island, max(hot, options.cold), options.cold)
+    island.population = toolbox.select(_distinct(island), max(2, island.size // 2))
+    island.generation += 1
     return island
-
-
-def _priced(objective: DtfmObjective, x: _Individual) -> _Individual:
-    x.fitness.values = (float(objective.costs_in_order_s(to_groups(x.stage, objective.n_stages)[None])[0]),)
-    return x
 
 
 def _walk(island: _Island, hot: float, cold: float) -> None:
@@ -253,7 +233,6 @@ def _walk(island: _Island, hot: float, cold: float) -> None:
         x.stage = to_stages(g)
         x.fitness.values = (float(cost),)
     island.evaluations += walkers.evaluations
-    island.curve.append((island.evaluations, float(walkers.best_s.min())))
 
 
 def _worth_reordering(walkers: Walkers) -> Stages:
@@ -264,10 +243,10 @@ def _worth_reordering(walkers: Walkers) -> Stages:
 
 
 def _distinct(island: _Island) -> list[_Individual]:
-    """The population without twins (up to interchangeable devices), at least two."""
+    """The population without twins (up to interchangeable devices)."""
     seen: dict[tuple[tuple[int, ...], ...], _Individual] = {}
     for x in island.population:
-        seen.setdefault(signature(to_groups(x.stage, island.objective.n_stages), island.objective.kinds), x)
+        seen.setdefault(signature(island.objective, to_groups(x.stage, island.objective.n_stages)), x)
     return list(seen.values())
 
 
@@ -291,7 +270,7 @@ def _finish(
     found: list[tuple[float, Groups]] = []
     for x in people:
         groups = to_groups(x.stage, objective.n_stages)
-        mark = signature(groups, objective.kinds)
+        mark = signature(objective, groups)
         if mark in seen:
             continue
         seen.add(mark)
@@ -302,8 +281,3 @@ def _finish(
             break
     placements = [objective.place(g) for _, g in found]
     return min(placements, key=lambda p: p.cost_s), used
-
-
-def costs_of(objective: DtfmObjective, groups: Groups) -> Floats:
-    """Costs of a batch [B, S, R], in chunks that bound the memory."""
-    return np.concatenate([objective.costs_s(groups[k : k + 256]) for k in range(0, len(groups), 256)])

@@ -1,0 +1,1 @@
+"""The commands of `sim`, a module each."""

@@ -1,0 +1,190 @@
+"""`sim plan`: search a placement for a network, say what it costs and why, draw it.
+
+Reads files and the clock on behalf of the pure search. Knows no model: volumes come as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scheduler.bound import lower_bound_s
+from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Volumes
+from scheduler.encoding import places_of
+from scheduler.explain_placement import bottleneck_device, bottleneck_hops, explain
+from scheduler.scenarios import NAMES, POSITIONS, scenario
+from scheduler.search import SearchOptions, SearchResult, search
+from scheduler.topology import Topology, TopologyError
+from sim.topology_file import Positions, read_topology
+
+BAD_INPUT = 2
+"""Exit code of a usage error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the command found, before it is printed."""
+
+    topology: Topology
+    positions: Positions
+    objective: DtfmObjective
+    result: SearchResult
+    lower_bound_s: float
+    reasons: tuple[str, ...]
+    elapsed_s: float
+
+    def document(self) -> dict[str, Any]:
+        """The JSON that `--json` prints. The cost follows from `stages` and the matrices alone."""
+        return {
+            "objective": "dtfm",
+            "cost_s": self.result.placement.cost_s,
+            "lower_bound_s": self.lower_bound_s,
+            "stages": [list(stage) for stage in self.result.placement.stages],
+            "layers_per_stage": [],
+            "elapsed_s": self.elapsed_s,
+            "evaluations": self.result.evaluations,
+            "explain": list(self.reasons),
+        }
+
+
+def shape_of(n_devices: int, stages: int | None, replicas: int | None) -> tuple[int, int]:
+    """(stages, replicas) for all devices. What is not given follows; neither: the squarest, stages first."""
+    for name, value in (("--stages", stages), ("--replicas", replicas)):
+        if value is not None and value < 1:
+            raise TopologyError(f"{name}: found {value}, required 1 or more")
+    if stages is None and replicas is None:
+        divisors = [r for r in range(1, n_devices + 1) if n_devices % r == 0 and r * r <= n_devices]
+        return n_devices // divisors[-1], divisors[-1]
+    given = stages or replicas or 1
+    if stages is not None and replicas is not None:
+        return stages, replicas
+    if n_devices % given:
+        raise TopologyError(f"found {given} for {n_devices} devices; required a divisor of {n_devices}")
+    return (given, n_devices // given) if stages is not None else (n_devices // given, given)
+
+
+def make_plan(
+    topology: Topology,
+    positions: Positions,
+    stages: int | None = None,
+    replicas: int | None = None,
+    volumes: Volumes | None = None,
+    seed: int = 0,
+    budget_s: float | None = None,
+    options: SearchOptions | None = None,
+    processes: int = 1,
+) -> Planned:
+    """Search and explain. A budget ends the search between generations; without one it depends on the seed alone."""
+    began = time.monotonic()
+
+    def over() -> bool:
+        return budget_s is not None and time.monotonic() - began >= 0.8 * budget_s
+
+    objective = DtfmObjective(topology, *shape_of(len(topology), stages, replicas), volumes)
+    floor = lower_bound_s(objective)
+    places = places_of(topology, objective)
+    if budget_s is not None:  # shorter generations, so that the budget is met more closely
+        options = replace(options or SearchOptions(), generations=20, exchange_every=7)
+    if processes > 1:
+        with ProcessPoolExecutor(processes) as pool:
+            result = search(objective, places, seed, options, pool.map, over, floor)
+    else:
+        result = search(objective, places, seed, options, map, over, floor)
+    reasons = explain(topology, objective, result)
+    return Planned(topology, positions, objective, result, floor, reasons, time.monotonic() - began)
+
+
+def plan(
+    scenario_name: Annotated[
+        str | None, typer.Option("--scenario", help=f"A network of DT-FM: {', '.join(NAMES)}, or 1 to 5.")
+    ] = None,
+    topology_file: Annotated[
+        Path | None, typer.Option("--topology", help="A link-trace/1 csv, or JSON of devices and matrices.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="What a plan costs: dtfm.")] = "dtfm",
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages; default: as square as can be.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas of each stage.")] = None,
+    c_pp_bytes: Annotated[
+        float, typer.Option(help="Activation bytes a step over a stage boundary of one pipeline.")
+    ] = PAPER_C_PP_BYTES,
+    c_dp_bytes: Annotated[float, typer.Option(help="Gradient bytes of a stage.")] = PAPER_C_DP_BYTES,
+    variant: Annotated[
+        str, typer.Option(help="Which of the authors' figures: scheduler or traffic_control.")
+    ] = "scheduler",
+    devices: Annotated[int, typer.Option(help="Devices of the scenario, in its proportions.")] = 64,
+    seed: Annotated[int, typer.Option(help="Same seed, same plan.")] = 0,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds after which the best so far is taken.")
+    ] = None,
+    evaluations: Annotated[
+        int, typer.Option(help="Placements to judge at most.")
+    ] = SearchOptions.evaluations,
+    processes: Annotated[int, typer.Option(help="Processes to search with; the plan stays the same.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the placement into this file (png, svg, pdf).")
+    ] = None,
+) -> None:
+    """Find the placement of pipeline stages and replicas that costs least on a network, and say why."""
+    try:
+        if objective != "dtfm":
+            raise TopologyError(f"--objective: found {objective!r}, required dtfm")
+        if (scenario_name is None) == (topology_file is None):
+            raise TopologyError("required exactly one of --scenario NAME and --topology FILE")
+        if budget is not None and not budget > 0:
+            raise TopologyError(f"--budget: found {budget}, required more than 0 seconds")
+        if topology_file is not None:
+            read = read_topology(topology_file)
+            topology, positions = read.topology, read.positions
+        else:
+            topology = scenario(scenario_name or "", variant, devices)
+            positions = {r: POSITIONS[r] for r in {d.region for d in topology.devices} if r in POSITIONS}
+        options = SearchOptions(evaluations=evaluations)
+        volumes = Volumes(c_dp_bytes, c_pp_bytes)
+        found = make_plan(
+            topology, positions, stages, replicas, volumes, seed, budget, options, max(1, processes)
+        )
+    except ValueError as e:  # TopologyError is one
+        typer.echo(f"sim plan: {e}", err=True)
+        raise typer.Exit(BAD_INPUT) from e
+    if plot is not None:
+        _draw(found, plot)
+    typer.echo(json.dumps(found.document()) if as_json else _report(found, plot))
+
+
+def _draw(found: Planned, path: Path) -> None:
+    try:
+        from sim.plot import draw_placement
+    except ImportError as e:
+        typer.echo("sim plan: --plot needs matplotlib: pip install 'isthmus[plot]'", err=True)
+        raise typer.Exit(BAD_INPUT) from e
+    placement = found.result.placement
+    title = f"{placement.cost_s:.2f} s a step in communication (at least {found.lower_bound_s:.2f})"
+    slowest = bottleneck_device(found.objective, placement)[1] if found.objective.n_replicas > 1 else None
+    hops = bottleneck_hops(found.objective, placement)
+    try:
+        draw_placement(path, found.topology, placement.stages, hops, slowest, found.positions, title)
+    except (OSError, ValueError) as e:
+        typer.echo(f"sim plan: --plot {path}: {e}", err=True)
+        raise typer.Exit(BAD_INPUT) from e
+
+
+def _report(found: Planned, plot: Path | None) -> str:
+    names = [d.name for d in found.topology.devices]
+    width = max(len(n) for n in names)
+    rows = ["stage   " + "".join(f"{s:<{width + 2}}" for s in range(found.objective.n_stages))]
+    for r in range(found.objective.n_replicas):
+        rows.append(
+            f"rep {r:<4}" + "".join(f"{names[s[r]]:<{width + 2}}" for s in found.result.placement.stages)
+        )
+    lines = [*(row.rstrip() for row in rows), "", *(f"- {reason}" for reason in found.reasons)]
+    lines.append(f"- {found.result.evaluations} placements judged in {found.elapsed_s:.1f} s")
+    if plot is not None:
+        lines.append(f"- drawn: {plot}")
+    return "\n".join(lines)

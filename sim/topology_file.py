@@ -1,0 +1,223 @@
+"""Reads a topology from a file: `link-trace/1` (csv, nodes.csv, json) at t = 0, or plain JSON.
+
+Milliseconds and Mbit/s become seconds and bytes a second here. Every fault is a TopologyError
+that names file, what was found and what is required. Knows nothing of plans.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+
+from scheduler.topology import Device, Matrix, Topology, TopologyError
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""A matrix of 4,096 devices as JSON is about 300 MB; nothing larger is taken into memory."""
+MAX_DEVICES = 8192
+
+Positions = dict[str, tuple[float, float]]
+"""region -> (latitude, longitude) in degrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyFile:
+    topology: Topology
+    positions: Positions
+
+
+def read_topology(path: Path) -> TopologyFile:
+    """The topology in `path`: *.csv or its *.json of `link-trace/1`, or plain JSON. Raises TopologyError."""
+    if path.suffix == ".csv":
+        return _trace(path)
+    document = _json(path)
+    if isinstance(document, dict) and "format" in document:
+        return _trace(path.with_suffix(".csv"))
+    return _plain(path, document)
+
+
+def _text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise TopologyError(f"{path}: found {size} bytes, required at most {MAX_FILE_BYTES}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TopologyError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise TopologyError(f"{path}: cannot be read: {e}") from e
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as e:
+        raise TopologyError(f"{path}:{e.lineno}: not JSON: {e.msg}") from e
+
+
+def _plain(path: Path, document: Any) -> TopologyFile:
+    if not isinstance(document, dict):
+        raise TopologyError(f"{path}: found {type(document).__name__}, required an object")
+    missing = {"devices", "latency_s", "bandwidth_Bps"} - document.keys()
+    if missing:
+        raise TopologyError(
+            f"{path}: missing {', '.join(sorted(missing))}; required devices, latency_s, bandwidth_Bps"
+        )
+    entries = document["devices"]
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "name" in e for e in entries):
+        raise TopologyError(f"{path}: devices: required a list of objects, each with a name")
+    if len(entries) > MAX_DEVICES:
+        raise TopologyError(f"{path}: found {len(entries)} devices, required at most {MAX_DEVICES}")
+    positions: Positions = {}
+    devices = []
+    for at, e in enumerate(entries):
+        try:
+            device = Device(
+                str(e["name"]),
+                str(e.get("region", "")),
+                str(e.get("host", "")),
+                int(e.get("memory_bytes", 0)),
+                float(e.get("flops", 0.0)),
+            )
+            if "latitude" in e and "longitude" in e:
+                positions[device.region or device.name] = (float(e["latitude"]), float(e["longitude"]))
+        except (TypeError, ValueError) as error:
+            raise TopologyError(f"{path}: devices[{at}]: {error}") from error
+        devices.append(device)
+    names = [d.name for d in devices]
+    latency_s = _matrix(path, document, "latency_s", names)
+    bandwidth_Bps = _matrix(path, document, "bandwidth_Bps", names)
+    _require_links(path, names, latency_s, bandwidth_Bps)
+    return TopologyFile(_checked(path, tuple(devices), latency_s, bandwidth_Bps), positions)
+
+
+def _matrix(path: Path, document: dict[str, Any], key: str, names: list[str]) -> Matrix:
+    """null: unknown (inf here, judged by `_require_links`); anything else must be a number."""
+    rows, n = document[key], len(names)
+    widths = {len(r) if isinstance(r, list) else -1 for r in rows} if isinstance(rows, list) else {-1}
+    if not isinstance(rows, list) or len(rows) != n or widths != {n}:
+        found = (
+            f"{len(rows)} rows of {sorted(widths)}"
+            if isinstance(rows, list) and -1 not in widths
+            else "no matrix"
+        )
+        raise TopologyError(f"{path}: {key}: found {found}, required {n} x {n} for {n} devices")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise TopologyError(
+                    f"{path}: {key}[{names[i]}, {names[j]}]: found {value!r}, required a number"
+                )
+    return np.array([[np.inf if v is None else float(v) for v in row] for row in rows], dtype=np.float64)
+
+
+def _require_links(path: Path, names: list[str], latency_s: Matrix, bandwidth_Bps: Matrix) -> None:
+    """Every pair needs a figure. Says which parts cannot reach each other, or else which links are unknown."""
+    usable = np.isfinite(latency_s) & np.isfinite(bandwidth_Bps) & (bandwidth_Bps > 0)
+    known = usable | np.isnan(latency_s) | np.isnan(bandwidth_Bps)
+    np.fill_diagonal(known, True)
+    n_parts, part = connected_components(known, directed=True, connection="strong")
+    if n_parts > 1:
+        parts = [", ".join(np.array(names)[part == k][:4]) for k in range(min(n_parts, 3))]
+        raise TopologyError(
+            f"{path}: the topology is disconnected: found {n_parts} parts that cannot reach each other ("
+            + " | ".join(parts)
+            + "); required links both ways between all devices: leave out the devices that cannot be reached"
+        )
+    unknown = np.isinf(latency_s) | np.isinf(bandwidth_Bps)
+    np.fill_diagonal(unknown, False)
+    if unknown.any():
+        i, j = np.argwhere(unknown)[0]
+        raise TopologyError(
+            f"{path}: found no figures for {int(unknown.sum())} links, the first {names[i]} -> {names[j]}; "
+            "required latency and bandwidth of every link: measure it or leave a device out"
+        )
+
+
+def _checked(path: Path, devices: tuple[Device, ...], latency_s: Matrix, bandwidth_Bps: Matrix) -> Topology:
+    try:
+        return Topology(devices, latency_s, bandwidth_Bps)
+    except TopologyError as e:
+        raise TopologyError(f"{path}: {e}") from e
+
+
+def _trace(path: Path) -> TopologyFile:
+    """The first row of each link (the one at the smallest t); each node becomes its n_devices devices."""
+    meta = _json(path.with_suffix(".json"))
+    if not isinstance(meta, dict) or meta.get("format") != "link-trace/1":
+        raise TopologyError(f"{path.with_suffix('.json')}: found no format link-trace/1")
+    nodes_path = path.with_name(path.stem + ".nodes.csv")
+    nodes = _rows(nodes_path, ("node",))
+    names = [row["node"] for row in nodes]
+    if len(set(names)) != len(names) or not names:
+        raise TopologyError(
+            f"{nodes_path}: found {len(names)} nodes, {len(set(names))} different; required some, all different"
+        )
+    index = {name: k for k, name in enumerate(names)}
+    factor = _number(path, meta.get("one_way_factor", 0.5), "one_way_factor")
+    n = len(names)
+    rtt_ms, mbps, since = np.full((n, n), np.inf), np.full((n, n), np.inf), np.full((n, n), np.inf)
+    for line, row in enumerate(_rows(path, ("t_s", "src", "dst", "rtt_ms", "bw_mbps")), start=2):
+        if row["src"] not in index or row["dst"] not in index:
+            raise TopologyError(
+                f"{path}:{line}: found link {row['src']} -> {row['dst']}, not both in {nodes_path.name}"
+            )
+        i, j = index[row["src"]], index[row["dst"]]
+        t = _number(path, row["t_s"], f"line {line}, t_s")
+        if t < since[i, j]:
+            since[i, j] = t
+            for matrix, key in ((rtt_ms, "rtt_ms"), (mbps, "bw_mbps")):
+                matrix[i, j] = _number(path, row[key], f"line {line}, {key}") if row[key] else np.inf
+    counts = [int(_number(nodes_path, row.get("n_devices") or "1", "n_devices")) for row in nodes]
+    if min(counts) < 1 or sum(counts) > MAX_DEVICES:
+        raise TopologyError(
+            f"{nodes_path}: found n_devices {min(counts)} to {max(counts)}, {sum(counts)} in all; "
+            f"required 1 or more each and at most {MAX_DEVICES} in all"
+        )
+    within = meta.get("intra_node") or {}
+    if max(counts) > 1 and not {"delay_ms", "bw_mbps"} <= within.keys():
+        raise TopologyError(
+            f"{path.with_suffix('.json')}: several devices on a node, but no intra_node link; "
+            "required intra_node: {delay_ms, bw_mbps}"
+        )
+    np.fill_diagonal(rtt_ms, _number(path, within.get("delay_ms", 0), "intra_node.delay_ms"))
+    np.fill_diagonal(mbps, _number(path, within.get("bw_mbps", 1e6), "intra_node.bw_mbps"))
+    at = np.repeat(np.arange(n), counts)
+    _require_links(path, names, rtt_ms, mbps)
+    devices = tuple(
+        Device(f"{names[k]}-{i}" if counts[k] > 1 else names[k], region=names[k])
+        for k in range(n)
+        for i in range(counts[k])
+    )
+    positions = {
+        row["node"]: (
+            _number(nodes_path, row["latitude"], "latitude"),
+            _number(nodes_path, row["longitude"], "longitude"),
+        )
+        for row in nodes
+        if row.get("latitude") and row.get("longitude")
+    }
+    cells = np.ix_(at, at)
+    return TopologyFile(
+        _checked(path, devices, rtt_ms[cells] * (factor / 1e3), mbps[cells] * (1e6 / 8)), positions
+    )
+
+
+def _rows(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
+    reader = csv.DictReader(_text(path).splitlines())
+    missing = set(required) - set(reader.fieldnames or ())
+    if missing:
+        raise TopologyError(f"{path}: missing column {', '.join(sorted(missing))}; found {reader.fieldnames}")
+    return list(reader)
+
+
+def _number(path: Path, value: object, where: str) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        raise TopologyError(f"{path}: {where}: found {value!r}, required a number") from None
