@@ -64,6 +64,7 @@ class MemoryTransport:
         self._hub = hub
         self._room = threading.Condition(hub.lock)
         self._lanes: dict[tuple[int, str], Lane[Frame]] = {}
+        self._pumping: Lane[Frame] | None = None
         self._stats = TransportStats()
         self._reason: str | None = None
         self._mailbox = Mailbox(
@@ -88,9 +89,13 @@ class MemoryTransport:
             self._pump(lane)
 
     def _pump(self, lane: Lane[Frame]) -> None:
+        if lane is self._pumping:
+            return  # a delivery below gave credit back at once; the loop of the outer call goes on
+        before, self._pumping = self._pumping, lane
         while (frame := lane.pop()) is not None:
             self._hub.deliver(self, frame)
             self._room.notify_all()
+        self._pumping = before
 
     def credit(self, receiver: int, kind: str, cost: int) -> None:
         """The receiver consumed a frame: what waited for the credit may go."""
@@ -132,5 +137,9 @@ class MemoryTransport:
             return self._stats.copy()
 
     def close(self) -> None:
+        with self._room:
+            for lane in self._lanes.values():  # sent is sent: what waits for credit still arrives
+                for frame in lane.drain():
+                    self._hub.deliver(self, frame)
         self.abort(f"the transport of rank {self.rank} for plan {self.plan_version} was closed")
         self._hub.detach(self)

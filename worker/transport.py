@@ -1,4 +1,6 @@
-"""The data plane's contract: frames between ranks of one plan. Also ships the in-memory transport.
+"""The data plane's contract: frames between ranks of one plan.
+
+Two transports implement it: `memory_transport.py` (ranks of one process) and `zmq_transport.py`.
 
 Knows tensors only as bytes with a shape and a dtype name. Refuses to know what a frame is
 for, how it was compressed, or where a peer lives (that is `zmq_transport.py`'s matter).
@@ -7,7 +9,7 @@ for, how it was compressed, or where a peer lives (that is `zmq_transport.py`'s 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 KINDS = ("activation", "gradient", "shard", "reduced", "tied", "norm", "eval", "probe", "echo")
@@ -84,7 +86,11 @@ class LinkStats:
 @dataclass(slots=True)
 class TransportStats:
     links: dict[int, LinkStats] = field(default_factory=dict)
-    """By peer rank."""
+    """By peer rank; -1 holds what could not be traced to a sender."""
+
+    def copy(self) -> TransportStats:
+        """The counters as they are now; they do not change any more."""
+        return TransportStats({rank: replace(link) for rank, link in self.links.items()})
 
 
 class Transport(Protocol):
