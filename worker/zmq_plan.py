@@ -1,7 +1,7 @@
 """One rank's end of one plan over ZeroMQ: what a step calls. Its sockets live in the endpoint's thread.
 
 `send` cuts the frame into messages, queues them in the lane of their (peer, kind) and rings the I/O
-thread; `receive` waits at the mailbox. Knows no socket itself; `zmq_transport.py` opens and owns them.
+thread; `receive` waits at the mailbox. Knows no socket itself; `endpoint.py` opens and owns them.
 """
 
 from __future__ import annotations

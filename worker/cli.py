@@ -1,0 +1,289 @@
+"""The `worker` command. Reads options and prints; torch is imported only by what needs it.
+
+What the exit codes mean is `scheduler.exit_codes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from scheduler.exit_codes import EXITS, ExitCode
+
+app = typer.Typer(
+    help="Hold a stage of a model and run its steps. Exit codes: `coordinator exit-codes`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Address = Annotated[
+    str, typer.Argument(metavar="HOST:PORT", help="The coordinator.", envvar="ISTHMUS_ADDRESS")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File with the coordinator's token.", envvar="ISTHMUS_TOKEN_FILE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+Bind = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT for tensors; default: a free port of loopback.", envvar="ISTHMUS_DATA_BIND"),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Allow addresses beyond this machine without encryption.",
+        envvar="ISTHMUS_INSECURE",
+    ),
+]
+
+
+class _Say:
+    """What a worker tells of itself: a line for people, or a JSON object."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def __call__(self, event: str, **values: object) -> None:
+        if self._as_json:
+            typer.echo(json.dumps({"event": event, **values}))
+        elif event == "stage":
+            typer.echo(
+                f"stage {values['stage']} of replica {values['replica']}: "
+                f"layers {values['first_layer']} to {values['last_layer']}"
+            )
+        else:
+            typer.echo(f"{event}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+
+
+def _end(code: ExitCode, message: str, as_json: bool = False) -> NoReturn:
+    if as_json:
+        error = {"event": "error", "code": int(code), "reason": message, "remedy": EXITS[code].remedy}
+        typer.echo(json.dumps(error))
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(int(code))
+
+
+def _token(path: Path | None, as_json: bool = False) -> str:
+    if path is None:
+        return os.environ.get("ISTHMUS_TOKEN", "")
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        _end(
+            ExitCode.TOKEN, f"--token-file {path}: found {e}, required the coordinator's token file", as_json
+        )
+
+
+def is_loopback(host_port: str) -> bool:
+    """Whether only this machine can reach the address."""
+    host = host_port.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _allow(address: str, bind: str, insecure: bool, as_json: bool) -> None:
+    """Without --insecure nothing leaves this machine in the clear."""
+    for what, where in (("HOST:PORT", address), ("--bind", bind)):
+        host, _, port = where.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            _end(ExitCode.USAGE, f"{what}: found {where!r}, required host:port", as_json)
+        if not insecure and not is_loopback(where):
+            _end(
+                ExitCode.INSECURE_BIND,
+                f"{what}: found {where}, beyond this machine; tensors and token would travel unencrypted. "
+                "Use a private network or tunnel and pass --insecure",
+                as_json,
+            )
+
+
+@app.command()
+def join(
+    address: Address,
+    token_file: TokenFile = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", envvar="ISTHMUS_DEVICE")] = "auto",
+    bind: Bind = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT that peers connect to, if not --bind.", envvar="ISTHMUS_ADVERTISE"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Default: host name and process id.", envvar="ISTHMUS_NAME")
+    ] = None,
+    region: Annotated[
+        str,
+        typer.Option(help="Where this machine is; neighbours are placed together.", envvar="ISTHMUS_REGION"),
+    ] = "",
+    max_memory: Annotated[
+        str | None, typer.Option(help="Use at most this, like 20GB.", envvar="ISTHMUS_MAX_MEMORY")
+    ] = None,
+    data_dir: Annotated[
+        Path, typer.Option(help="Paths of the job are relative to it.", envvar="ISTHMUS_DATA_DIR")
+    ] = Path(),
+    state_dir: Annotated[
+        Path, typer.Option(help="Packed data and the pid file of this worker.", envvar="ISTHMUS_WORKER_DIR")
+    ] = Path.home() / ".cache" / "isthmus",
+    peer_map: Annotated[
+        Path | None,
+        typer.Option(help='JSON {"peer": "host:port"}: reach these peers there.', envvar="ISTHMUS_PEER_MAP"),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option(min=1, max=64, help="TCP streams to each peer.", envvar="ISTHMUS_STREAMS")
+    ] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.", envvar="ISTHMUS_THREADS")] = 1,
+    join_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to keep trying to join.", envvar="ISTHMUS_JOIN_TIMEOUT")
+    ] = 120.0,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join the run of the coordinator at HOST:PORT and work until it ends."""
+    bind = bind or "127.0.0.1:0"
+    _allow(address, bind, insecure, as_json)
+    token = _token(token_file, as_json)
+    try:
+        import torch  # noqa: F401 (the rest of this command cannot do without)
+    except ImportError:
+        _end(ExitCode.DEVICE, "found no torch; install it with: pip install 'isthmus[worker]'", as_json)
+    from worker.device import DeviceError, choose_device, parse_bytes
+    from worker.member import MemberOptions, run_member
+    from worker.session import JoinRefused
+    from worker.transport import TransportError
+
+    name = name or f"{socket.gethostname()}-{os.getpid()}"
+    say = _Say(as_json)
+    try:
+        limit = parse_bytes(max_memory) if max_memory else None
+        local = choose_device(device, name=name, region=region, max_memory_bytes=limit)
+    except DeviceError as e:
+        _end(ExitCode.DEVICE, str(e), as_json)
+    options = MemberOptions(
+        address=address,
+        token=token,
+        name=name,
+        bind=bind,
+        advertise=advertise,
+        data_dir=data_dir,
+        cache_dir=state_dir / "tokens",
+        peer_map=peer_map,
+        streams=streams,
+        threads=threads,
+        join_timeout_s=join_timeout,
+    )
+    pid_file = state_dir / f"worker-{os.getpid()}.json"
+    pid_file.parent.mkdir(parents=True, exist_ok=True)
+    pid_file.write_text(json.dumps({"pid": os.getpid(), "name": name, "address": address}))
+    try:
+        code = asyncio.run(run_member(options, local, say))
+    except JoinRefused as e:
+        _end(e.code, str(e), as_json)
+    except TransportError as e:
+        _end(ExitCode.PORT_IN_USE, str(e), as_json)
+    finally:
+        pid_file.unlink(missing_ok=True)
+    raise typer.Exit(int(code))
+
+
+@app.command()
+def check(
+    address: Address,
+    token_file: TokenFile = None,
+    bind: Bind = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether this machine could join: the coordinator answers, the token fits, the data port is free."""
+    from worker.check import CheckFailed, check_all
+
+    bind = bind or "127.0.0.1:0"
+    _allow(address, bind, insecure, as_json)
+    try:
+        found = check_all(address, _token(token_file, as_json), bind)
+    except CheckFailed as e:
+        _end(e.code, str(e), as_json)
+    if as_json:
+        typer.echo(json.dumps({"event": "ok", "found": found}))
+    else:
+        typer.echo("\n".join(f"ok: {line}" for line in found))
+
+
+@app.command()
+def leave(
+    name: Annotated[str | None, typer.Option(help="Which worker; default: every one of --state-dir.")] = None,
+    state_dir: Annotated[
+        Path, typer.Option(help="As given to `worker join`.", envvar="ISTHMUS_WORKER_DIR")
+    ] = Path.home() / ".cache" / "isthmus",
+) -> None:
+    """Ask the workers of this machine to finish their step and leave."""
+    told = []
+    for file in sorted(state_dir.glob("worker-*.json")):
+        entry = json.loads(file.read_text())
+        if name in (None, entry["name"]):
+            try:
+                os.kill(int(entry["pid"]), signal.SIGTERM)
+                told.append(entry["name"])
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)  # it was killed and could not tidy up
+    if not told:
+        _end(ExitCode.USAGE, f"found no worker{f' named {name}' if name else ''} in {state_dir}")
+    typer.echo(f"told to leave: {', '.join(told)}")
+
+
+Checkpoint = Annotated[Path, typer.Argument(help="STATE/checkpoints/step-…", exists=True, file_okay=False)]
+DataDir = Annotated[Path | None, typer.Option(help="Paths of the job are relative to it; default: here.")]
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    target: Annotated[Path, typer.Argument(help="Directory to write.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Write a checkpoint in Hugging Face's layout, to be loaded by `transformers`."""
+    from worker.export import ExportError, export_checkpoint
+
+    try:
+        export_checkpoint(checkpoint, target, data_dir or Path())
+    except ExportError as e:
+        _end(ExitCode.CHECKPOINT_CORRUPT, str(e))
+    typer.echo(f"written: {target}")
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="0: of all.")] = 40,
+    seed: int = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Continue PROMPT with the model of a checkpoint."""
+    from worker.export import ExportError, continue_text
+
+    try:
+        text = continue_text(checkpoint, prompt, max_new_tokens, temperature, top_k, seed, data_dir or Path())
+    except ExportError as e:
+        _end(ExitCode.CHECKPOINT_CORRUPT, str(e))
+    typer.echo(text)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""What a worker does when it is told to: profile, measure links, take a plan, run steps, save.
+
+One command after the other in one thread, apart from `abort`, which any thread may call. Decides
+nothing about the run, and speaks to the coordinator only through what it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protos import orchestrator_pb2 as pb
+from protos.convert import (
+    file_from_message,
+    file_to_message,
+    plan_from_message,
+    profiled_to_message,
+    span_to_message,
+)
+from scheduler.checkpoint_layout import LayerFileInfo, optimizer_file, weights_file
+from scheduler.exit_codes import ExitCode
+from scheduler.job import JobSpec
+from scheduler.plan import Plan
+from scheduler.samples import step_samples
+from worker.addresses import PeerAddress
+from worker.checkpoint import (
+    LayerFileError,
+    check,
+    file_info,
+    from_bytes,
+    load_state,
+    load_weights,
+    stage_files,
+)
+from worker.data import DataError, Dataset, open_dataset
+from worker.device import LocalDevice
+from worker.endpoint import DataEndpoint
+from worker.model import ModelError
+from worker.model_of_job import fresh_layers, model_of
+from worker.optimizer import StageOptimizer
+from worker.profiler import profile_model
+from worker.stage import Stage
+from worker.step import Diverged, LinkCodecs, StepContext, boundary_dtype, run_eval, run_step
+from worker.transport import PeerUnreachable, TransportAborted, TransportError
+
+RECEIVE_TIMEOUT_S = 600.0
+"""A backstop: a lost peer is noticed by its heartbeats, and then the plan is aborted at once."""
+
+
+class Files(Protocol):
+    """Where a checkpoint's files go to and come from; blocks."""
+
+    def put(self, step: int, name: str, data: bytes) -> None: ...
+    def get(self, step: int, file: LayerFileInfo) -> bytes: ...
+
+
+class Uploads(Exception):
+    """The coordinator did not take a file of a checkpoint; the worker stays."""
+
+
+class Runtime:
+    """One worker's tensors. `handle` gives the event that answers a command, by way of `emit`."""
+
+    def __init__(
+        self,
+        *,
+        job: JobSpec,
+        run: str,
+        name: str,
+        device: LocalDevice,
+        endpoint: DataEndpoint,
+        files: Files,
+        data_dir: Path,
+        cache_dir: Path,
+        routes: Mapping[str, str],
+        streams: int,
+        emit: Callable[[pb.Event], None],
+        say: Callable[..., None],
+    ) -> None:
+        self._job, self._run, self._name, self._device = job, run, name, device
+        self._endpoint, self._files, self._routes, self._streams = endpoint, files, routes, streams
+        self._emit, self._say = emit, say
+        self._data_dir, self._cache_dir = data_dir, cache_dir
+        self._dataset: Dataset | None = None
+        self._plan: Plan | None = None
+        self._context: StepContext | None = None
+        self._stage: Stage | None = None
+        self._optimizer: StageOptimizer | None = None
+        self._aborted: str | None = None
+
+    # ---- any thread
+
+    def abort(self, reason: str) -> None:
+        """End what waits for a peer, now."""
+        self._aborted = reason
+        if self._context is not None:
+            self._context.transport.abort(reason)
+
+    # ---- the one thread of work
+
+    def handle(self, command: pb.Command) -> None:
+        """Obey one command; failures are told as events with their exit code."""
+        try:
+            self._obey(command)
+        except TransportAborted:
+            return  # whoever aborted knows why
+        except (DataError, FileNotFoundError) as e:
+            self._fail(ExitCode.DATA, e)
+        except (ModelError, KeyError) as e:
+            self._fail(ExitCode.MODEL, e)
+        except PeerUnreachable as e:
+            self._fail(ExitCode.PEER_UNREACHABLE, e)
+        except LayerFileError as e:
+            self._fail(ExitCode.CHECKPOINT_CORRUPT, e)
+        except Uploads as e:
+            self._fail(ExitCode.CHECKPOINT_WRITE, e, fatal=False)
+        except Diverged as e:
+            self._fail(ExitCode.DIVERGED, e)
+        except torch.cuda.OutOfMemoryError as e:
+            self._fail(ExitCode.DEVICE, e)
+        except TransportError as e:
+            self._fail(ExitCode.WORKER_FAILED, e)
+
+    def _fail(self, code: ExitCode, error: Exception, fatal: bool = True) -> None:
+        reason = str(error)
+        self._say("failed", code=int(code), reason=reason)
+        self._emit(pb.Event(failed=pb.Failed(code=int(code), reason=reason, fatal=fatal)))
+
+    def _obey(self, command: pb.Command) -> None:
+        match command.WhichOneof("body"):
+            case "profile":
+                self._profile()
+            case "measure_links":
+                self._measure(command.measure_links)
+            case "take_plan":
+                self._take_plan(command.take_plan)
+            case "run_steps":
+                self._run_steps(command.run_steps)
+            case "save":
+                self._save(command.save.step)
+            case "evaluate":
+                self._evaluate(command.evaluate.step)
+            case _:
+                pass  # a later version's command that this one may ignore
+
+    # ---- before a plan
+
+    @property
+    def dataset(self) -> Dataset:
+        if self._dataset is None:
+            job = self._job
+            self._dataset = open_dataset(job.data, job.sequence_length, self._data_dir, self._cache_dir)
+        return self._dataset
+
+    def _profile(self) -> None:
+        data = self.dataset
+        model = model_of(self._job, data.vocab, self._data_dir)
+        torch_device = self._device.torch_device
+        layers, profile = profile_model(self._job, model, torch_device, self._name, time.perf_counter)
+        message = profiled_to_message(layers, profile, data.digest, data.n_samples, data.n_eval)
+        self._say("profiled", layers=len(layers), step_s=sum(profile.forward_s) + sum(profile.backward_s))
+        self._emit(pb.Event(profiled=message))
+
+    def _measure(self, command: pb.MeasureLinks) -> None:
+        links = []
+        for peer in command.peers:
+            try:
+                found = self._endpoint.measure(
+                    self._address(peer), command.probe_bytes, min(command.streams, self._streams)
+                )
+                links.append(
+                    pb.LinkSample(
+                        peer=peer.name,
+                        latency_s=found.rtt_s / 2,
+                        bandwidth_Bps=found.bandwidth_Bps,
+                        bandwidth_striped_Bps=found.bandwidth_striped_Bps,
+                    )
+                )
+            except PeerUnreachable as e:
+                links.append(pb.LinkSample(peer=peer.name, error=str(e)))
+        self._emit(pb.Event(links_measured=pb.LinksMeasured(links=links)))
+
+    def _address(self, peer: pb.Peer) -> PeerAddress:
+        """Where the peer is reached from here: a route of ours, or what it advertises."""
+        return PeerAddress(self._routes.get(peer.name, peer.data_address), peer.curve_public_key)
+
+    # ---- a plan
+
+    def _take_plan(self, command: pb.TakePlan) -> None:
+        self._leave_plan()
+        plan = plan_from_message(command.plan)
+        rank = plan.rank_of_device(self._name)
+        if rank is None:
+            self._say("idle", reason="the plan does without this worker")
+            self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version)))
+            return
+        start, stop = plan.partition[plan.stage_of(rank)]
+        place = {"stage": plan.stage_of(rank), "replica": plan.replica_of(rank)}
+        self._say("stage", **place, first_layer=start, last_layer=stop - 1)
+        model = model_of(self._job, self.dataset.vocab, self._data_dir)
+        layers = fresh_layers(self._job, model, start, stop, self._data_dir)
+        for layer in layers:
+            layer.to(self._device.torch_device)
+        autocast = torch.bfloat16 if boundary_dtype(self._job.precision) is torch.bfloat16 else None
+        last = plan.stage_of(rank) == plan.n_stages - 1
+        self._stage = Stage(layers, start == 0, last, autocast)
+        self._optimizer = StageOptimizer(layers, self._job.optimizer)
+        if command.restore:
+            self._restore(command.restore_step, {f.name: file_from_message(f) for f in command.files}, start)
+        addresses = {p.name: self._address(p) for p in command.peers}
+        peers = {r: addresses[plan.device(r)] for r in _talks_to(plan, rank)}
+        transport = self._endpoint.open(
+            run=self._run, plan_version=plan.version, rank=rank, peers=peers, streams=self._streams
+        )
+        job = self._job.model_copy(update={"model": model})
+        codecs = LinkCodecs(job.compression)
+        device = self._device.torch_device
+        self._plan = plan
+        self._context = StepContext(plan, rank, job, transport, codecs, RECEIVE_TIMEOUT_S, device)
+        if self._aborted is not None:
+            transport.abort(self._aborted)
+        step = command.restore_step if command.restore else 0
+        self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version, next_step=step)))
+
+    def _restore(self, step: int, files: Mapping[str, LayerFileInfo], first_layer: int) -> None:
+        assert self._stage is not None
+        assert self._optimizer is not None
+        for i, layer in enumerate(self._stage.layers):
+            name = weights_file(first_layer + i)
+            if name not in files:
+                raise LayerFileError(
+                    f"found no {name} in the checkpoint of step {step}, required for {layer.name}"
+                )
+            load_weights(layer, self._fetch(step, files[name]), name)
+            state_name = optimizer_file(first_layer + i)
+            if state_name in files:
+                load_state(self._optimizer, i, self._fetch(step, files[state_name]), state_name)
+
+    def _fetch(self, step: int, file: LayerFileInfo) -> dict[str, Tensor]:
+        data = self._files.get(step, file)
+        check(data, file)
+        return from_bytes(data, file.name)
+
+    def _leave_plan(self) -> None:
+        if self._context is not None:
+            self._context.transport.close()
+        self._plan = self._context = self._stage = self._optimizer = None
+        self._aborted = None
+
+    def close(self) -> None:
+        """Leave the plan; the endpoint is whoever made it's to close."""
+        self._leave_plan()
+
+    # ---- steps
+
+    def _run_steps(self, command: pb.RunSteps) -> None:
+        for step in range(command.start, command.stop):
+            if self._context is None or command.plan_version != self._context.plan.version:
+                return
+            self._run_step(step, step in command.record)
+
+    def _run_step(self, step: int, record: bool) -> None:
+        context, stage, optimizer = self._context, self._stage, self._optimizer
+        assert context is not None
+        assert stage is not None
+        assert optimizer is not None
+        job, plan = context.job, context.plan
+        ids = step_samples(job.seed, self.dataset.n_samples, job.global_batch, step)
+        first = plan.first_micro_batch(context.replica)
+
+        def samples(mb: int) -> tuple[int, ...]:
+            at = (first + mb) * job.micro_batch
+            return ids[at : at + job.micro_batch]
+
+        def batch(mb: int) -> Tensor:
+            return _stacked([self.dataset.sample(i) for i in samples(mb)])
+
+        done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples)
+        self._emit(
+            pb.Event(
+                step_done=pb.StepDone(
+                    plan_version=plan.version,
+                    step=step,
+                    loss_sum=done.loss_sum,
+                    tokens=done.tokens,
+                    grad_norm=done.grad_norm,
+                    duration_s=done.duration_s,
+                    sent_bytes=done.sent_bytes,
+                    raw_bytes=done.raw_bytes,
+                    spans=[span_to_message(s) for s in done.spans] if record else [],
+                )
+            )
+        )
+
+    def _evaluate(self, step: int) -> None:
+        if self._context is None or self._stage is None:
+            return
+
+        def batch(ids: Sequence[int]) -> Tensor:
+            return _stacked([self.dataset.eval_sample(i) for i in ids])
+
+        loss_sum, tokens = run_eval(
+            self._context, self._stage, step, self.dataset.n_eval, batch, time.perf_counter
+        )
+        self._emit(pb.Event(evaluated=pb.Evaluated(step=step, loss_sum=loss_sum, tokens=tokens)))
+
+    def _save(self, step: int) -> None:
+        context = self._context
+        if context is None or self._stage is None or self._optimizer is None or context.replica != 0:
+            self._emit(pb.Event(saved=pb.Saved(step=step)))
+            return
+        first_layer = context.plan.partition[context.stage][0]
+        stored = []
+        for name, data in stage_files(self._stage, self._optimizer, first_layer).items():
+            self._files.put(step, name, data)
+            stored.append(file_to_message(file_info(name, data)))
+        self._emit(pb.Event(saved=pb.Saved(step=step, files=stored)))
+
+
+def _stacked(samples: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(samples))
+
+
+def _talks_to(plan: Plan, rank: int) -> list[int]:
+    """The ranks it exchanges frames with: its pipeline (neighbours, norms, ties) and its stage's replicas."""
+    replica, stage = plan.replica_of(rank), plan.stage_of(rank)
+    pipeline = [plan.rank(replica, s) for s in range(plan.n_stages)]
+    return sorted({*pipeline, *plan.group(stage)} - {rank})
