@@ -107,7 +107,7 @@ def structured(objective: DtfmObjective, places: NDArray[np.int64]) -> dict[str,
     region where it is large enough. m = 1: every pipeline is a run of the row, inside a region.
     Between: mixtures by neighbouring regions. Twice: near by the one matrix and by the other.
     """
-    n, s, r = objective.n_devices, objective.n_stages, objective.n_replicas
+    s, r = objective.n_stages, objective.n_replicas
     found: dict[str, Groups] = {}
     for by, pair_s in (("exchange", objective.exchange_s), ("transfer", objective.transfer_s)):
         row = near_order(pair_s, places)
@@ -118,11 +118,6 @@ def structured(objective: DtfmObjective, places: NDArray[np.int64]) -> dict[str,
                 m, f"{m} mixtures of regions"
             )
             found[f"{name}, near by {by}"] = cells
-            if m not in (1, s):
-                strided = row.reshape(per, n // per)  # stages of a cell one behind the other
-                found[f"{per} rows of regions, near by {by}"] = (
-                    strided.reshape(per, r, m).transpose(0, 2, 1).reshape(s, r)
-                )
     found["greedy"] = greedy(objective)
     return found
 

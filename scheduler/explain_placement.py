@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from scheduler.bound import lower_bound_s
 from scheduler.dtfm import DtfmObjective, Placement, recompute
 from scheduler.search import SearchResult
@@ -72,19 +74,24 @@ def explain(topology: Topology, objective: DtfmObjective, result: SearchResult) 
             f"({objective.exchange_s[device, slow]:.3f} of {p.data_parallel_s:.3f} s)"
             + _if_faster(objective, topology, p, device, slow)
         )
-    for hop in sorted(bottleneck_hops(objective, p), key=lambda h: -h.seconds)[:3]:
-        lines.append(
-            f"stage {hop.stage} to {hop.stage + 1} waits {hop.seconds:.3f} s for {name[hop.src]} -> {name[hop.dst]}"
-            + _if_faster(objective, topology, p, hop.src, hop.dst)
-        )
+    lines += [
+        f"stage {h.stage} to {h.stage + 1} waits {h.seconds:.3f} s for {name[h.src]} -> {name[h.dst]}"
+        + _if_faster(objective, topology, p, h.src, h.dst)
+        for h in sorted(bottleneck_hops(objective, p), key=lambda h: -h.seconds)[:3]
+    ]
     return tuple(lines)
 
 
 def _if_faster(objective: DtfmObjective, topology: Topology, p: Placement, a: int, b: int) -> str:
-    """What twice the bandwidth between a and b would bring to this placement, nothing moved."""
-    exchange, transfer = objective.exchange_s.copy(), objective.transfer_s.copy()
-    for i, j in ((a, b), (b, a)):
-        exchange[i, j] -= objective.volumes.c_dp_bytes / (objective.n_replicas * topology.bandwidth_Bps[i, j])
-        transfer[i, j] -= objective.volumes.c_pp_bytes / (2 * topology.bandwidth_Bps[i, j])
+    """What twice the bandwidth between a's and b's regions (or between a and b) brings, nothing moved."""
+    region = np.array([d.region or d.name for d in topology.devices])
+    here, there = region == region[a], region == region[b]
+    between = np.outer(here, there) | np.outer(there, here)
+    saved_s = np.where(between, 0.5 / topology.bandwidth_Bps, 0.0)
+    np.fill_diagonal(saved_s, 0.0)
+    exchange = objective.exchange_s - saved_s * (2 * objective.volumes.c_dp_bytes / objective.n_replicas)
+    transfer = objective.transfer_s - saved_s * objective.volumes.c_pp_bytes
     dp_s, pp_s = recompute(exchange, transfer, p.stages)
-    return f"; twice its bandwidth would bring {p.cost_s - dp_s - 2 * pp_s:.3f} s"
+    where = f"inside {region[a]}" if region[a] == region[b] else f"between {region[a]} and {region[b]}"
+    gain = p.cost_s - dp_s - 2 * pp_s
+    return f"; twice the bandwidth {where} would bring {gain:.3f} s" if gain > 0.0005 else ""

@@ -240,7 +240,8 @@ def tour_bound(weight: Floats) -> float:
     assignment with one end left open."""
     n = weight.shape[0]
     if n <= EXACT_TOUR:
-        return open_tour(weight)[0]
+        exact, _ = open_tour(weight)
+        return exact
     both = np.minimum(weight, weight.T)
     shift = 1.0 + float(np.abs(both).max())  # csgraph takes 0 as "no edge": every tree has n - 1 edges
     tree = float(minimum_spanning_tree(both + shift).sum()) - shift * (n - 1)
@@ -248,4 +249,5 @@ def tour_bound(weight: Floats) -> float:
     padded[:n, :n] = weight
     np.fill_diagonal(padded, shift * n)
     rows, cols = linear_sum_assignment(padded)
-    return max(tree, float(padded[rows, cols].sum()))
+    successors = float(padded[rows, cols].sum())
+    return max(tree, successors)

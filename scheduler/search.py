@@ -29,11 +29,14 @@ from scheduler.refine import Walkers, polish
 MapIslands = Callable[[Callable[["_Island"], "_Island"], Iterable["_Island"]], Iterable["_Island"]]
 
 
+DEFAULT_EVALUATIONS = 400_000
+
+
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
     """How hard to look. The defaults find the best known plans of DT-FM's scenarios in seconds."""
 
-    evaluations: int = 400_000
+    evaluations: int = DEFAULT_EVALUATIONS
     """Placements judged at most, over all islands (a filtered one counts: the bound judged it)."""
     islands: int = 2
     population: int = 24
@@ -110,8 +113,8 @@ def search(
 ) -> SearchResult:
     """The best placement found. `places[d]` numbers d's region (see `encoding.places_of`).
 
-    Ends as soon as `floor_s`, a lower bound, is reached. The same seed and options give the same placement on any number of processes, unless
-    `should_stop` ended the search.
+    Ends as soon as `floor_s`, a lower bound, is reached. The same seed and options give the same
+    placement on any number of processes, unless `should_stop` ended the search.
     """
     options = options or SearchOptions()
     seeds = structured(objective, places)

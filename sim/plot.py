@@ -1,7 +1,7 @@
 """Draws a placement: on a map where positions are known, and as a grid of replicas and stages.
 
-Colours are Paul Tol's "muted" and "light" qualitative sets, told apart by colour-blind readers; every region is
-also named where it stands. matplotlib is imported only here. Knows no objective: it is told
+Colours are from Paul Tol's "muted" and "light" sets, told apart by colour-blind readers; every
+region is also named where it stands. matplotlib is imported only here. Knows no objective: it is told
 which links and which device the step waits for.
 """
 
@@ -107,12 +107,12 @@ def _map(
         i, j = sorted((_region(topology, h.src), _region(topology, h.dst)))
         if h.seconds >= 0.999 * worst:
             slow[i, j] = h.seconds
-    for (a, b), count in crossings.items():
-        if a != b:
-            axes.add_patch(_arc(place[a], place[b], INK, 0.7 + 0.35 * count**0.7, 0.45))
-    for a, b in slow:
-        if a != b:
-            axes.add_patch(_arc(place[a], place[b], ALARM, 2.6, 0.95))
+    for (here, there), count in crossings.items():
+        if here != there:
+            axes.add_patch(_arc(place[here], place[there], INK, 0.7 + 0.35 * count**0.7, 0.45))
+    for here, there in slow:
+        if here != there:
+            axes.add_patch(_arc(place[here], place[there], ALARM, 2.6, 0.95))
     held = Counter(_region(topology, d) for stage in stages for d in stage)
     label_at = _label_places(place)
     for region, (px, py) in place.items():
@@ -122,15 +122,25 @@ def _map(
         note = f"{region}  ·  {held[region]}" + (f"\n{inside} hops inside" if inside else "")
         dx, dy, align = label_at[region]
         axes.annotate(
-            note, (px, py), (dx, dy), textcoords="offset points", ha=align, va="center", fontsize=8.5, color=INK,
-            zorder=4, bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
-        )  # fmt: skip
+            note,
+            (px, py),
+            (dx, dy),
+            textcoords="offset points",
+            ha=align,
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            zorder=2.5,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.55},
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(
         "Where the pipelines run: devices by region, lines where pipelines cross, the slowest in red",
-        loc="left", fontsize=9.5, color=INK,
-    )  # fmt: skip
+        loc="left",
+        fontsize=9.5,
+        color=INK,
+    )
     for spine in axes.spines.values():
         spine.set_color(FAINT)
 
@@ -140,18 +150,38 @@ def _arc(
 ) -> FancyArrowPatch:
     (ax, ay), (bx, by) = sorted((a, b))
     return FancyArrowPatch(
-        (ax, ay), (bx, by), connectionstyle="arc3,rad=-0.18", arrowstyle="-", color=ink, lw=width, alpha=alpha, zorder=2
-    )  # fmt: skip
+        (ax, ay),
+        (bx, by),
+        connectionstyle="arc3,rad=-0.18",
+        arrowstyle="-",
+        color=ink,
+        lw=width,
+        alpha=alpha,
+        zorder=2,
+    )
 
 
 def _label_places(place: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float, str]]:
-    """Each label on the side away from its nearest neighbour: (dx, dy, alignment) in points."""
-    out = {}
-    for region, (x, y) in place.items():
-        others = [(abs(x - ox) + 2 * abs(y - oy), ox, oy) for r, (ox, oy) in place.items() if r != region]
-        _, ox, oy = min(others)
-        right = x >= ox
-        out[region] = (13.0 if right else -13.0, 9.0 if y >= oy else -9.0, "left" if right else "right")
+    """Each label where it covers least of the dots and of the labels before it: (dx, dy, alignment), in points.
+
+    A degree is taken as 3.6 points, a label as 72 x 24.
+    """
+    sides = [(dx, dy, "left" if dx > 0 else "right") for dy in (0, 13, -13, 24, -24) for dx in (13, -13)]
+    dots = {r: (x * 3.6, y * 5.0) for r, (x, y) in place.items()}
+    boxes: list[tuple[float, float]] = []
+    out: dict[str, tuple[float, float, str]] = {}
+    for region in sorted(dots, key=lambda r: -dots[r][0]):
+        x, y = dots[region]
+
+        def covered(side: tuple[int, int, str], x: float = x, y: float = y, region: str = region) -> float:
+            cx, cy = x + side[0] + (36 if side[0] > 0 else -36), y + side[1]
+            hits = [(px, py, 36 + 10, 12 + 9) for r, (px, py) in dots.items() if r != region]
+            hits += [(px, py, 74, 25) for px, py in boxes]
+            return sum(max(0, w - abs(cx - px)) * max(0, h - abs(cy - py)) for px, py, w, h in hits)
+
+        best = min(sides, key=covered)
+        boxes.append((x + best[0] + (36 if best[0] > 0 else -36), y + best[1]))
+        out[region] = (float(best[0]), float(best[1]), best[2])
     return out
 
 
@@ -179,7 +209,7 @@ def _grid(
                     fc=colour[_region(topology, device)],
                     ec=INK if waits else "white",
                     lw=2.2 if waits else 0.8,
-                )  # fmt: skip
+                )
             )
             if labelled:
                 axes.text(
@@ -190,18 +220,32 @@ def _grid(
         rows = stages[h.stage].index(h.src), stages[h.stage + 1].index(h.dst)
         hot = h.seconds >= 0.999 * worst
         axes.plot(
-            [h.stage + 0.38, h.stage + 0.62], rows, color=ALARM, lw=2.6 if hot else 1.2,
-            alpha=1 if hot else 0.6, solid_capstyle="round", zorder=3,
-        )  # fmt: skip
+            [h.stage + 0.38, h.stage + 0.62],
+            rows,
+            color=ALARM,
+            lw=2.6 if hot else 1.2,
+            alpha=1 if hot else 0.6,
+            solid_capstyle="round",
+            zorder=3,
+        )
         axes.text(
-            h.stage + 0.5, -0.72, f"{h.seconds:.2f} s", ha="center", fontsize=7.5, color=ALARM,
+            h.stage + 0.5,
+            -0.72,
+            f"{h.seconds:.2f} s",
+            ha="center",
+            fontsize=7.5,
+            color=ALARM,
             fontweight="bold" if hot else "normal",
-        )  # fmt: skip
+        )
     if slowest is not None:
         axes.text(
-            -0.45, n_replicas - 0.12, f"outlined: {topology.devices[slowest].name}, whose exchange of gradients the step waits for",
-            fontsize=8, color=INK, va="top",
-        )  # fmt: skip
+            -0.45,
+            n_replicas - 0.12,
+            f"outlined: {topology.devices[slowest].name}, whose gradient exchange the step waits for",
+            fontsize=8,
+            color=INK,
+            va="top",
+        )
     axes.set_xlim(-0.5, n_stages - 0.5)
     axes.set_ylim(n_replicas + 0.25, -1.0)
     axes.set_xticks(range(n_stages), [f"stage {s}" for s in range(n_stages)], fontsize=8)

@@ -19,7 +19,7 @@ from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Vo
 from scheduler.encoding import places_of
 from scheduler.explain_placement import bottleneck_device, bottleneck_hops, explain
 from scheduler.scenarios import NAMES, POSITIONS, scenario
-from scheduler.search import SearchOptions, SearchResult, search
+from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, search
 from scheduler.topology import Topology, TopologyError
 from sim.topology_file import Positions, read_topology
 
@@ -80,7 +80,7 @@ def make_plan(
     options: SearchOptions | None = None,
     processes: int = 1,
 ) -> Planned:
-    """Search and explain. A budget ends the search between generations; without one it depends on the seed alone."""
+    """Search and explain. A budget ends the search between generations; without it, the seed decides alone."""
     began = time.monotonic()
 
     def over() -> bool:
@@ -122,9 +122,7 @@ def plan(
     budget: Annotated[
         float | None, typer.Option(help="Seconds after which the best so far is taken.")
     ] = None,
-    evaluations: Annotated[
-        int, typer.Option(help="Placements to judge at most.")
-    ] = SearchOptions.evaluations,
+    evaluations: Annotated[int, typer.Option(help="Placements to judge at most.")] = DEFAULT_EVALUATIONS,
     processes: Annotated[int, typer.Option(help="Processes to search with; the plan stays the same.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[
