@@ -1,0 +1,27 @@
+"""The `sim` command: each of its commands is a module of `sim.commands`. Needs no torch."""
+
+from __future__ import annotations
+
+import typer
+
+from sim.commands.plan import plan
+from sim.commands.shape import shape
+from sim.commands.traces import app as traces
+
+app = typer.Typer(
+    help="Plan runs on recorded networks, and shape links like them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(plan)
+app.command()(shape)
+app.add_typer(traces, name="traces")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Whole runs of real processes: trained, killed, resumed, exported. What was lost is nothing.
+
+A run is told from another by its losses alone: same seed, same samples, same losses.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coordinator.history import read_history
+from deploy.local import LocalCluster, LocalOptions
+from deploy.processes import Event, ProcessFailed, command
+from scheduler.exit_codes import ExitCode
+
+TEXT = Path(__file__).parent.parent / "data" / "text.txt"
+STEPS = 120
+JOB = f"""
+name: endure
+model: {{family: gpt2, layers: 2, hidden: 32, heads: 4}}
+data: {{files: ["{TEXT}"], held_out: 0.05, eval_samples: 8}}
+sequence_length: 32
+global_batch: 8
+micro_batch: 2
+steps: {STEPS}
+eval_every: 60
+optimizer: {{lr: 1e-2, warmup_steps: 2}}
+checkpoint: {{every: 30, keep: 2}}
+parallelism: PARALLELISM
+"""
+RELATIVE = 1e-5
+"""Losses of unequal plans differ by the order of float32 sums alone: about 1e-7 a step, growing slowly."""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def write_job(directory: Path, parallelism: str) -> Path:
+    job = directory / f"{''.join(c for c in parallelism if c.isalnum())}.yaml"
+    job.write_text(JOB.replace("PARALLELISM", parallelism))
+    return job
+
+
+def run(
+    job: Path,
+    state: Path,
+    workers: int,
+    *,
+    resume: bool = False,
+    on: Callable[[LocalCluster, Event], None] | None = None,
+) -> tuple[int, list[Event]]:
+    """Run to whatever end; `on` sees every event as it comes."""
+    seen = []
+    with LocalCluster(job, LocalOptions(workers=workers, state_dir=state, resume=resume)) as cluster:
+        for event in cluster.events():
+            seen.append(event)
+            if on is not None:
+                on(cluster, event)
+        code = cluster.wait()
+    return code, seen
+
+
+@pytest.fixture(scope="module")
+def undisturbed(directory: Path) -> tuple[float, ...]:
+    """Losses of the run that nothing happened to: two stages on two workers."""
+    code, _ = run(write_job(directory, "{stages: 2, replicas: 1}"), directory / "undisturbed", 2)
+    assert code == ExitCode.OK
+    history = read_history(directory / "undisturbed")
+    assert len(history.losses) == STEPS
+    assert history.losses[-1] < history.losses[0] - 1.0, "it learns"
+    return history.losses
+
+
+def test_a_killed_worker_ends_the_run_with_its_name_and_another_plan_continues_it(
+    directory: Path, undisturbed: tuple[float, ...]
+) -> None:
+    state = directory / "killed-worker"
+
+    def kill(cluster: LocalCluster, event: Event) -> None:
+        if event["event"] == "checkpoint" and event["step"] == 30:
+            cluster.workers["w1"].kill()
+
+    code, events = run(write_job(directory, "{stages: 2, replicas: 1}"), state, 2, on=kill)
+    assert code == ExitCode.WORKER_LOST
+    failed = next(e for e in events if e["event"] == "failed")
+    assert "w1" in failed["reason"]
+    # The same run goes on with one stage on one worker.
+    code, _ = run(write_job(directory, "{stages: 1, replicas: 1}"), state, 1, resume=True)
+    assert code == ExitCode.OK
+    assert read_history(state).losses == pytest.approx(undisturbed, rel=RELATIVE)
+
+
+def test_a_killed_coordinator_is_started_again_and_loses_no_step(
+    directory: Path, undisturbed: tuple[float, ...]
+) -> None:
+    state = directory / "killed-coordinator"
+
+    def kill(cluster: LocalCluster, event: Event) -> None:
+        if event["event"] == "step" and event["step"] == 45:
+            cluster.coordinator.kill()
+
+    run(write_job(directory, "{stages: 2, replicas: 1}"), state, 2, on=kill)
+    code, _ = run(write_job(directory, "{stages: 1, replicas: 2}"), state, 2, resume=True)
+    assert code == ExitCode.OK
+    history = read_history(state)
+    assert history.attempts == 2
+    assert history.losses == pytest.approx(undisturbed, rel=RELATIVE)
+
+
+def test_a_drained_run_saves_and_can_be_continued(directory: Path, undisturbed: tuple[float, ...]) -> None:
+    state = directory / "drained"
+
+    def drain(cluster: LocalCluster, event: Event) -> None:
+        if event["event"] == "step" and event["step"] == 40:
+            cluster.drain()
+
+    job = write_job(directory, "{stages: 2, replicas: 1}")
+    run(job, state, 2, on=drain)
+    done = len(read_history(state).losses)
+    assert 40 <= done < STEPS
+    code, events = run(job, state, 2, resume=True)
+    assert code == ExitCode.OK
+    assert min(e["step"] for e in events if e["event"] == "step") == done + 1, "nothing was done twice"
+    assert read_history(state).losses == pytest.approx(undisturbed, rel=RELATIVE)
+
+
+def test_the_trained_model_loads_in_transformers_and_continues_a_text(
+    directory: Path, undisturbed: tuple[float, ...]
+) -> None:
+    del undisturbed
+    transformers = pytest.importorskip("transformers")
+    checkpoint = directory / "undisturbed" / "checkpoints" / f"step-{STEPS:06d}"
+    target = directory / "exported"
+    subprocess.run(command("worker", "export", str(checkpoint), str(target)), check=True, capture_output=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(target)
+    assert sum(p.numel() for p in model.parameters()) > 10_000
+    written = subprocess.run(
+        command("worker", "generate", str(checkpoint), "--prompt", "To be", "--max-new-tokens", "20"),
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert written.startswith("To be")
+    assert len(written) > len("To be\n")
+
+
+def test_a_checkpoint_with_one_byte_changed_is_refused(
+    directory: Path, undisturbed: tuple[float, ...]
+) -> None:
+    del undisturbed
+    checkpoint = directory / "undisturbed" / "checkpoints" / f"step-{STEPS:06d}"
+    file = checkpoint / "layer-0001.safetensors"
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        done = subprocess.run(
+            command("worker", "generate", str(checkpoint)), capture_output=True, text=True, check=False
+        )
+    finally:
+        file.write_bytes(before)
+    assert done.returncode == ExitCode.CHECKPOINT_CORRUPT
+    assert "layer-0001.safetensors" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("steps: 120", ExitCode.JOB_INVALID, "stepps"),
+        (str(TEXT), ExitCode.DATA, "nowhere.txt"),
+    ],
+    ids=["unknown key", "missing data"],
+)
+def test_a_job_that_cannot_be_ends_with_its_own_code(
+    directory: Path, text: str, code: ExitCode, words: str
+) -> None:
+    good = JOB.replace("PARALLELISM", "auto")
+    job = directory / f"bad-{code}.yaml"
+    job.write_text(good.replace(text, {"steps: 120": "stepps: 120"}.get(text, "/nowhere.txt")))
+    try:
+        found, events = run(job, directory / f"bad-{code}", 1)
+        said = str(next(e for e in events if e["event"] in ("failed", "error"))["reason"])
+    except ProcessFailed as failure:  # refused before it listens
+        found, said = code, str(failure)
+        assert f"exit code {int(code)}" in said
+    assert found == code
+    assert words in said
