@@ -51,7 +51,7 @@ def explain(topology: Topology, objective: DtfmObjective, result: SearchResult) 
         f"{objective.n_stages} stages x {objective.n_replicas} replicas cost {p.cost_s:.3f} s: "
         f"{p.data_parallel_s:.3f} s of gradient exchange and 2 x {p.pipeline_s:.3f} s along the pipeline",
         f"no placement of this shape can cost less than {bound:.3f} s: at most "
-        f"{100 * (1 - bound / p.cost_s) if p.cost_s else 0:.1f} % is left to gain",
+        f"{100 * max(0.0, 1 - bound / p.cost_s) if p.cost_s else 0:.1f} % is left to gain",
         {
             "exhaustive": f"all {result.evaluations} partitions were tried: this is the best",
             "bound met": "a structured placement meets the lower bound: nothing is left to search for",

@@ -104,7 +104,7 @@ def bottleneck_values(weight: NDArray[np.generic]) -> NDArray[np.generic]:
     """
     b, n = weight.shape[0], weight.shape[1]
     if b == 0 or n == 1:
-        one: NDArray[np.generic] = weight.reshape(b, -1)[:, 0] if n == 1 else np.empty(0, weight.dtype)
+        one: NDArray[np.generic] = weight[:, 0, 0]
         return one
     out = np.empty(b, weight.dtype)
     if n > BATCHED_MATCHING:
@@ -250,4 +250,5 @@ def tour_bound(weight: Floats) -> float:
     np.fill_diagonal(padded, shift * n)
     rows, cols = linear_sum_assignment(padded)
     successors = float(padded[rows, cols].sum())
-    return max(tree, successors)
+    bound: float = max(tree, float(padded[rows, cols].sum()))
+    return bound

@@ -277,7 +277,7 @@ def _finish(
         if mark in seen:
             continue
         seen.add(mark)
-        groups, cost, evaluations = polish(objective, groups, x.cost_s, options.evaluations // 20)
+        groups, cost, evaluations = polish(objective, groups, x.cost_s, max(500, options.evaluations // 100))
         used += evaluations
         found.append((cost, groups))
         if len(found) == 3:

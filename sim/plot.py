@@ -162,7 +162,7 @@ def _arc(
 
 
 def _label_places(place: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float, str]]:
-    """Each label where it covers least of the dots and of the labels before it: (dx, dy, alignment), in points.
+    """Each label where it covers least of the dots and labels before it: (dx, dy, alignment), in points.
 
     A degree is taken as 3.6 points, a label as 72 x 24.
     """

@@ -117,7 +117,7 @@ def _matrix(path: Path, document: dict[str, Any], key: str, names: list[str]) ->
 
 
 def _require_links(path: Path, names: list[str], latency_s: Matrix, bandwidth_Bps: Matrix) -> None:
-    """Every pair needs a figure. Says which parts cannot reach each other, or else which links are unknown."""
+    """Every pair needs a figure: says which parts cannot reach each other, or else what is unknown."""
     usable = np.isfinite(latency_s) & np.isfinite(bandwidth_Bps) & (bandwidth_Bps > 0)
     known = usable | np.isnan(latency_s) | np.isnan(bandwidth_Bps)
     np.fill_diagonal(known, True)
@@ -156,7 +156,8 @@ def _trace(path: Path) -> TopologyFile:
     names = [row["node"] for row in nodes]
     if len(set(names)) != len(names) or not names:
         raise TopologyError(
-            f"{nodes_path}: found {len(names)} nodes, {len(set(names))} different; required some, all different"
+            f"{nodes_path}: found {len(names)} nodes, {len(set(names))} different; "
+            "required some, all different"
         )
     index = {name: k for k, name in enumerate(names)}
     factor = _number(path, meta.get("one_way_factor", 0.5), "one_way_factor")

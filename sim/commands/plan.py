@@ -80,7 +80,7 @@ def make_plan(
     options: SearchOptions | None = None,
     processes: int = 1,
 ) -> Planned:
-    """Search and explain. A budget ends the search between generations; without it, the seed decides alone."""
+    """Search and explain. A budget ends the search between generations; else the seed alone decides."""
     began = time.monotonic()
 
     def over() -> bool:
@@ -177,10 +177,10 @@ def _report(found: Planned, plot: Path | None) -> str:
     names = [d.name for d in found.topology.devices]
     width = max(len(n) for n in names)
     rows = ["stage   " + "".join(f"{s:<{width + 2}}" for s in range(found.objective.n_stages))]
-    for r in range(found.objective.n_replicas):
-        rows.append(
-            f"rep {r:<4}" + "".join(f"{names[s[r]]:<{width + 2}}" for s in found.result.placement.stages)
-        )
+    rows += [
+        f"rep {r:<4}" + "".join(f"{names[s[r]]:<{width + 2}}" for s in found.result.placement.stages)
+        for r in range(found.objective.n_replicas)
+    ]
     lines = [*(row.rstrip() for row in rows), "", *(f"- {reason}" for reason in found.reasons)]
     lines.append(f"- {found.result.evaluations} placements judged in {found.elapsed_s:.1f} s")
     if plot is not None:

@@ -40,7 +40,7 @@ def price(topology: Topology, stages: list[list[int]], c_dp: float, c_pp: float)
 
 
 def optimum(topology: Topology, n_stages: int, c_dp: float, c_pp: float) -> float:
-    """The least cost over every assignment of devices to stages, replica order left to brute-force matching."""
+    """The least cost over every assignment of devices to stages, replicas matched by brute force."""
     n = len(topology)
     r = n // n_stages
     a, b = topology.latency_s, topology.bandwidth_Bps

@@ -53,7 +53,7 @@ def test_bottleneck_matching_agrees_with_an_assignment_over_thresholds(n: int) -
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float64])
 @pytest.mark.parametrize("n", [1, 2, 5, 8, 10])
 def test_batched_bottlenecks_equal_single_ones(n: int, dtype: type) -> None:
-    w = np.random.default_rng(n).integers(0, 300, (300, n, n)).astype(dtype)
+    w: np.ndarray = np.random.default_rng(n).integers(0, 300, (300, n, n)).astype(dtype)
     expected = [matching.bottleneck_matching(m)[0] for m in w]
     assert matching.bottleneck_values(w).tolist() == expected
 
@@ -62,7 +62,7 @@ def test_bottleneck_agrees_with_networkx() -> None:
     w = np.random.default_rng(1).random((7, 7))
     value, _ = matching.bottleneck_matching(w)
     for threshold, perfect in ((value, True), (np.nextafter(value, 0), False)):
-        g = nx.Graph()
+        g: nx.Graph[int] = nx.Graph()
         g.add_nodes_from(range(14))
         g.add_edges_from((i, 7 + j) for i in range(7) for j in range(7) if w[i, j] <= threshold)
         found = nx.bipartite.hopcroft_karp_matching(g, range(7))

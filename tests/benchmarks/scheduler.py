@@ -1,0 +1,174 @@
+"""How good and how fast the placement search is: every scenario and volume against every baseline.
+
+    python -m tests.benchmarks.scheduler [--quick] [--seeds 5]
+
+Writes a table and a convergence plot, dated, into tests/benchmarks/results/. Exits with 1 when a goal is
+missed: never worse than a baseline or a structured seed; scenario 3 at most 16.087 s and
+scenario 5 at most 49.219 s; a spread over seeds of at most 2 %; 64 devices within 10 s of
+one core's time. --quick: fewer volumes and seeds, a shorter run of DT-FM's own search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scheduler.baselines import baselines
+from scheduler.bound import lower_bound_s
+from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Volumes
+from scheduler.encoding import places_of
+from scheduler.scenarios import NAMES, scenario, with_noise
+from scheduler.search import SearchResult, search
+from scheduler.topology import Topology
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT_S = {"universities": 16.087, "worldwide": 49.219}
+SECONDS, SPREAD = 10.0, 0.02
+
+
+@dataclass(frozen=True)
+class Case:
+    network: str
+    topology: Topology
+    stages: int
+    replicas: int
+    activations: int
+    gradients: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.stages}x{self.replicas}"
+
+    def objective(self) -> DtfmObjective:
+        volumes = Volumes(PAPER_C_DP_BYTES / self.gradients, PAPER_C_PP_BYTES / self.activations)
+        return DtfmObjective(self.topology, self.stages, self.replicas, volumes)
+
+
+def cases(quick: bool) -> list[Case]:
+    every = [(1, 1), *((a, g) for a in (2, 4, 8, 16) for g in (1, 2, 4, 8))]
+    found = []
+    for name in NAMES:
+        for a, g in [(1, 1), (4, 2), (16, 1)] if quick else every:
+            found.append(Case(name, scenario(name), 8, 8, a, g))
+        noisy = with_noise(scenario(name), 0.3, np.random.default_rng(1))
+        found += [
+            Case(f"{name} ±30 %", noisy, 8, 8, a, g)
+            for a, g in ([(1, 1)] if quick else [(1, 1), (4, 2), (16, 1)])
+        ]
+        if not quick or name == "worldwide":
+            found.append(Case(name, scenario(name, n_devices=128), 16, 8, 1, 1))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=int, default=0, help="default: 5, with --quick 2")
+    options = parser.parse_args()
+    n_seeds = options.seeds or (2 if options.quick else 5)
+    missed: list[str] = []
+    rows = [
+        "| network | act / grad compressed | cost s | bound s | gap | spread | CPU s | evaluations/s "
+        "| random mean | best of 1000 | region order | Megatron | greedy | DT-FM's search |",
+        "|" + "---|" * 14,
+    ]
+    curves: dict[str, SearchResult] = {}
+    for case in cases(options.quick):
+        row, result = _row(case, n_seeds, 300 if options.quick else 4900, missed)
+        rows.append(row)
+        print(row, flush=True)
+        if (case.activations, case.gradients, len(case.topology)) == (
+            1,
+            1,
+            64,
+        ) and result.method == "evolution":
+            curves[case.name] = result
+    stamp = datetime.date.today().isoformat()
+    RESULTS.mkdir(exist_ok=True)
+    base = RESULTS / f"scheduler-{stamp}{'-quick' if options.quick else ''}"
+    verdict = ["", *(f"missed: {m}" for m in missed)] if missed else ["", "every goal met"]
+    head = [f"# Placement search under DT-FM's objective, {stamp}, {n_seeds} seeds", ""]
+    base.with_suffix(".md").write_text("\n".join(head + rows + verdict) + "\n")
+    _draw(curves, base.with_suffix(".png"))
+    print("\n".join(verdict), f"\nwritten: {base}.md, .png")
+    return 1 if missed else 0
+
+
+def _row(case: Case, n_seeds: int, dtfm_trials: int, missed: list[str]) -> tuple[str, SearchResult]:
+    objective = case.objective()
+    places = places_of(case.topology, objective)
+    bound = lower_bound_s(objective)
+    began = time.process_time()
+    results = [search(objective, places, seed, floor_s=bound) for seed in range(n_seeds)]
+    seconds = (time.process_time() - began) / n_seeds
+    costs = [r.placement.cost_s for r in results]
+    cost, spread = min(costs), max(costs) / min(costs) - 1
+    others = baselines(objective, places, np.random.default_rng(0), 1000, dtfm_trials)
+    label = f"{case.name}, {case.activations} / {case.gradients}"
+    rivals = {b.name: b.cost_s for b in others} | results[0].seeds_s
+    missed += [
+        f"{label}: {n} costs {c:.3f}, ours {max(costs):.3f}"
+        for n, c in rivals.items()
+        if max(costs) > c * (1 + 1e-9)
+    ]
+    if (case.activations, case.gradients) == (1, 1) and max(costs) > LIMIT_S.get(case.network, np.inf):
+        missed.append(f"{label}: {max(costs):.3f} s, at most {LIMIT_S[case.network]}")
+    if spread > SPREAD:
+        missed.append(f"{label}: spread {100 * spread:.2f} % over {n_seeds} seeds")
+    if len(case.topology) == 64 and seconds > SECONDS:
+        missed.append(f"{label}: {seconds:.1f} s of one core")
+    megatron = min(c for n, c in rivals.items() if n.startswith("Megatron"))
+    shown = [
+        case.name,
+        f"{case.activations} / {case.gradients}",
+        f"**{cost:.3f}**",
+        f"{bound:.3f}",
+        f"{100 * (1 - bound / cost):.1f} %",
+        f"{100 * spread:.2f} %",
+        f"{seconds:.1f}",
+        f"{results[0].evaluations / max(seconds, 1e-3):,.0f}",
+        *(f"{c:.2f}" for c in (others[0].cost_s, others[1].cost_s, others[2].cost_s, megatron)),
+        f"{rivals['greedy']:.2f}",
+        f"{rivals[others[-1].name]:.2f}",
+    ]
+    return "| " + " | ".join(shown) + " |", results[0]
+
+
+def _draw(curves: dict[str, SearchResult], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.8), dpi=140)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    inks = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222", "#999999")
+    for (name, result), ink in zip(curves.items(), inks, strict=False):
+        x, y = zip(*result.curve, strict=True)
+        best = np.minimum.accumulate(y)
+        axes.step([k / 1000 for k in x], best / best[-1], where="post", color=ink)
+        axes.annotate(
+            name,
+            (x[-1] / 1000, 1.0),
+            (6, 9 * (inks.index(ink) - 2)),
+            textcoords="offset points",
+            color=ink,
+            fontsize=8,
+        )
+    axes.set_xlabel("placements judged, thousands")
+    axes.set_ylabel("best so far / final cost")
+    axes.set_title("Convergence from the best structured placement", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
