@@ -223,11 +223,12 @@ def _forget(state: State, name: str, reason: str) -> State:
 
 def _lost(state: State, name: str, why: str) -> Transition:
     """A member is gone. Before a plan is loaded the run gathers again; with a rank, the run ends."""
-    reason = f"{name} is lost: {why}"
+    over = state.phase in OVER
+    reason = f"{name} has left: the run is over" if over else f"{name} is lost: {why}"
     had_rank = state.phase not in PREPARING and name in state.ranks
     state = _forget(state, name, reason)
     gone = Transition(state, (Evict(name, reason),), reason)
-    if state.phase in OVER:
+    if over:
         return gone
     if state.phase in PREPARING:
         return then(gone, advance(replace(state, team=())))

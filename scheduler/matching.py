@@ -250,5 +250,5 @@ def tour_bound(weight: Floats) -> float:
     np.fill_diagonal(padded, shift * n)
     rows, cols = linear_sum_assignment(padded)
     successors = float(padded[rows, cols].sum())
-    bound: float = max(tree, float(padded[rows, cols].sum()))
+    bound: float = max(tree, successors)
     return bound

@@ -1,4 +1,4 @@
-"""What a layer costs: seconds on a device, bytes, flops. Measured or computed elsewhere; only carried here."""
+"""What a layer costs: seconds on a device, bytes, flops. Measured elsewhere; only carried here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class DeviceProfile:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """The layers of a job, in order, for micro-batches of `micro_batch` samples of `sequence_length` tokens."""
+    """The layers of a job, in order, for micro-batches of `micro_batch` samples of
+    `sequence_length` tokens."""
 
     layers: tuple[LayerProfile, ...]
     micro_batch: int

@@ -63,7 +63,9 @@ class Topology:
             bad = off & ~np.isfinite(m)
             if bad.any():
                 i, j = np.argwhere(bad)[0]
-                raise TopologyError(f"{label}[{names[i]}, {names[j]}]: found {m[i, j]}, required a finite number")
+                raise TopologyError(
+                    f"{label}[{names[i]}, {names[j]}]: found {m[i, j]}, required a finite number"
+                )
         if (self.latency_s[off] < 0).any():
             i, j = np.argwhere(off & (self.latency_s < 0))[0]
             raise TopologyError(
@@ -72,7 +74,8 @@ class Topology:
         if (self.bandwidth_Bps[off] <= 0).any():
             i, j = np.argwhere(off & (self.bandwidth_Bps <= 0))[0]
             raise TopologyError(
-                f"bandwidth_Bps[{names[i]}, {names[j]}]: found {self.bandwidth_Bps[i, j]}, required more than 0; "
+                f"bandwidth_Bps[{names[i]}, {names[j]}]: found {self.bandwidth_Bps[i, j]}, "
+                "required more than 0; "
                 "leave out a device that cannot be reached"
             )
 

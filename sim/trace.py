@@ -51,14 +51,18 @@ class LinkState:
     """None: the trace does not say."""
 
 
+Series = tuple[tuple[float, ...], tuple[LinkState, ...]]
+"""Times in s, ascending; the state from each time on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """Links between nodes over time, sample-and-hold."""
 
     name: str
     nodes: dict[str, Node]
-    links: dict[tuple[str, str], tuple[tuple[float, ...], tuple[LinkState, ...]]]
-    """(src, dst) -> (times in s, ascending; the state from each time on)."""
+    links: dict[tuple[str, str], Series]
+    """(src, dst) -> what that directed link was."""
     one_way_factor: float
     source: str
     licence: str
@@ -156,9 +160,7 @@ def _nodes(path: Path) -> Iterator[Node]:
         yield Node(row["node"], row["provider"], row["region"], degrees[0], degrees[1], int(count or 1))
 
 
-def _links(
-    path: Path, nodes: dict[str, Node], factor: float
-) -> dict[tuple[str, str], tuple[tuple[float, ...], tuple[LinkState, ...]]]:
+def _links(path: Path, nodes: dict[str, Node], factor: float) -> dict[tuple[str, str], Series]:
     rows: dict[tuple[str, str], list[tuple[float, LinkState]]] = {}
     for line, row in _rows(path, COLUMNS):
         where = f"{path}:{line}"

@@ -154,7 +154,8 @@ class DataEndpoint:
 
     def release(self, transport: ZmqTransport, linger_s: float) -> None:
         """Close the transport's sockets; what was handed to them may still leave for `linger_s`."""
-        self._ask(lambda: self._release(transport, linger_s))
+        with suppress(TransportError):  # an endpoint that has ended has closed them
+            self._ask(lambda: self._release(transport, linger_s))
 
     def close(self) -> None:
         """End every transport, the thread and all sockets. Idempotent."""
