@@ -271,9 +271,9 @@ def test_a_frame_above_the_cap_is_refused_and_one_above_the_credit_travels_alone
     a, b = f.open_rank(0, 1), f.open_rank(1, 1)
     with pytest.raises(FrameError, match="required at most 1000000"):
         a.send(frame(0, 1, bytes(1_000_001)))
+    a.send(frame(0, 1, bytes([0]) * 500_000, mb=0))  # above the credit: on its way, alone
     for mb in range(3):
-        a.send(frame(0, 1, bytes([mb]) * 500_000, mb=mb))
-    for mb in range(3):
+        a.send(frame(0, 1, bytes([mb + 1]) * 500_000, mb=mb + 1))  # above the queue's cap: waits there, alone
         assert got(b.receive(FrameKey("activation", 0, mb, 0), WAIT_S)) == bytes([mb]) * 500_000
 
 

@@ -106,7 +106,7 @@ def test_errors_say_what_was_found_and_what_is_required() -> None:
         unpack_header(forged(b6=200), CAP)
     with pytest.raises(FrameError, match=r"required b'ISTH'"):
         unpack_header(forged(b0=0), CAP)
-    with pytest.raises(FrameError, match=r"found 576 bytes of payload, required at most 500"):
+    with pytest.raises(FrameError, match=r"found a payload of 576 bytes, required at most 500"):
         unpack_header(pack_header(SAMPLE), 500)
     with pytest.raises(FrameError, match=r"chunk of 256 bytes, required at most 100"):
         unpack_header(pack_header(SAMPLE), CAP, 100)
