@@ -27,9 +27,9 @@ class Limits:
     """Of one (peer, kind): accepted by `send` and waiting for credit; above it `send` blocks."""
     frame_bytes: int = 1024 * MIB
     """The largest payload that is sent or taken."""
-    chunk_bytes: int = 256 * KIB
-    """Larger frames are cut into pieces of this size, which travel on all streams of a link. At this
-    size one copy into ZeroMQ stays in the cache and costs no more than zero-copy's bookkeeping."""
+    chunk_bytes: int = 512 * KIB
+    """The largest piece that a frame is cut into (`striping.piece_bytes`). At this size a copy into
+    ZeroMQ stays in the cache, and a piece costs little beside its bytes."""
     inbound_bytes: int = 4096 * MIB
     """Of a whole endpoint: frames half received, or held for a plan that is not open yet."""
     payload_crc: bool = False

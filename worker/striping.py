@@ -1,7 +1,7 @@
 """A frame as pieces for several streams, and the pieces as a frame again, in any order.
 
-Both ends cut at the same places: every `chunk_bytes` of the payload's parts laid end to end, and
-where a part ends. Knows nothing of sockets; takes memory only for what a checked header says.
+The sender cuts the payload's parts, laid end to end, at equal distances (`piece_bytes`); every piece
+says where it belongs. Knows nothing of sockets; takes memory only for what a checked header says.
 """
 
 from __future__ import annotations
@@ -17,6 +17,19 @@ from worker.wire import Header, frame_header, pack_header
 
 Message = list[bytes | memoryview]
 """One message of the wire: a packed header, then the pieces of payload."""
+
+
+MIN_PIECE_BYTES = 64 << 10
+"""Smaller pieces cost more in messages than a further stream brings."""
+
+
+def piece_bytes(frame_bytes: int, streams: int, chunk_bytes: int) -> int:
+    """How large the pieces of a frame are: one for each stream, but no tiny ones and none above the cap.
+
+    A flow on a long link is held to its window, so that every stream ought to carry a part of each
+    frame; where one stream carries all, larger pieces are cheaper.
+    """
+    return min(chunk_bytes, max(MIN_PIECE_BYTES, -(-frame_bytes // streams)))
 
 
 def spans(parts: Sequence[memoryview], offset: int, n_bytes: int) -> list[memoryview]:

@@ -17,7 +17,7 @@ from worker.lane import Lane
 from worker.limits import Limits, cost_bytes
 from worker.mailbox import Mailbox
 from worker.outgoing import check_outgoing
-from worker.striping import Message, split
+from worker.striping import Message, piece_bytes, split
 from worker.transport import Frame, FrameError, FrameKey, LinkStats, TransportAborted, TransportStats
 from worker.wire import frame_header, pack_header
 
@@ -84,7 +84,7 @@ class ZmqTransport:
                 raise TransportAborted(self._reason)
             self._frame_number += 1
             header_bytes = len(pack_header(frame_header(frame, self.run)))  # raises before it is queued
-            chunk_bytes = self.limits.chunk_bytes
+            chunk_bytes = piece_bytes(frame.n_bytes, self.streams, self.limits.chunk_bytes)
             messages = max(1, -(-frame.n_bytes // chunk_bytes))
             lane.push(cost, split(frame, self.run, self._frame_number, chunk_bytes, self.limits.payload_crc))
             link = self.link(frame.dst)
