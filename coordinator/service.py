@@ -306,7 +306,7 @@ async def serve(driver: Driver, token: str, bind: str) -> tuple[aio.Server, int]
     """Start to listen; returns the server and its port. Raises PortInUse."""
     server = aio.server(options=SERVER_OPTIONS)
     orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token), server)
-    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     for name in ("", SERVICE):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -34,19 +34,35 @@ class Device:
     speed_flops: float = 0.0
     host_cores: int = 0
     """Cores of the host that its devices share; 0: the device shares nothing (a GPU)."""
+    uplink_Bps: float = 0.0
+    """What the device can send to all others together; 0: as much as its links carry."""
+    downlink_Bps: float = 0.0
+    """What it can receive from all others together; 0: as much as its links carry."""
+
+    def __post_init__(self) -> None:
+        for label in ("uplink_Bps", "downlink_Bps"):
+            value = getattr(self, label)
+            if not (np.isfinite(value) and value >= 0):
+                raise TopologyError(
+                    f"device {self.name}, {label}: found {value}, required a finite number of 0 or more"
+                )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Topology:
     """N devices; `latency_s[i, j]` and `bandwidth_Bps[i, j]` of the directed link i -> j.
 
-    Latency is one-way. The diagonal is ignored (a device reaches itself at once).
+    Latency is one-way. `bandwidth_Bps` is what a link carries at most; `flow_Bps`, where known, what
+    one of its flows does (window / round trip on a long link), so a transfer striped over k
+    flows gets min(bandwidth, k x flow). The diagonal is ignored (a device reaches itself at once).
     Raises TopologyError for shapes, negative or non-finite values, and zero bandwidth.
     """
 
     devices: tuple[Device, ...]
     latency_s: Matrix
     bandwidth_Bps: Matrix
+    flow_Bps: Matrix | None = None
+    """None: one flow fills every link."""
 
     def __post_init__(self) -> None:
         n = len(self.devices)
@@ -57,7 +73,10 @@ class Topology:
             twice = sorted({x for x in names if names.count(x) > 1})
             raise TopologyError(f"found device names used twice: {', '.join(twice)}; each needs its own")
         off = ~np.eye(n, dtype=bool)
-        for label, m in (("latency_s", self.latency_s), ("bandwidth_Bps", self.bandwidth_Bps)):
+        matrices = [("latency_s", self.latency_s), ("bandwidth_Bps", self.bandwidth_Bps)]
+        if self.flow_Bps is not None:
+            matrices.append(("flow_Bps", self.flow_Bps))
+        for label, m in matrices:
             if m.shape != (n, n):
                 raise TopologyError(f"{label}: found shape {m.shape}, required ({n}, {n}) for {n} devices")
             bad = off & ~np.isfinite(m)
@@ -71,13 +90,13 @@ class Topology:
             raise TopologyError(
                 f"latency_s[{names[i]}, {names[j]}]: found {self.latency_s[i, j]}, required 0 or more"
             )
-        if (self.bandwidth_Bps[off] <= 0).any():
-            i, j = np.argwhere(off & (self.bandwidth_Bps <= 0))[0]
-            raise TopologyError(
-                f"bandwidth_Bps[{names[i]}, {names[j]}]: found {self.bandwidth_Bps[i, j]}, "
-                "required more than 0; "
-                "leave out a device that cannot be reached"
-            )
+        for label, m in matrices[1:]:
+            if (m[off] <= 0).any():
+                i, j = np.argwhere(off & (m <= 0))[0]
+                raise TopologyError(
+                    f"{label}[{names[i]}, {names[j]}]: found {m[i, j]}, required more than 0; "
+                    "leave out a device that cannot be reached"
+                )
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -88,6 +107,15 @@ class Topology:
             if d.name == name:
                 return i
         raise KeyError(f"no device named {name!r}; known: {', '.join(d.name for d in self.devices)}")
+
+    def striped(self, streams: int) -> Topology:
+        """The topology whose links carry what `streams` flows do: min(bandwidth, streams x flow)."""
+        if streams < 1:
+            raise TopologyError(f"found {streams} streams a link, required at least 1")
+        if self.flow_Bps is None:
+            return self
+        carried = np.minimum(self.bandwidth_Bps, streams * self.flow_Bps)
+        return Topology(self.devices, self.latency_s, carried)
 
     def transfer_s(self, src: int, dst: int, n_bytes: float) -> float:
         """Seconds for `n_bytes` from src to dst with the link to itself: latency + bytes / bandwidth."""
@@ -102,4 +130,5 @@ class Topology:
             tuple(self.devices[i] for i in indices),
             self.latency_s[np.ix_(ix, ix)].copy(),
             self.bandwidth_Bps[np.ix_(ix, ix)].copy(),
+            None if self.flow_Bps is None else self.flow_Bps[np.ix_(ix, ix)].copy(),
         )

@@ -97,7 +97,7 @@ def serve(pipe: Connection, quick: bool) -> None:
     """Obey (name, *arguments) until told to stop: the whole life of a process."""
     torch.set_num_threads(1)
     job = make_job(quick)
-    endpoint = DataEndpoint("127.0.0.1:0")
+    endpoint = DataEndpoint("127.0.0.1:0", streams=1)
     pipe.send(endpoint.address)
     step: Callable[[int], float] | None = None
     while True:
