@@ -73,6 +73,7 @@ PRESETS: Mapping[str, Shape] = {
     "gpt2-xl": _gpt2(48, 1600, 25),
     # GPT-3 1.3B "XL" (Brown et al. 2020, table 2.1: 24 layers, width 2048, 128-wide heads made 16 here,
     # as 24 heads do not divide 2048) and DT-FM's deeper variants of it (section 4.1).
+    "gpt3-xl": _gpt2(24, 2048, 16, 2048),
     "gpt3-xl-24": _gpt2(24, 2048, 16, 2048),
     "gpt3-xl-32": _gpt2(32, 2048, 16, 2048),
     "gpt3-xl-40": _gpt2(40, 2048, 16, 2048),

@@ -1,4 +1,4 @@
-"""What each layer costs on this device: seconds, measured; flops and bytes, from its shapes.
+"""How long each layer takes on this device, measured; its flops and bytes are `scheduler.analytic`'s.
 
 Layers of one kind and shape are measured once. The clock is an argument. Knows no plan.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scheduler.analytic import job_profile
 from scheduler.job import JobSpec, ModelSpec
 from scheduler.profile import DeviceProfile, LayerProfile
 from worker.model import Head, Layer, build_layer, initialize
@@ -24,14 +25,12 @@ Clock = Callable[[], float]
 def profile_model(
     job: JobSpec, model: ModelSpec, device: torch.device, name: str, clock: Clock
 ) -> tuple[tuple[LayerProfile, ...], DeviceProfile]:
-    """All layers of the job for one micro-batch: what they cost anywhere, and the seconds they take here."""
-    value_bytes = 2 if job.precision == "bf16" else 4
-    layers: list[LayerProfile] = []
+    """All layers of the job for one micro-batch: what they cost anywhere, and the seconds they take here.
+    `model` is the job's, its vocabulary set."""
     times: list[tuple[float, float, float]] = []
     block: tuple[float, float, float] | None = None
     for index in range(model.layers + 2):
         layer = build_layer(model, index)
-        layers.append(describe_layer(layer, job, model, value_bytes))
         is_block = 0 < index <= model.layers
         if is_block and block is not None:  # blocks are alike
             times.append(block)
@@ -40,25 +39,7 @@ def profile_model(
         times.append(time_layer(layer.to(device), job, model, clock))
         block = times[-1] if is_block else block
     forward_s, backward_s, optimizer_s = zip(*times, strict=True)
-    return tuple(layers), DeviceProfile(name, forward_s, backward_s, optimizer_s)
-
-
-def describe_layer(layer: Layer, job: JobSpec, model: ModelSpec, value_bytes: int) -> LayerProfile:
-    """The layer's flops and bytes for one micro-batch."""
-    cost = layer.cost(job.micro_batch, job.sequence_length, value_bytes)
-    state_bytes = cost.state_bytes
-    if job.optimizer.name == "sgd":
-        state_bytes = cost.parameter_bytes if job.optimizer.momentum else 0
-    return LayerProfile(
-        layer.name,
-        cost.forward_flops,
-        cost.backward_flops,
-        cost.parameter_bytes,
-        cost.boundary_bytes,
-        cost.saved_bytes,
-        state_bytes,
-        tied_to="embedding" if model.tied and isinstance(layer, Head) else "",
-    )
+    return job_profile(job, model).layers, DeviceProfile(name, forward_s, backward_s, optimizer_s)
 
 
 def time_layer(layer: Layer, job: JobSpec, model: ModelSpec, clock: Clock) -> tuple[float, float, float]:

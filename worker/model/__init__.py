@@ -28,14 +28,13 @@ from worker.model.block import Block
 from worker.model.build import build_layer, build_layers, initialize, tied_parameter
 from worker.model.embedding import Embedding
 from worker.model.head import Head
-from worker.model.layer import Layer, LayerCost, ModelError, State, TooManyPositions
+from worker.model.layer import Layer, ModelError, State, TooManyPositions
 
 __all__ = [
     "Block",
     "Embedding",
     "Head",
     "Layer",
-    "LayerCost",
     "ModelError",
     "State",
     "TooManyPositions",

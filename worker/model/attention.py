@@ -115,29 +115,6 @@ class Attention(nn.Module):
             k, v = state.keys, state.values
         return self.out(attend(q, k, v)), state
 
-    def flops(self, batch: int, length: int) -> float:
-        """Of forward."""
-        rows = batch * length
-        return self.qkv.flops(rows) + self.out.flops(rows) + self._pair_flops(batch, length)
-
-    def backward_flops(self, batch: int, length: int) -> float:
-        """Five products for forward's two in the attention, because the scores are computed again."""
-        rows = batch * length
-        linear = self.qkv.flops(rows) + self.out.flops(rows)
-        return 2 * linear + 2.5 * self._pair_flops(batch, length)
-
-    def _pair_flops(self, batch: int, length: int) -> float:
-        return 4.0 * batch * length * length * self.heads * self.head_width
-
-    def saved_bytes(self, batch: int, length: int, bytes_per_value: int) -> int:
-        """The input, queries, keys and values, the output, a float32 a head and position.
-
-        Where positions are rotated, values keep alive the whole product they are a view of.
-        """
-        turned = 0 if self.theta is None else (self.heads + self.kv_heads) * self.head_width
-        values = self.qkv.inputs + self.qkv.outputs + turned + self.out.inputs
-        return batch * length * (values * bytes_per_value + self.heads * 4)
-
 
 @cache
 def _flash_attention() -> Callable[..., Tensor] | None:

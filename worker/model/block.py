@@ -1,7 +1,7 @@
 """A transformer block: x + mixer(norm(x)), then x + feed-forward(norm(x)). One class for both families.
 
-The mixer is attention today; another one needs `begin`, `forward(x, state)`, the costs, and
-a matrix named `out`.
+The mixer is attention today; another one needs `begin`, `forward(x, state)`, a matrix named `out`, and
+its closed forms in `scheduler/analytic.py`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,6 @@ class Block(Layer):
         mixed, state = self.mixer(self.mixer_norm(x_BTD), state)
         x_BTD = x_BTD + mixed
         return x_BTD + self.ffn(self.ffn_norm(x_BTD)), state
-
-    def forward_flops(self, batch: int, length: int) -> float:
-        return self.mixer.flops(batch, length) + self.ffn.flops(batch * length)
-
-    def backward_flops(self, batch: int, length: int) -> float:
-        return self.mixer.backward_flops(batch, length) + 2 * self.ffn.flops(batch * length)
-
-    def saved_bytes(self, batch: int, length: int, bytes_per_value: int) -> int:
-        rows = batch * length
-        norms = (self.mixer_norm, self.ffn_norm)
-        return (
-            sum(norm.saved_bytes(rows, bytes_per_value) for norm in norms)
-            + self.mixer.saved_bytes(batch, length, bytes_per_value)
-            + self.ffn.saved_bytes(rows, bytes_per_value)
-        )
 
     def initial_std(self, parameter: str) -> float:
         """0.02, and less for what is added to the residual stream 2 x depth times (Radford et al. 2019)."""

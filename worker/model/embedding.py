@@ -45,17 +45,3 @@ class Embedding(Layer):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[first:last]
         return x_BTD, None if state is None else last
-
-    def forward_flops(self, batch: int, length: int) -> float:
-        """Looking up multiplies nothing."""
-        del batch, length
-        return 0.0
-
-    def backward_flops(self, batch: int, length: int) -> float:
-        del batch, length
-        return 0.0
-
-    def saved_bytes(self, batch: int, length: int, bytes_per_value: int) -> int:
-        """The tokens."""
-        del bytes_per_value
-        return batch * length * 8

@@ -9,7 +9,6 @@ Shapes: B samples, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,25 +24,6 @@ class ModelError(Exception):
 
 class TooManyPositions(ModelError):
     """A sequence longer than the model has positions for."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCost:
-    """What one layer costs for one micro-batch, computed from shapes alone.
-
-    `*_flops` count matrix products (2 x m x n x k each; attention as if every pair of positions were
-    multiplied, its backward with scores computed again, as PyTorch's flop counter has it).
-    """
-
-    forward_flops: float
-    backward_flops: float
-    parameter_bytes: int
-    boundary_bytes: int
-    """What crosses to the next layer; 0 behind the head."""
-    saved_bytes: int
-    """What forward keeps for backward, without parameters and what all layers share."""
-    state_bytes: int
-    """AdamW's state: two float32 moments a parameter, whatever dtype the parameter has."""
 
 
 class Layer(nn.Module):
@@ -72,31 +52,6 @@ class Layer(nn.Module):
         """One position, (B,) or (B,D) without the T axis; no state means the first position."""
         y, state = self(x_t.unsqueeze(1), self.begin() if state is None else state)
         return y.squeeze(1), state
-
-    def cost(self, batch: int, length: int, bytes_per_value: int) -> LayerCost:
-        """The cost of `batch` samples of `length` positions, parameters and activations
-        `bytes_per_value` wide."""
-        parameters = sum(p.numel() for p in self.parameters())
-        return LayerCost(
-            forward_flops=self.forward_flops(batch, length),
-            backward_flops=self.backward_flops(batch, length),
-            parameter_bytes=parameters * bytes_per_value,
-            boundary_bytes=batch * length * self.width * bytes_per_value,
-            saved_bytes=self.saved_bytes(batch, length, bytes_per_value),
-            state_bytes=parameters * 2 * 4,
-        )
-
-    @abstractmethod
-    def forward_flops(self, batch: int, length: int) -> float:
-        """See LayerCost."""
-
-    @abstractmethod
-    def backward_flops(self, batch: int, length: int) -> float:
-        """See LayerCost."""
-
-    @abstractmethod
-    def saved_bytes(self, batch: int, length: int, bytes_per_value: int) -> int:
-        """See LayerCost."""
 
     def initial_std(self, parameter: str) -> float:
         """Standard deviation that `initialize` draws this matrix's values with."""

@@ -28,10 +28,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def flops(self, rows: int) -> float:
-        """Of forward; backward takes twice as many."""
-        return 2.0 * rows * self.inputs * self.outputs
-
 
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps) x weight + bias, over the last axis."""
@@ -44,10 +40,6 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
 
-    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
-        """The input, and mean and deviation of each row in float32."""
-        return rows * (self.width * bytes_per_value + 2 * 4)
-
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) x weight, over the last axis (Zhang and Sennrich 2019)."""
@@ -59,10 +51,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.width,), self.weight, self.eps)
-
-    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
-        """The input, the input scaled, and each row's scale in float32 (a fused kernel needs one less)."""
-        return rows * (2 * self.width * bytes_per_value + 4)
 
 
 Norm = LayerNorm | RMSNorm
@@ -85,13 +73,6 @@ class Mlp(nn.Module):
         y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
         return y
 
-    def flops(self, rows: int) -> float:
-        return self.up.flops(rows) + self.down.flops(rows)
-
-    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
-        """The input, GELU's input and its output."""
-        return rows * (self.up.inputs + 2 * self.up.outputs) * bytes_per_value
-
 
 class GatedMlp(nn.Module):
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) x up(x)). Gate's rows come first in `gate_up`."""
@@ -106,10 +87,3 @@ class GatedMlp(nn.Module):
         gate, up = self.gate_up(x).split(self.inner, dim=-1)
         y: Tensor = self.down(F.silu(gate) * up)
         return y
-
-    def flops(self, rows: int) -> float:
-        return self.gate_up.flops(rows) + self.down.flops(rows)
-
-    def saved_bytes(self, rows: int, bytes_per_value: int) -> int:
-        """The input, gate and up, silu(gate), and the product."""
-        return rows * (self.gate_up.inputs + 4 * self.inner) * bytes_per_value

@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
+from scheduler import analytic
+from scheduler.analytic import model_profile
 from scheduler.job import ModelSpec
 from tests.worker.model.shapes import KINDS, kept, layers_of, logits_of, loss_of, spec, tokens_of
 from worker.model import (
@@ -27,7 +29,6 @@ from worker.model import (
     initialize,
     tied_parameter,
 )
-from worker.model import head as head_module
 
 every_kind = pytest.mark.parametrize("model", KINDS.values(), ids=KINDS)
 
@@ -194,7 +195,7 @@ def test_a_loss_made_in_chunks_is_the_same_and_keeps_less(monkeypatch: pytest.Mo
         return [loss, *torch.autograd.grad(loss, (x, *parameters))], size
 
     whole, whole_size = run()
-    monkeypatch.setattr(head_module, "LOSS_CHUNK_BYTES", 4 * 3001 * 4)
+    monkeypatch.setattr(analytic, "LOSS_CHUNK_BYTES", 4 * 3001 * 4)
     chunked, chunked_size = run()
     for a, b in zip(chunked, whole, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
@@ -217,8 +218,9 @@ _CPU_ATTENTION = {  # the counter knows the GPU's attention kernels, and counts 
 @pytest.mark.parametrize(("batch", "length"), [(1, 7), (3, 24)])
 def test_costs_are_what_is_counted(model: ModelSpec, batch: int, length: int) -> None:
     x, targets = tokens_of(model, batch, length), tokens_of(model, batch, length, seed=5)
-    for layer in layers_of(model, dtype=torch.float32):
-        cost = layer.cost(batch, length, bytes_per_value=4)
+    profile = model_profile(model, batch, length)
+    for layer, cost in zip(layers_of(model, dtype=torch.float32), profile.layers, strict=True):
+        assert cost.name == layer.name
         parameters = list(layer.parameters())
 
         def run(layer: Any = layer, x: Tensor = x) -> Tensor:
@@ -247,7 +249,7 @@ def test_forward_flops_agree_with_the_products_written_out() -> None:
     x = torch.randn(2, 9, model.hidden, generator=torch.Generator().manual_seed(0))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         block(x)
-    assert block.cost(2, 9, 4).forward_flops == counter.get_total_flops()
+    assert model_profile(model, 2, 9).layers[1].forward_flops == counter.get_total_flops()
 
 
 @every_kind
@@ -282,6 +284,7 @@ def test_a_layer_that_cannot_be_is_refused(model: ModelSpec, index: int, message
 def test_a_large_model_is_priced_without_its_memory() -> None:
     model = spec(family="llama", layers=2, hidden=8192, heads=64, kv_heads=8, ffn=28672, vocab=32000)
     block = build_layer(model, 1, device="meta")
-    cost = block.cost(batch=1, length=2048, bytes_per_value=2)
-    assert cost.parameter_bytes == 2 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192)
+    cost = model_profile(model, 1, 2048, dtype_bytes=2).layers[1]
+    assert cost.parameter_bytes == 4 * sum(p.numel() for p in block.parameters())
+    assert cost.parameter_bytes == 4 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192)
     assert cost.boundary_bytes == 2048 * 8192 * 2
