@@ -1,0 +1,229 @@
+"""The recurrences of a step's time, compiled: what `engine.py` does event by event where nothing is shared.
+
+A pipeline's actions depend on its own devices only, so its stages' ends follow from one pass over its
+table (`action_table.py`): an action begins when its stage is free and its tensor there, a transfer
+when the link's last one has left. What couples pipelines comes after: the exchange of each stage's
+gradients, the tied weight, the norm, the optimizer. A state keeps the parts apart, so that a
+move of devices prices two pipelines and two groups again, not everything.
+
+Shared cores, uplinks and downlinks are left out; `step_time.py` says what that means.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.action_table import (
+    BACKWARD,
+    FORWARD,
+    RECV_ACTIVATION,
+    RECV_GRADIENT,
+    SEND_ACTIVATION,
+)
+from scheduler.compiled import compiled
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NORM_BYTES = 8.0
+
+
+class Prices(NamedTuple):
+    """N devices, L layers. A stage of layers i .. j - 1 costs a difference of sums, or entry [i, j]."""
+
+    latency_s: Floats
+    """[N, N]"""
+    bandwidth_Bps: Floats
+    """[N, N]"""
+    forward_s: Floats
+    """[N, L + 1]: sums over the layers before; so are `backward_s` and `optimizer_s`."""
+    backward_s: Floats
+    optimizer_s: Floats
+    activation_bytes: Floats
+    """[L + 1]: on the wire over the boundary in front of layer j; so is `gradient_bytes`."""
+    gradient_bytes: Floats
+    reduce_bytes: Floats
+    """[L + 1, L + 1]"""
+    tied_bytes: float
+    memory_bytes: Floats
+    """[N]; infinite where not known."""
+    fixed_bytes: Floats
+    """[L + 1, L + 1]: needed whatever is in flight; `saved_bytes`: once more for each micro-batch."""
+    saved_bytes: Floats
+
+
+class Tables(NamedTuple):
+    """The compiled actions of pipelines of one number of stages, by number of micro-batches."""
+
+    rows: NDArray[np.int32]
+    """[K, 3]: all tables, one after the other."""
+    begin: Ints
+    """[M + 1]: where the table for m micro-batches begins, -1: not made; so is `end`."""
+    end: Ints
+    in_flight: Ints
+    """[M + 1, S]"""
+
+
+class Layout(NamedTuple):
+    """What is judged: who holds which tasklet, the cut, and each replica's share of the batch."""
+
+    cells: Ints
+    """[R, S]: device of each tasklet."""
+    cut: Ints
+    """[S + 1]: first layer of each stage, and the number of layers."""
+    shares: Ints
+    """[R]: micro-batches."""
+
+
+class State(NamedTuple):
+    """The parts of a layout's time."""
+
+    ends_s: Floats
+    """[R, S]: when each tasklet has done its last backward."""
+    exchange_s: Floats
+    """[S]"""
+    tail_s: Floats
+    """[R, 3]: tied swap, norm, optimizer of each replica."""
+
+
+@compiled
+def price_pipeline(prices: Prices, tables: Tables, layout: Layout, replica: int, ends_s: Floats) -> None:
+    """Fill ends_s[replica]."""
+    cells, cut = layout.cells[replica], layout.cut
+    n_stages, n_mb = len(cells), layout.shares[replica]
+    forward_s, backward_s = np.empty(n_stages), np.empty(n_stages)
+    down_s, down_latency_s = np.zeros(n_stages), np.zeros(n_stages)
+    up_s, up_latency_s = np.zeros(n_stages), np.zeros(n_stages)
+    for s in range(n_stages):
+        d = cells[s]
+        forward_s[s] = prices.forward_s[d, cut[s + 1]] - prices.forward_s[d, cut[s]]
+        backward_s[s] = prices.backward_s[d, cut[s + 1]] - prices.backward_s[d, cut[s]]
+        if s + 1 < n_stages:
+            e = cells[s + 1]
+            down_s[s] = prices.activation_bytes[cut[s + 1]] / prices.bandwidth_Bps[d, e]
+            down_latency_s[s] = prices.latency_s[d, e]
+        if s > 0:
+            e = cells[s - 1]
+            up_s[s] = prices.gradient_bytes[cut[s]] / prices.bandwidth_Bps[d, e]
+            up_latency_s[s] = prices.latency_s[d, e]
+    clock_s = np.zeros(n_stages)
+    down_free_s, up_free_s = np.zeros(n_stages), np.zeros(n_stages)
+    activation_s, gradient_s = np.empty((n_stages, n_mb)), np.empty((n_stages, n_mb))
+    rows = tables.rows
+    for k in range(tables.begin[n_mb], tables.end[n_mb]):
+        what, s, mb = rows[k, 0], rows[k, 1], rows[k, 2]
+        if what == FORWARD:
+            clock_s[s] += forward_s[s]
+        elif what == BACKWARD:
+            clock_s[s] += backward_s[s]
+        elif what == RECV_ACTIVATION:
+            clock_s[s] = max(clock_s[s], activation_s[s, mb])
+        elif what == RECV_GRADIENT:
+            clock_s[s] = max(clock_s[s], gradient_s[s, mb])
+        elif what == SEND_ACTIVATION:
+            left_s = max(clock_s[s], down_free_s[s]) + down_s[s]
+            down_free_s[s] = left_s
+            activation_s[s + 1, mb] = left_s + down_latency_s[s]
+        else:
+            left_s = max(clock_s[s], up_free_s[s]) + up_s[s]
+            up_free_s[s] = left_s
+            gradient_s[s - 1, mb] = left_s + up_latency_s[s]
+    ends_s[replica] = clock_s
+
+
+@compiled
+def price_tail(prices: Prices, layout: Layout, replica: int, tail_s: Floats) -> None:
+    """Fill tail_s[replica]: the tied swap, the slowest norm message, the slowest optimizer."""
+    cells, cut = layout.cells[replica], layout.cut
+    last = len(cells) - 1
+    tied_s, norm_s, optimizer_s = 0.0, 0.0, 0.0
+    if last > 0 and prices.tied_bytes > 0:
+        a, b = cells[0], cells[last]
+        tied_s = max(
+            prices.tied_bytes / prices.bandwidth_Bps[a, b] + prices.latency_s[a, b],
+            prices.tied_bytes / prices.bandwidth_Bps[b, a] + prices.latency_s[b, a],
+        )
+    for s in range(last + 1):
+        d = cells[s]
+        optimizer_s = max(optimizer_s, prices.optimizer_s[d, cut[s + 1]] - prices.optimizer_s[d, cut[s]])
+        for t in range(last + 1):
+            if t != s:
+                e = cells[t]
+                norm_s = max(norm_s, NORM_BYTES / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e])
+    tail_s[replica, 0], tail_s[replica, 1], tail_s[replica, 2] = tied_s, norm_s, optimizer_s
+
+
+@compiled
+def exchange_s(prices: Prices, layout: Layout, stage: int) -> float:
+    """Both rounds of a stage's gradient exchange."""
+    cells = layout.cells
+    n_replicas = len(cells)
+    shard_bytes = prices.reduce_bytes[layout.cut[stage], layout.cut[stage + 1]] / n_replicas
+    slowest_s = 0.0
+    for r in range(n_replicas):
+        d = cells[r, stage]
+        sent_s = 0.0
+        for q in range(n_replicas):
+            if q != r:
+                e = cells[q, stage]
+                sent_s += shard_bytes / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e]
+        slowest_s = max(slowest_s, sent_s)
+    return 2 * slowest_s
+
+
+@compiled
+def price_all(prices: Prices, tables: Tables, layout: Layout, state: State) -> None:
+    """Every part of the state, from scratch."""
+    for r in range(len(layout.cells)):
+        price_pipeline(prices, tables, layout, r, state.ends_s)
+        price_tail(prices, layout, r, state.tail_s)
+    for s in range(layout.cells.shape[1]):
+        state.exchange_s[s] = exchange_s(prices, layout, s)
+
+
+@compiled
+def total_s(state: State) -> tuple[float, float]:
+    """(the step's time, the mean over stages and replicas of when they are through).
+
+    The second says what the first, a maximum, cannot: whether something behind the slowest got better.
+    """
+    n_replicas, n_stages = state.ends_s.shape
+    last = n_stages - 1
+    reduced_s, tied_from_s, mean_s = 0.0, 0.0, 0.0
+    for s in range(n_stages):
+        slowest_s = 0.0
+        for r in range(n_replicas):
+            slowest_s = max(slowest_s, state.ends_s[r, s])
+        slowest_s += state.exchange_s[s]
+        mean_s += slowest_s
+        reduced_s = max(reduced_s, slowest_s)
+        if s in (0, last):
+            tied_from_s = max(tied_from_s, slowest_s)
+    mean_s /= n_stages
+    step_s, own_s = 0.0, 0.0
+    for r in range(n_replicas):
+        start_s = max(reduced_s, tied_from_s + state.tail_s[r, 0])
+        end_s = start_s + state.tail_s[r, 1] + state.tail_s[r, 2]
+        step_s = max(step_s, end_s)
+        slowest_s = 0.0
+        for s in range(n_stages):
+            slowest_s = max(slowest_s, state.ends_s[r, s])
+        own_s += slowest_s + state.tail_s[r, 0] + state.tail_s[r, 1] + state.tail_s[r, 2]
+    return step_s, 0.5 * (mean_s + own_s / n_replicas)
+
+
+@compiled
+def missing_bytes(prices: Prices, tables: Tables, layout: Layout) -> float:
+    """How much memory lacks on the device that lacks most; 0 or less: the layout fits."""
+    worst = -np.inf
+    n_replicas, n_stages = layout.cells.shape
+    for s in range(n_stages):
+        fixed = prices.fixed_bytes[layout.cut[s], layout.cut[s + 1]]
+        saved = prices.saved_bytes[layout.cut[s], layout.cut[s + 1]]
+        for r in range(n_replicas):
+            needed = fixed + tables.in_flight[layout.shares[r], s] * saved
+            worst = max(worst, needed - prices.memory_bytes[layout.cells[r, s]])
+    return worst

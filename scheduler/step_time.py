@@ -1,0 +1,150 @@
+"""The engine's fast twin: the predicted step time of a layout, some ten thousand times a second.
+
+Where no cores, uplinks or downlinks are shared it equals `engine.replay` but for rounding, because a
+step is then a graph without choices, and its longest path is computed from the same actions. Where
+something is shared it is an estimate (`exact` is False): a host's ranks are taken to compute all at
+once, a device's links to carry no more than its uplink and downlink; good enough to sort layouts by, and
+the engine has the last word. Tests hold both to that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.action_table import pipeline_table
+from scheduler.cost import IDENTITY, Codecs, stage_memory, tied_bytes
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.step_kernels import Layout, Prices, State, Tables, missing_bytes, price_all, total_s
+from scheduler.topology import Topology
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What layouts of one model on one set of devices are priced with, in the devices' order."""
+
+    names: tuple[str, ...]
+    prices: Prices
+    exact: bool
+    """Whether the twin is the engine; else an estimate that the engine must confirm."""
+
+
+def prices_of(
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    codecs: Codecs = IDENTITY,
+) -> Priced:
+    """The prices of `devices` (all of them in the topology), links and layers as a setting leaves them."""
+    index = {d.name: i for i, d in enumerate(topology.devices)}
+    at = [index[p.device] for p in devices]
+    chosen = [topology.devices[i] for i in at]
+    whole = at == list(range(len(topology)))
+    latency_s = topology.latency_s if whole else topology.latency_s[np.ix_(at, at)]
+    bandwidth_Bps = topology.bandwidth_Bps if whole else topology.bandwidth_Bps[np.ix_(at, at)]
+    up = np.array([d.uplink_Bps or np.inf for d in chosen])
+    down = np.array([d.downlink_Bps or np.inf for d in chosen])
+    capped = bool(np.isfinite(up).any() or np.isfinite(down).any())
+    if capped:
+        bandwidth_Bps = np.minimum(bandwidth_Bps, np.minimum(up[:, None], down[None, :]))
+    hosts = Counter(d.host for d in chosen if d.host and d.host_cores > 0)
+    crowd = np.array(
+        [max(1.0, hosts[d.host] / d.host_cores) if d.host and d.host_cores > 0 else 1.0 for d in chosen]
+    )
+    fixed, saved, reduce = _ranges(model, codecs)
+    boundary = [0, *(x.boundary_bytes for x in model.layers)]
+    boundary[-1] = 0
+    prices = Prices(
+        latency_s=np.ascontiguousarray(latency_s, dtype=np.float64),
+        bandwidth_Bps=np.ascontiguousarray(bandwidth_Bps, dtype=np.float64),
+        forward_s=_sums([p.forward_s for p in devices]) * crowd[:, None],
+        backward_s=_sums([p.backward_s for p in devices]) * crowd[:, None],
+        optimizer_s=_sums([p.optimizer_s for p in devices]) * crowd[:, None],
+        activation_bytes=np.array([float(codecs.activation(n)) for n in boundary]),
+        gradient_bytes=np.array([float(codecs.gradient(n)) for n in boundary]),
+        reduce_bytes=reduce,
+        tied_bytes=float(codecs.reduce(tied_bytes(model, 2))),
+        memory_bytes=np.array([d.memory_bytes or np.inf for d in chosen], dtype=np.float64),
+        fixed_bytes=fixed,
+        saved_bytes=saved,
+    )
+    shared = capped or any(n > 1 for n in hosts.values())
+    return Priced(tuple(p.device for p in devices), prices, not shared)
+
+
+def _sums(seconds: Sequence[tuple[float, ...]]) -> Floats:
+    """[N, L + 1]: what the layers before each layer take."""
+    sums: Floats = np.zeros((len(seconds), len(seconds[0]) + 1))
+    np.cumsum(np.array(seconds), axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _ranges(model: ModelProfile, codecs: Codecs) -> tuple[Floats, Floats, Floats]:
+    """[i, j] of layers i .. j - 1: needed always, more a micro-batch in flight, gradients sent (bytes)."""
+    n = len(model.layers)
+    fixed, saved, reduce = (np.zeros((n + 1, n + 1)) for _ in range(3))
+    for i in range(n):
+        for j in range(i + 1, n + 1):
+            memory = stage_memory(model, i, j)
+            fixed[i, j], saved[i, j] = memory.total_bytes(0), memory.saved_bytes
+            reduce[i, j] = codecs.reduce(memory.parameter_bytes)
+    return fixed, saved, reduce
+
+
+def tables_for(schedule: str, n_stages: int, micro_batches: Sequence[int], warmup_extra: int = 0) -> Tables:
+    """The compiled actions of pipelines of `n_stages` with any of these numbers of micro-batches."""
+    return _tables(schedule, n_stages, tuple(sorted(set(micro_batches))), warmup_extra)
+
+
+@lru_cache(maxsize=64)
+def _tables(schedule: str, n_stages: int, micro_batches: tuple[int, ...], warmup_extra: int) -> Tables:
+    most = micro_batches[-1]
+    begin, end = np.full(most + 1, -1, dtype=np.int64), np.full(most + 1, -1, dtype=np.int64)
+    in_flight = np.zeros((most + 1, n_stages), dtype=np.int64)
+    parts = []
+    at = 0
+    for m in micro_batches:
+        table = pipeline_table(schedule, n_stages, m, warmup_extra)
+        begin[m], end[m] = at, at + len(table.rows)
+        at = int(end[m])
+        in_flight[m] = table.in_flight
+        parts.append(table.rows)
+    return Tables(np.concatenate(parts), begin, end, in_flight)
+
+
+def new_state(n_replicas: int, n_stages: int) -> State:
+    return State(np.zeros((n_replicas, n_stages)), np.zeros(n_stages), np.zeros((n_replicas, 3)))
+
+
+def layout_of(priced: Priced, plan: Plan) -> Layout:
+    """The plan's placement, cut and shares as arrays."""
+    index = {name: i for i, name in enumerate(priced.names)}
+    cells = np.array([[index[n] for n in pipeline] for pipeline in plan.placement], dtype=np.int64)
+    cut = np.array([a for a, _ in plan.partition] + [plan.partition[-1][1]], dtype=np.int64)
+    return Layout(cells, cut, np.array(plan.micro_batches, dtype=np.int64))
+
+
+def layout_step_s(priced: Priced, tables: Tables, layout: Layout) -> float:
+    """Seconds of one step of `layout`."""
+    state = new_state(*layout.cells.shape)
+    price_all(priced.prices, tables, layout, state)
+    return total_s(state)[0]
+
+
+def plan_step_s(priced: Priced, plan: Plan) -> float:
+    """Seconds of one step of `plan`."""
+    tables = tables_for(plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra)
+    return layout_step_s(priced, tables, layout_of(priced, plan))
+
+
+def layout_missing_bytes(priced: Priced, tables: Tables, layout: Layout) -> float:
+    """How much memory lacks on the device that lacks most; 0 or less: `layout` fits."""
+    return missing_bytes(priced.prices, tables, layout)
