@@ -1,42 +1,71 @@
-"""What the engine asks of a network: when do these bytes leave, and when are they there?
+"""What the engine asks of a network: take these bytes, and say when they are there.
 
-The engine keeps each link's queue; a network only knows how fast a link is at a moment, so a
-recorded trace can stand in for a measured topology. Knows nothing of plans or of tensors.
+A network is a description and can be replayed over any number of times; `open` gives the state of
+one replay. Knows nothing of plans or of tensors; how links share what is between them is `flows.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
-from scheduler.topology import Topology
+from scheduler.clock import At, Happening
+
+
+class Links(Protocol):
+    """The links of one replay."""
+
+    def send(self, src: str, dst: str, n_bytes: float, now_s: float, arrived: Happening) -> None:
+        """Hand over `n_bytes` at `now_s`; `arrived` happens when the last byte is there.
+
+        A directed link carries its transfers one after the other, first come, first served.
+        """
 
 
 class Network(Protocol):
     """Directed links between devices, by name."""
 
-    def transfer(self, src: str, dst: str, n_bytes: float, start_s: float) -> tuple[float, float]:
-        """(last byte left, last byte arrived), in seconds, for a transfer that has the link to itself
-        from `start_s` on. Calls for one link come in the order of their start."""
+    def open(self, at: At) -> Links:
+        """The links with nothing on them; `at` lets something happen at a moment."""
 
 
-class TopologyNetwork:
-    """Links that stay as they were measured: left = start + bytes / bandwidth, arrived = left + latency."""
+@dataclass(frozen=True, slots=True)
+class LinkNow:
+    """A directed link as it is until `until_s`."""
 
-    def __init__(self, topology: Topology) -> None:
-        self._index = {d.name: i for i, d in enumerate(topology.devices)}
-        self._latency_s: list[list[float]] = topology.latency_s.tolist()
-        self._bandwidth_Bps: list[list[float]] = topology.bandwidth_Bps.tolist()
+    latency_s: float
+    """One way."""
+    bandwidth_Bps: float
+    """What its streams carry together when it has everything to itself."""
+    until_s: float = inf
+    jitter_s: float = 0.0
+    """Standard deviation of the latency from one transfer to the next."""
+    loss: float = 0.0
+    """Share of its packets that get lost."""
+    round_trip_s: float = 0.0
+    """What the loss of a packet costs."""
+    streams: int = 1
+    """How many flows a transfer is striped over; a loss slows one of them."""
 
-    def transfer(self, src: str, dst: str, n_bytes: float, start_s: float) -> tuple[float, float]:
-        if src == dst:
-            return start_s, start_s
-        i, j = self._index[src], self._index[dst]
-        left_s = start_s + n_bytes / self._bandwidth_Bps[i][j]
-        return left_s, left_s + self._latency_s[i][j]
+
+class LinkSource(Protocol):
+    """What is known of links: a measured topology, or a recorded trace from some moment on."""
+
+    def link(self, src: str, dst: str, now_s: float) -> LinkNow:
+        """The link at `now_s` after the beginning of the replay."""
 
 
 class FreeNetwork:
     """Links that take no time: the schedule's own bubble is all that is left."""
 
-    def transfer(self, src: str, dst: str, n_bytes: float, start_s: float) -> tuple[float, float]:  # noqa: ARG002
-        return start_s, start_s
+    def open(self, at: At) -> Links:
+        return _FreeLinks(at)
+
+
+class _FreeLinks:
+    def __init__(self, at: At) -> None:
+        self._at = at
+
+    def send(self, src: str, dst: str, n_bytes: float, now_s: float, arrived: Happening) -> None:  # noqa: ARG002
+        self._at(now_s, arrived)

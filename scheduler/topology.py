@@ -6,8 +6,8 @@ bytes, bytes a second; whoever reads milliseconds or Mbit/s converts at the edge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +35,10 @@ class Device:
     host_cores: int = 0
     """Cores of the host that its devices share; 0: the device shares nothing (a GPU)."""
     uplink_Bps: float = 0.0
-    """What the device can send to all others together; 0: as much as its links carry."""
+    """What it can send to all other hosts together, with the devices of its own host; 0: as much as its
+    links carry."""
     downlink_Bps: float = 0.0
-    """What it can receive from all others together; 0: as much as its links carry."""
+    """What it can receive from all other hosts together, with the devices of its own host; 0: no limit."""
 
     def __post_init__(self) -> None:
         for label in ("uplink_Bps", "downlink_Bps"):
@@ -63,6 +64,8 @@ class Topology:
     bandwidth_Bps: Matrix
     flow_Bps: Matrix | None = None
     """None: one flow fills every link."""
+    egress_Bps: Mapping[str, float] = field(default_factory=dict)
+    """By region: what leaves it for others at most, all its devices together; no entry: no limit."""
 
     def __post_init__(self) -> None:
         n = len(self.devices)
@@ -90,6 +93,12 @@ class Topology:
             raise TopologyError(
                 f"latency_s[{names[i]}, {names[j]}]: found {self.latency_s[i, j]}, required 0 or more"
             )
+        for region, value in self.egress_Bps.items():
+            if not (np.isfinite(value) and value > 0):
+                raise TopologyError(
+                    f"egress_Bps[{region}]: found {value}, required a finite number above 0; "
+                    "leave a region out that has no limit"
+                )
         for label, m in matrices[1:]:
             if (m[off] <= 0).any():
                 i, j = np.argwhere(off & (m <= 0))[0]
@@ -115,7 +124,7 @@ class Topology:
         if self.flow_Bps is None:
             return self
         carried = np.minimum(self.bandwidth_Bps, streams * self.flow_Bps)
-        return Topology(self.devices, self.latency_s, carried)
+        return Topology(self.devices, self.latency_s, carried, egress_Bps=self.egress_Bps)
 
     def transfer_s(self, src: int, dst: int, n_bytes: float) -> float:
         """Seconds for `n_bytes` from src to dst with the link to itself: latency + bytes / bandwidth."""
@@ -131,4 +140,5 @@ class Topology:
             self.latency_s[np.ix_(ix, ix)].copy(),
             self.bandwidth_Bps[np.ix_(ix, ix)].copy(),
             None if self.flow_Bps is None else self.flow_Bps[np.ix_(ix, ix)].copy(),
+            self.egress_Bps,
         )

@@ -1,0 +1,102 @@
+"""A directed link while a step is replayed: what it is now, what it carries, what waits, its losses."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from random import Random
+
+from scheduler.clock import Happening
+from scheduler.fair_share import Limit, Share
+from scheduler.network import LinkNow
+
+PACKET_BYTES = 1460
+"""Payload of a TCP segment on Ethernet; what a loss rate counts."""
+RECOVERY_ROUND_TRIPS = 20
+"""How long a stream that lost a packet goes on at half its rate. TCP Cubic comes back after
+(0.3 window / 0.4)^(1/3) s (RFC 9438, 4.2): 8 s for a window of 1 MB, whatever the round trip; at
+loss rates that matter windows are smaller."""
+
+
+class Lane:
+    """A directed link. `random` is its own, so its luck does not hang on what other links carry."""
+
+    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[Limit, ...], random: Random) -> None:
+        self.src, self.dst, self.link, self.limits, self._random = src, dst, link, limits, random
+        self.plain = not limits and link.until_s == inf and not link.jitter_s and not link.loss
+        self.free_s = 0.0
+        """Of a plain lane: when what was handed over so far has left."""
+        self.transfer: Transfer | None = None
+        self.waiting: deque[tuple[float, Happening]] = deque()
+        self.watched = False
+        """Whether somebody comes when `link` ends to be true."""
+        self._last_arrival_s = 0.0
+        self._stalled_until_s = self._slow_until_s = 0.0
+        self.to_loss_bytes = self._draw_loss()
+        """Bytes until the next lost packet."""
+
+    def _draw_loss(self) -> float:
+        """Losses strike each packet alike."""
+        loss = self.link.loss
+        return self._random.expovariate(loss / PACKET_BYTES) if loss > 0 else inf
+
+    def become(self, link: LinkNow) -> None:
+        """The link changes; what was sent of the way to the next loss counts only while the rate stays."""
+        changed = link.loss != self.link.loss
+        self.link = link
+        if changed:
+            self.to_loss_bytes = self._draw_loss()
+
+    def lose(self, now_s: float) -> tuple[float, float]:
+        """A packet is lost; returns when its stream is back at half its rate, and when at all of it."""
+        self._stalled_until_s = now_s + self.link.round_trip_s
+        self._slow_until_s = self._stalled_until_s + RECOVERY_ROUND_TRIPS * self.link.round_trip_s
+        self.to_loss_bytes = self._draw_loss()
+        return self._stalled_until_s, self._slow_until_s
+
+    def cap_at(self, now_s: float) -> float:
+        """What the link carries at `now_s` by itself."""
+        if now_s < self._stalled_until_s:
+            return self.link.bandwidth_Bps * (1 - 1 / self.link.streams)
+        if now_s < self._slow_until_s:
+            return self.link.bandwidth_Bps * (1 - 0.5 / self.link.streams)
+        return self.link.bandwidth_Bps
+
+    def arrival_s(self, left_s: float) -> float:
+        """When what left at `left_s` is there: never before what left earlier."""
+        latency_s = self.link.latency_s
+        if self.link.jitter_s > 0:
+            latency_s = max(0.0, self._random.gauss(latency_s, self.link.jitter_s))
+        self._last_arrival_s = max(left_s + latency_s, self._last_arrival_s)
+        return self._last_arrival_s
+
+
+class Transfer(Share):
+    """What a lane carries now, and at which rate."""
+
+    __slots__ = ("_as_of_s", "_left_bytes", "arrived", "lane", "rate_Bps", "version")
+
+    def __init__(self, lane: Lane, n_bytes: float, now_s: float, arrived: Happening) -> None:
+        super().__init__(lane.cap_at(now_s), lane.limits)
+        self.lane, self.arrived = lane, arrived
+        self.rate_Bps = 0.0
+        self._left_bytes, self._as_of_s = n_bytes, now_s
+        self.version = 0
+        """Changes whenever the next moment of interest does, which makes an earlier one void."""
+
+    def progress(self, now_s: float) -> None:
+        """Move what `rate_Bps` moved until `now_s`."""
+        moved_bytes = self.rate_Bps * (now_s - self._as_of_s)
+        self._left_bytes = max(0.0, self._left_bytes - moved_bytes)
+        self.lane.to_loss_bytes -= moved_bytes
+        self._as_of_s = now_s
+
+    @property
+    def loses_next(self) -> bool:
+        """Whether a packet is lost before the last byte has left."""
+        return self.lane.to_loss_bytes < self._left_bytes
+
+    def next_s(self) -> float:
+        """When the last byte leaves or a packet is lost, at this rate."""
+        n_bytes = min(self._left_bytes, self.lane.to_loss_bytes)
+        return self._as_of_s + n_bytes / self.rate_Bps if self.rate_Bps > 0 else inf
