@@ -14,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from sim.trace import Trace, TraceError
+from scheduler.trace import Trace, TraceError
 
 READ_BYTES = 1 << 16
 BUFFER_BYTES = 4 << 20
@@ -49,13 +49,16 @@ class Link:
         self._free_s = 0.0
 
     def now(self, at_s: float) -> tuple[float, float, float]:
-        """(one-way delay in s, round trip in s, bandwidth in bytes/s) at `at_s` of the clock."""
+        """(one-way delay in s, round trip in s, bandwidth in bytes/s) at `at_s` of the clock.
+
+        What the trace does not know neither delays nor limits.
+        """
         if self._src == self._dst:
             return 0.0, 0.0, float("inf")
         o = self._options
         state = self._trace.at((at_s - self._start_s) * o.time_scale, self._src, self._dst)
         bandwidth = float("inf") if state.bandwidth_Bps is None else state.bandwidth_Bps * o.bandwidth_scale
-        return state.one_way_s * o.delay_scale, state.rtt_s * o.delay_scale, bandwidth
+        return (state.one_way_s or 0.0) * o.delay_scale, (state.rtt_s or 0.0) * o.delay_scale, bandwidth
 
     def admit(self, n_bytes: int, at_s: float, flow_free_s: float) -> tuple[float, float]:
         """Take `n_bytes` at `at_s`: (when they arrive, when their flow may send again).

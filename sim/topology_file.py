@@ -1,12 +1,11 @@
 """Reads a topology from a file: `link-trace/1` (csv, nodes.csv, json) at t = 0, or plain JSON.
 
-Milliseconds and Mbit/s become seconds and bytes a second here. Every fault is a TopologyError
-that names file, what was found and what is required. Knows nothing of plans.
+Every fault is a TopologyError that names file, what was found and what is required. Knows nothing
+of plans.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from scheduler.topology import Device, Matrix, Topology, TopologyError
+from scheduler.trace import Sampler, TraceError
+from sim.trace import load
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """A matrix of 4,096 devices as JSON is about 300 MB; nothing larger is taken into memory."""
@@ -147,78 +148,38 @@ def _checked(path: Path, devices: tuple[Device, ...], latency_s: Matrix, bandwid
 
 
 def _trace(path: Path) -> TopologyFile:
-    """The first row of each link (the one at the smallest t); each node becomes its n_devices devices."""
-    meta = _json(path.with_suffix(".json"))
-    if not isinstance(meta, dict) or meta.get("format") != "link-trace/1":
-        raise TopologyError(f"{path.with_suffix('.json')}: found no format link-trace/1")
-    nodes_path = path.with_name(path.stem + ".nodes.csv")
-    nodes = _rows(nodes_path, ("node",))
-    names = [row["node"] for row in nodes]
-    if len(set(names)) != len(names) or not names:
-        raise TopologyError(
-            f"{nodes_path}: found {len(names)} nodes, {len(set(names))} different; "
-            "required some, all different"
-        )
-    index = {name: k for k, name in enumerate(names)}
-    factor = _number(path, meta.get("one_way_factor", 0.5), "one_way_factor")
-    n = len(names)
-    rtt_ms, mbps, since = np.full((n, n), np.inf), np.full((n, n), np.inf), np.full((n, n), np.inf)
-    for line, row in enumerate(_rows(path, ("t_s", "src", "dst", "rtt_ms", "bw_mbps")), start=2):
-        if row["src"] not in index or row["dst"] not in index:
-            raise TopologyError(
-                f"{path}:{line}: found link {row['src']} -> {row['dst']}, not both in {nodes_path.name}"
-            )
-        i, j = index[row["src"]], index[row["dst"]]
-        t = _number(path, row["t_s"], f"line {line}, t_s")
-        if t < since[i, j]:
-            since[i, j] = t
-            for matrix, key in ((rtt_ms, "rtt_ms"), (mbps, "bw_mbps")):
-                matrix[i, j] = _number(path, row[key], f"line {line}, {key}") if row[key] else np.inf
-    counts = [int(_number(nodes_path, row.get("n_devices") or "1", "n_devices")) for row in nodes]
-    if min(counts) < 1 or sum(counts) > MAX_DEVICES:
-        raise TopologyError(
-            f"{nodes_path}: found n_devices {min(counts)} to {max(counts)}, {sum(counts)} in all; "
-            f"required 1 or more each and at most {MAX_DEVICES} in all"
-        )
-    within = meta.get("intra_node") or {}
-    if max(counts) > 1 and not {"delay_ms", "bw_mbps"} <= within.keys():
+    """The links at t = 0; each node becomes its n_devices devices. Raises TopologyError."""
+    try:
+        trace = load(path)
+    except TraceError as e:
+        raise TopologyError(str(e)) from e
+    nodes = list(trace.nodes.values())
+    total = sum(n.n_devices for n in nodes)
+    if total > MAX_DEVICES:
+        raise TopologyError(f"{path}: n_devices: found {total} in all, required at most {MAX_DEVICES}")
+    about = trace.about
+    crowded = any(n.n_devices > 1 for n in nodes)
+    if crowded and (about.within_rtt_s is None or about.within_bandwidth_Bps is None):
         raise TopologyError(
             f"{path.with_suffix('.json')}: several devices on a node, but no intra_node link; "
             "required intra_node: {delay_ms, bw_mbps}"
         )
-    np.fill_diagonal(rtt_ms, _number(path, within.get("delay_ms", 0), "intra_node.delay_ms"))
-    np.fill_diagonal(mbps, _number(path, within.get("bw_mbps", 1e6), "intra_node.bw_mbps"))
-    at = np.repeat(np.arange(n), counts)
-    _require_links(path, names, rtt_ms, mbps)
+    links = Sampler(trace).at(0.0)
+    latency_s, bandwidth_Bps = (
+        np.where(np.isnan(m), np.inf, m) for m in (links.one_way_s, links.bandwidth_Bps)
+    )
+    if not crowded:  # the diagonal, which then is no link
+        np.fill_diagonal(latency_s, 0.0)
+        np.fill_diagonal(bandwidth_Bps, np.inf)
+    _require_links(path, list(trace.nodes), latency_s, bandwidth_Bps)
     devices = tuple(
-        Device(f"{names[k]}-{i}" if counts[k] > 1 else names[k], region=names[k])
-        for k in range(n)
-        for i in range(counts[k])
+        Device(f"{n.name}-{i}" if n.n_devices > 1 else n.name, region=n.name)
+        for n in nodes
+        for i in range(n.n_devices)
     )
-    positions = {
-        row["node"]: (
-            _number(nodes_path, row["latitude"], "latitude"),
-            _number(nodes_path, row["longitude"], "longitude"),
-        )
-        for row in nodes
-        if row.get("latitude") and row.get("longitude")
-    }
+    at = np.repeat(np.arange(len(nodes)), [n.n_devices for n in nodes])
     cells = np.ix_(at, at)
-    return TopologyFile(
-        _checked(path, devices, rtt_ms[cells] * (factor / 1e3), mbps[cells] * (1e6 / 8)), positions
-    )
-
-
-def _rows(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
-    reader = csv.DictReader(_text(path).splitlines())
-    missing = set(required) - set(reader.fieldnames or ())
-    if missing:
-        raise TopologyError(f"{path}: missing column {', '.join(sorted(missing))}; found {reader.fieldnames}")
-    return list(reader)
-
-
-def _number(path: Path, value: object, where: str) -> float:
-    try:
-        return float(str(value))
-    except ValueError:
-        raise TopologyError(f"{path}: {where}: found {value!r}, required a number") from None
+    positions = {
+        n.name: (n.latitude, n.longitude) for n in nodes if n.latitude is not None and n.longitude is not None
+    }
+    return TopologyFile(_checked(path, devices, latency_s[cells], bandwidth_Bps[cells]), positions)

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from scheduler.trace import Trace, TraceError
 from sim.emulate import LinkShaper, ShapedNode, ShapeOptions
-from sim.trace import Trace, TraceError, load
+from sim.trace import load
 
 
 def parse_node(text: str) -> ShapedNode:

@@ -37,11 +37,12 @@ def list_all() -> None:
 def show(name: Name) -> None:
     """A trace's links at its start."""
     trace = _load(name)
-    typer.echo(f"{summary(trace)}\nsource: {trace.source}\nlicence: {trace.licence}")
-    for (src, dst), (_, states) in trace.links.items():
-        rate = states[0].bandwidth_Bps
-        shown = "unknown" if rate is None else f"{rate * 8 / 1e6:g} Mbit/s"
-        typer.echo(f"{src:>12} -> {dst:<12} {states[0].rtt_s * 1e3:6g} ms round trip  {shown}")
+    typer.echo(f"{summary(trace)}\nsource: {trace.about.source}\nlicence: {trace.about.licence}")
+    for src, dst in trace.links:
+        link = trace.at(0.0, src, dst)
+        rtt = "unknown" if link.rtt_s is None else f"{link.rtt_s * 1e3:6g} ms round trip"
+        rate = "unknown" if link.bandwidth_Bps is None else f"{link.bandwidth_Bps * 8 / 1e6:g} Mbit/s"
+        typer.echo(f"{src:>12} -> {dst:<12} {rtt}  {rate}")
 
 
 @app.command()

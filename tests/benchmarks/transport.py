@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from scheduler.trace import About, Node, Trace, steady
 from sim.emulate import LinkShaper, ShapedNode, ShapeOptions
-from sim.trace import LinkState, Node, Trace
 from worker.addresses import PeerAddress
 from worker.transport import Frame, FrameKey
 from worker.zmq_transport import DataEndpoint
@@ -142,10 +142,8 @@ class Sender:
 
 def relay(pipe: Connection, target: str) -> None:
     """Shape rank 0 -> rank 1 (`target`) until the pipe closes."""
-    state = LinkState(RTT_S, RTT_S / 2, LINK_BPS)
-    nodes = {n: Node(n, "", "", None, None, 1) for n in "ab"}
-    links = {("a", "b"): ((0.0,), (state,)), ("b", "a"): ((0.0,), (state,))}
-    trace = Trace("long", dict(nodes), dict(links), 0.5, "", "")
+    one = steady(RTT_S, LINK_BPS)
+    trace = Trace("long", {n: Node(n) for n in "ab"}, {("a", "b"): one, ("b", "a"): one}, About(0.5))
 
     async def serve() -> None:
         ends = [ShapedNode("a", "a", "127.0.0.1:9"), ShapedNode("b", "b", target)]

