@@ -179,8 +179,9 @@ def test_conventions_have_names() -> None:
 
 
 def test_changes_come_once_and_in_order() -> None:
-    at = lambda *times: series([(t, 0.1, None, None, None) for t in times])  # noqa: E731
-    trace = replace(two(), links={("a", "b"): at(0.0, 5.0), ("b", "a"): at(2.0, 5.0, 9.0)})
+    times_s = {("a", "b"): (0.0, 5.0), ("b", "a"): (2.0, 5.0, 9.0)}
+    links = {pair: series([(t, 0.1, None, None, None) for t in times]) for pair, times in times_s.items()}
+    trace = replace(two(), links=links)
     assert trace.change_times_s().tolist() == [0, 2, 5, 9]
     assert trace.duration_s == 9
     assert trace.n_rows == 5
