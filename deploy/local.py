@@ -44,6 +44,7 @@ class LocalOptions:
     threads: int = 1
     streams: int = 2
     data_dir: Path | None = None
+    """What paths of the job are relative to; None: the job file's directory."""
 
 
 def _free_port() -> int:
@@ -91,6 +92,11 @@ class LocalCluster:
     def logs(self) -> Path:
         return self.options.state_dir / "logs"
 
+    @property
+    def data_dir(self) -> Path:
+        """What paths of the job are relative to, for every worker of the run and its model."""
+        return self.options.data_dir or self.job.resolve().parent
+
     def _start(self) -> None:
         places = self._places()
         self.names = tuple(f"w{i}-{place.lower()}" if place else f"w{i}" for i, place in enumerate(places))
@@ -126,10 +132,9 @@ class LocalCluster:
 
     def _worker_argv(self, name: str, place: str, port: int, routes: Path | None) -> list[str]:
         o = self.options
-        data_dir = o.data_dir if o.data_dir is not None else self.job.resolve().parent
         argv = command(
             "worker", "join", self.address, "--token-file", self.token_file, "--name", name,
-            "--device", "cpu", "--bind", f"127.0.0.1:{port}", "--data-dir", str(data_dir),
+            "--device", "cpu", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.data_dir),
             "--threads", str(o.threads), "--streams", str(o.streams), "--json",
         )  # fmt: skip
         if place:

@@ -20,7 +20,7 @@ from deploy.local import LocalCluster, LocalOptions, forget
 from deploy.processes import Event, ProcessFailed, command
 from deploy.report import write_report
 from scheduler.exit_codes import ExitCode
-from scheduler.job import JobError, parse_job
+from scheduler.job import JobError, JobSpec, parse_job
 
 SAMPLE_TOKENS = 200
 
@@ -46,14 +46,14 @@ def run_local(
         code = cluster.wait()
     if code != ExitCode.OK:
         console.print(f"logs: {options.state_dir / 'logs'}", markup=False)
-    sample = ""
+    sample, failed = "", None
     if checkpoint and code == ExitCode.OK:
-        if spec.prompt:
-            length = ("--max-new-tokens", str(SAMPLE_TOKENS))
-            sample = _worker("generate", checkpoint, "--prompt", spec.prompt, *length)
-            show({"event": "generated", "name": "the model writes", "text": sample})
-        if export is not None:
-            _worker("export", checkpoint, str(export))
+        try:
+            sample = _speak(spec, checkpoint, cluster.data_dir, export)
+        except ProcessFailed as failure:  # the run itself is worth its report
+            failed = failure
+    if sample:
+        show({"event": "generated", "name": "the model writes", "text": sample})
     if report is not None:
         page = write_report(read_history(options.state_dir), report, options, sample)
         if as_json:
@@ -62,9 +62,22 @@ def run_local(
             console.print(
                 f"checkpoint: {checkpoint or 'none'}\nreport: {page}", markup=False, highlight=False
             )
-            if export is not None and code == ExitCode.OK:
-                console.print(f"model for transformers: {export}", markup=False, highlight=False)
+    if failed is not None:
+        raise failed
+    if export is not None and code == ExitCode.OK and not as_json:
+        console.print(f"model for transformers: {export}", markup=False, highlight=False)
     return code
+
+
+def _speak(job: JobSpec, checkpoint: str, data_dir: Path, export: Path | None) -> str:
+    """Export the model if asked to; returns what it writes after the job's prompt ('': the job has none)."""
+    relative = ("--data-dir", str(data_dir))
+    if export is not None:
+        _worker("export", checkpoint, str(export), *relative)
+    if not job.prompt:
+        return ""
+    length = ("--max-new-tokens", str(SAMPLE_TOKENS))
+    return _worker("generate", checkpoint, "--prompt", job.prompt, *length, *relative)
 
 
 def _checkpoint(event: Event) -> str:

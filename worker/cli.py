@@ -257,7 +257,7 @@ def export(
     try:
         export_checkpoint(checkpoint, target, data_dir or Path())
     except ExportError as e:
-        _end(ExitCode.CHECKPOINT_CORRUPT, str(e))
+        _end(e.code, str(e))
     typer.echo(f"written: {target}")
 
 
@@ -277,7 +277,7 @@ def generate(
     try:
         text = continue_text(checkpoint, prompt, max_new_tokens, temperature, top_k, seed, data_dir or Path())
     except ExportError as e:
-        _end(ExitCode.CHECKPOINT_CORRUPT, str(e))
+        _end(e.code, str(e))
     typer.echo(text)
 
 

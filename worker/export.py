@@ -6,14 +6,18 @@ Reads the coordinator's checkpoint directory, checking every hash; trains nothin
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from scheduler.checkpoint_layout import MANIFEST, Manifest, ManifestError, parse_manifest, weights_file
+from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, ModelSpec, job_from_json
 from worker.checkpoint import LayerFileError, check, from_bytes, load_weights
+from worker.data import DataError
 from worker.generate import generate
 from worker.model import ModelError, build_layers
 from worker.model.huggingface import save_pretrained
@@ -29,17 +33,32 @@ TOKENIZER_FILES = (
 
 
 class ExportError(Exception):
-    """A checkpoint that cannot be read or exported: what was found, what is required."""
+    """A checkpoint that cannot be read or exported: what was found, what is required; `code` to exit with."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.CHECKPOINT_CORRUPT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def _as_export_errors() -> Iterator[None]:
+    """What goes wrong inside, as ExportError with the code of its kind."""
+    try:
+        yield
+    except DataError as e:
+        raise ExportError(f"{e}; --data-dir names it", ExitCode.DATA) from e
+    except ModelError as e:
+        raise ExportError(str(e), ExitCode.MODEL) from e
+    except (OSError, ManifestError, LayerFileError, JobError) as e:
+        raise ExportError(str(e)) from e
 
 
 def export_checkpoint(checkpoint: Path, target: Path, data_dir: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer's files to `target`. Raises ExportError."""
-    try:
+    with _as_export_errors():
         manifest, job, model, _ = _open(checkpoint, data_dir)
         states = {i: _layer(checkpoint, manifest, i) for i in range(model.layers + 2)}
         save_pretrained(target, model, states)
-    except (OSError, ManifestError, ModelError, LayerFileError, JobError) as e:
-        raise ExportError(str(e)) from e
     source = data_dir / job.data.tokenizer
     for name in TOKENIZER_FILES if source.is_dir() else ():
         if (source / name).exists():
@@ -56,7 +75,7 @@ def continue_text(
     data_dir: Path,
 ) -> str:
     """The prompt and what the model writes after it, at most as long as the model has positions."""
-    try:
+    with _as_export_errors():
         manifest, _, model, tokenizer = _open(checkpoint, data_dir)
         layers = build_layers(model, 0, model.layers + 2)
         for i, layer in enumerate(layers):
@@ -68,8 +87,6 @@ def continue_text(
         rng = torch.Generator().manual_seed(seed)
         new = generate(layers, ids, min(max_new_tokens, max(room, 1)), temperature, top_k, rng)
         return tokenizer.decode(ids + new)
-    except (OSError, ManifestError, ModelError, LayerFileError, JobError) as e:
-        raise ExportError(str(e)) from e
 
 
 def _open(checkpoint: Path, data_dir: Path) -> tuple[Manifest, JobSpec, ModelSpec, Tokenizer]:

@@ -5,6 +5,7 @@ A run is told from another by its losses alone: same seed, same samples, same lo
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,46 @@ def test_the_trained_model_loads_in_transformers_and_continues_a_text(
     ).stdout  # fmt: skip
     assert written.startswith("To be")
     assert len(written) > len("To be\n")
+
+
+def test_a_job_with_a_tokenizer_of_its_own_ends_with_text_report_and_model(tmp_path: Path) -> None:
+    """Paths of the job mean the same to the workers and to the model that speaks afterwards."""
+    tokenizers = pytest.importorskip("tokenizers")
+    for folder in ("jobs", "text", "words"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text" / "a.txt").write_text("to be or not to be " * 200)
+    vocab = {word: i for i, word in enumerate(("[UNK]", "to", "be", "or", "not"))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "words" / "tokenizer.json"))
+    job = tmp_path / "jobs" / "words.yaml"
+    job.write_text(
+        """
+name: words
+model: {family: llama, layers: 1, hidden: 16, heads: 2, max_positions: 64}
+data: {files: ["../text/*.txt"], tokenizer: ../words, held_out: 0.05, eval_samples: 2}
+sequence_length: 8
+global_batch: 2
+micro_batch: 1
+steps: 3
+prompt: to be
+"""
+    )
+    state, report, model = tmp_path / "state", tmp_path / "report", tmp_path / "model"
+    done = subprocess.run(
+        command(
+            "deploy", "local", str(job), "--workers", "1", "--state-dir", str(state), "--json",
+            "--report", str(report), "--export", str(model),
+        ),
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.OK, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    said = next(e["text"] for e in events if e["event"] == "generated")
+    assert said.startswith("to be")
+    assert set(said.split()) <= set(vocab)
+    assert said.split()[-1] in (report / "index.html").read_text(encoding="utf-8")
+    assert (model / "tokenizer.json").exists()
 
 
 def test_a_checkpoint_with_one_byte_changed_is_refused(
