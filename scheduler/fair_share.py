@@ -45,39 +45,35 @@ class Share:
             del limit.shares[self]
 
 
-def affected(changed: Iterable[Limit]) -> list[Share]:
-    """Every share whose rate may move when the shares of `changed` have: itself, and all it is tied to.
+def affected(changed: Iterable[Limit]) -> tuple[list[Share], list[Limit]]:
+    """Every share whose rate may move when the shares of `changed` have (theirs, and all tied to them),
+    and the limits that can bind these.
 
     Shares are tied by limits that can bind; one that cannot passes nothing on.
     """
-    open_limits = list(changed)
-    seen: dict[Limit, None] = dict.fromkeys(open_limits)
+    known = {limit: limit.can_bind() for limit in changed}
+    to_look_at = list(known)
     found: dict[Share, None] = {}
-    while open_limits:
-        for share in open_limits.pop().shares:
+    while to_look_at:
+        for share in to_look_at.pop().shares:
             if share in found:
                 continue
             found[share] = None
             for limit in share.limits:
-                if limit not in seen:
-                    seen[limit] = None
-                    if limit.can_bind():
-                        open_limits.append(limit)
-    return list(found)
+                if limit not in known:
+                    known[limit] = limit.can_bind()
+                    if known[limit]:
+                        to_look_at.append(limit)
+    return list(found), [limit for limit, binds in known.items() if binds]
 
 
-def max_min(shares: Sequence[Share]) -> list[float]:
-    """[share]: its rate in bytes a second. `shares` are all that pass the limits which can bind them.
-
-    O(n log n) in shares and limits.
-    """
-    binding: dict[Limit, None] = {}
-    for share in shares:
-        for limit in share.limits:
-            if limit not in binding and limit.can_bind():
-                binding[limit] = None
+def max_min(shares: Sequence[Share], binding: Sequence[Limit]) -> list[float]:
+    """[share]: its rate in bytes a second. `binding`: the limits that can bind any of `shares`, which are
+    all that pass them. O(n log n) in both."""
     if not binding:
         return [s.cap_Bps for s in shares]
+    if len(shares) == 1:
+        return [min(shares[0].cap_Bps, *(limit.capacity_Bps for limit in binding))]
     order = {limit: i for i, limit in enumerate(binding)}
     left_Bps = {limit: limit.capacity_Bps for limit in binding}
     waiting = {limit: len(limit.shares) for limit in binding}

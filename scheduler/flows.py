@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
-from random import Random
 
 from scheduler.clock import At, Happening
 from scheduler.fair_share import Limit, affected, max_min
@@ -88,7 +87,7 @@ class _FlowLinks:
         passed = self._known_limits.between(src, dst)
         limits = tuple(self._limits.setdefault(name, Limit(capacity)) for name, capacity in passed)
         link = self._source.link(src, dst, now_s)
-        lane = Lane(src, dst, link, limits, Random(f"{self._seed} {src} {dst}"))
+        lane = Lane(src, dst, link, limits, self._seed)
         self._lanes[src, dst] = lane
         return lane
 
@@ -141,9 +140,9 @@ class _FlowLinks:
         self._changed.update(dict.fromkeys(transfer.limits))
 
     def _share(self, now_s: float) -> None:
-        shares = affected(self._changed)
+        shares, binding = affected(self._changed)
         self._changed.clear()
-        for share, rate_Bps in zip(shares, max_min(shares), strict=True):
+        for share, rate_Bps in zip(shares, max_min(shares, binding), strict=True):
             assert isinstance(share, Transfer)
             self._set_rate(share, rate_Bps, now_s)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cached_property
 from math import inf
 from random import Random
 
@@ -19,10 +20,10 @@ loss rates that matter windows are smaller."""
 
 
 class Lane:
-    """A directed link. `random` is its own, so its luck does not hang on what other links carry."""
+    """A directed link. Its luck is drawn from `seed` and its own name, whatever other links carry."""
 
-    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[Limit, ...], random: Random) -> None:
-        self.src, self.dst, self.link, self.limits, self._random = src, dst, link, limits, random
+    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[Limit, ...], seed: int) -> None:
+        self.src, self.dst, self.link, self.limits, self._seed = src, dst, link, limits, seed
         self.plain = not limits and link.until_s == inf and not link.jitter_s and not link.loss
         self.free_s = 0.0
         """Of a plain lane: when what was handed over so far has left."""
@@ -34,6 +35,10 @@ class Lane:
         self._stalled_until_s = self._slow_until_s = 0.0
         self.to_loss_bytes = self._draw_loss()
         """Bytes until the next lost packet."""
+
+    @cached_property
+    def _random(self) -> Random:
+        return Random(f"{self._seed} {self.src} {self.dst}")
 
     def _draw_loss(self) -> float:
         """Losses strike each packet alike."""

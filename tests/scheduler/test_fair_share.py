@@ -23,6 +23,12 @@ def networks(draw: st.DrawFn) -> tuple[list[Limit], list[Share]]:
     return limits, shares
 
 
+def rates_of(shares: list[Share]) -> dict[Share, float]:
+    """All of them worked out together."""
+    binding = {limit: None for s in shares for limit in s.limits if limit.can_bind()}
+    return dict(zip(shares, max_min(shares, list(binding)), strict=True))
+
+
 def require_max_min(shares: list[Share], rates: dict[Share, float]) -> None:
     """Feasible, and whoever has less than its cap passes a full limit where nobody has more."""
     full = set()
@@ -42,7 +48,7 @@ def require_max_min(shares: list[Share], rates: dict[Share, float]) -> None:
 @given(networks())
 def test_nobody_has_more_while_somebody_with_less_could(network: tuple[list[Limit], list[Share]]) -> None:
     _, shares = network
-    require_max_min(shares, dict(zip(shares, max_min(shares), strict=True)))
+    require_max_min(shares, rates_of(shares))
 
 
 @given(networks(), st.data())
@@ -50,14 +56,14 @@ def test_what_a_change_cannot_touch_keeps_its_rate(
     network: tuple[list[Limit], list[Share]], data: st.DataObject
 ) -> None:
     _, shares = network
-    before = dict(zip(shares, max_min(shares), strict=True))
+    before = rates_of(shares)
     gone = data.draw(st.sampled_from(shares))
     gone.leave()
     rest = [s for s in shares if s is not gone]
-    touched = affected(gone.limits)
-    after = {s: before[s] for s in rest} | dict(zip(touched, max_min(touched), strict=True))
+    touched, binding = affected(gone.limits)
+    after = {s: before[s] for s in rest} | dict(zip(touched, max_min(touched, binding), strict=True))
     require_max_min(rest, after)
-    whole = dict(zip(rest, max_min(rest), strict=True))
+    whole = rates_of(rest)
     assert [after[s] for s in rest] == pytest.approx([whole[s] for s in rest])
 
 
@@ -66,7 +72,7 @@ def test_equal_shares_of_one_limit_get_equal_parts() -> None:
     shares = [Share(10.0, [limit]) for _ in range(3)] + [Share(1.5, [limit])]
     for s in shares:
         s.enter()
-    assert max_min(shares) == [3.5, 3.5, 3.5, 1.5]
+    assert list(rates_of(shares).values()) == [3.5, 3.5, 3.5, 1.5]
 
 
 def test_a_limit_that_cannot_bind_ties_nobody() -> None:
@@ -74,5 +80,5 @@ def test_a_limit_that_cannot_bind_ties_nobody() -> None:
     a, b, c = Share(4.0, [narrow, wide]), Share(4.0, [narrow]), Share(4.0, [wide])
     for s in (a, b, c):
         s.enter()
-    assert affected([narrow]) == [a, b]
-    assert max_min([a, b, c]) == [2.5, 2.5, 4.0]
+    assert affected([narrow]) == ([a, b], [narrow])
+    assert list(rates_of([a, b, c]).values()) == [2.5, 2.5, 4.0]
