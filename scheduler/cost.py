@@ -8,14 +8,15 @@ refuses to know how any of them was measured.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from compression.spec import CodecSpec
-from scheduler.engine import Durations, Network, TopologyNetwork, replay
+from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.speed import Speed
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 
@@ -201,11 +202,12 @@ def predict(
     topology: Topology,
     codecs: Codecs = IDENTITY,
     network: Network | None = None,
+    speeds: Mapping[str, Speed] = NOMINAL,
 ) -> Timeline:
-    """The timeline of one step of `plan`; over `network` instead of the topology's links if given."""
-    return replay(
-        plan, durations(plan, model, devices, topology, codecs), network or TopologyNetwork(topology)
-    )
+    """The timeline of one step of `plan`; over `network` instead of the topology's links if given, and with
+    devices as fast as `speeds` says."""
+    costs = durations(plan, model, devices, topology, codecs)
+    return replay(plan, costs, network or TopologyNetwork(topology), speeds)
 
 
 def step_time_s(

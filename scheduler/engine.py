@@ -48,6 +48,7 @@ from scheduler.speed import Speed
 from scheduler.timeline import Span, SpanKind, Timeline
 
 __all__ = [
+    "NOMINAL",
     "NORM_BYTES",
     "Durations",
     "EngineError",

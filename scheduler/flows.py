@@ -43,8 +43,9 @@ class FlowNetwork:
 class TopologyNetwork(FlowNetwork):
     """Links that stay as they were measured, each of `streams` flows, and the cards their devices share."""
 
-    def __init__(self, topology: Topology, streams: int = 1) -> None:
-        super().__init__(_Measured(topology.striped(streams)), limits_of(topology))
+    def __init__(self, topology: Topology, streams: int = 0) -> None:
+        striped = topology.striped(streams) if streams else topology
+        super().__init__(_Measured(striped), limits_of(topology.devices, topology.egress_Bps))
 
 
 class _Measured:

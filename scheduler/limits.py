@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from scheduler.topology import Topology
+from scheduler.topology import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +39,19 @@ class Limits:
         return tuple(passed)
 
 
-def limits_of(topology: Topology) -> Limits:
-    """The cards and ways out that `topology` names. Devices of one host share one card; where they
-    disagree about it, the least is the safe reading."""
+def limits_of(devices: Sequence[Device], egress_Bps: Mapping[str, float]) -> Limits:
+    """The cards that `devices` name, and the ways out of regions. Devices of one host share one card;
+    where they disagree about it, the least is the safe reading."""
     uplink: dict[str, float] = {}
     downlink: dict[str, float] = {}
-    for d in topology.devices:
+    for d in devices:
         for card, value in ((uplink, d.uplink_Bps), (downlink, d.downlink_Bps)):
             if value > 0:
                 card[d.host or d.name] = min(value, card.get(d.host or d.name, inf))
     return Limits(
-        {d.name: d.host or d.name for d in topology.devices},
-        {d.name: d.region for d in topology.devices},
+        {d.name: d.host or d.name for d in devices},
+        {d.name: d.region for d in devices},
         uplink,
         downlink,
-        dict(topology.egress_Bps),
+        dict(egress_Bps),
     )
