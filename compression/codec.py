@@ -1,54 +1,44 @@
-"""Tensor <-> payload: the codec protocol, the identity codec, and the registry.
+"""Tensor <-> payload: the codec protocol, the codecs that remember nothing, and the registry.
 
-A codec sits at both ends of one directed link and may remember what crossed it, so each link and
-kind of traffic has an instance of its own. Refuses to know networks, ranks and schedules.
+A codec sits at one end of one directed link and may remember what crossed it, so each link, direction
+and kind of traffic has an instance of its own. Refuses to know networks, ranks and schedules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from compression.spec import CodecError, CodecSpec, IdentitySpec
+from compression import kernels
+from compression.grid import CodecError, NotFinite, packed_bytes
+from compression.payload import (
+    DTYPES,
+    Encoded,
+    Key,
+    dtype_of,
+    name_of,
+    parts,
+    require_bytes,
+    to_bytes,
+)
+from compression.spec import CodecSpec, HalfSpec, IdentitySpec, KBitSpec, codec_spec
 
-__all__ = ["CODECS", "DTYPES", "Codec", "CodecError", "Encoded", "IdentityCodec", "Key", "make_codec"]
-
-Key = tuple[int, ...]
-"""The ids of the samples along a tensor's first axis, for codecs that remember samples; () if it has none."""
-
-DTYPES: dict[str, torch.dtype] = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-}
-"""Names on the wire. What is not here does not travel."""
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A tensor as bytes. `payload` is buffers that follow one another; `dtype` and `shape` are the tensor's.
-
-    Buffers may share memory with the tensor that was encoded: it must not be written to afterwards.
-    """
-
-    payload: Sequence[memoryview]
-    dtype: str
-    shape: tuple[int, ...]
-    codec: str
-    buffer_version: int = 0
-    """Of what the codec remembers at its sending end; 0: it remembers nothing."""
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(p.nbytes for p in self.payload)
+__all__ = [
+    "CODECS",
+    "DTYPES",
+    "Codec",
+    "CodecError",
+    "Encoded",
+    "HalfCodec",
+    "IdentityCodec",
+    "KBitCodec",
+    "Key",
+    "NotFinite",
+    "make_codec",
+]
 
 
 class Codec(Protocol):
@@ -59,10 +49,10 @@ class Codec(Protocol):
         """What it costs."""
 
     def encode(self, x: Tensor, key: Key) -> Encoded:
-        """The payload of `x`, on any device. Raises CodecError for a dtype that does not travel."""
+        """The payload of `x`, on any device. Raises CodecError for what it cannot take: NotFinite is one."""
 
     def decode(self, encoded: Encoded, key: Key) -> Tensor:
-        """A tensor on the CPU, to be read only. Raises CodecError for a payload that does not fit."""
+        """A tensor to be read only. Raises CodecError for a payload that does not fit."""
 
     def reset(self) -> None:
         """Forget every sample, as when the other end is lost."""
@@ -71,46 +61,115 @@ class Codec(Protocol):
 class IdentityCodec:
     """The values themselves; copies nothing that is on the CPU and contiguous."""
 
-    spec: CodecSpec = IdentitySpec()
+    def __init__(self, spec: IdentitySpec | None = None, seed: int = 0) -> None:
+        del seed
+        self.spec = spec or IdentitySpec()
 
     def encode(self, x: Tensor, key: Key) -> Encoded:
         del key
-        if x.dtype not in _NAMES:
-            raise CodecError(f"found a tensor of {x.dtype}; required one of: {', '.join(DTYPES)}")
-        flat = x.detach().contiguous().cpu().flatten()
-        # Through numpy as bytes, because numpy has no bfloat16.
-        payload = flat.view(torch.uint8).numpy().data
-        return Encoded((payload,), _NAMES[x.dtype], tuple(x.shape), self.spec.name)
+        name = name_of(x)
+        payload = to_bytes(x.detach().contiguous().cpu())
+        return Encoded((payload,), name, tuple(x.shape), self.spec.name)
 
     def decode(self, encoded: Encoded, key: Key) -> Tensor:
         del key
-        if encoded.codec != self.spec.name:
-            raise CodecError(f"found a payload of codec {encoded.codec!r}; required {self.spec.name!r}")
-        dtype = DTYPES.get(encoded.dtype)
-        if dtype is None:
-            raise CodecError(f"found the dtype {encoded.dtype!r}; required one of: {', '.join(DTYPES)}")
+        dtype = dtype_of(encoded, self.spec.name)
         required = self.spec.wire_bytes(encoded.shape, dtype.itemsize)
-        if encoded.n_bytes != required:
-            raise CodecError(
-                f"found {encoded.n_bytes} bytes; required {required} for {encoded.dtype} {encoded.shape}"
-            )
+        require_bytes(encoded, required)
         if required == 0:
             return torch.empty(encoded.shape, dtype=dtype)
-        parts = encoded.payload
-        # torch has no read-only tensors, so what is read-only, or in pieces, is copied.
-        whole = parts[0] if len(parts) == 1 and not parts[0].readonly else bytearray(b"".join(parts))
-        return torch.frombuffer(whole, dtype=dtype).view(encoded.shape)
+        return parts(encoded, [required])[0].view(dtype).view(encoded.shape)
 
     def reset(self) -> None:
         """Nothing is remembered."""
 
 
-CODECS: dict[str, Callable[[], Codec]] = {"identity": IdentityCodec}
-"""How to make a codec, by the name that a job gives it."""
+class HalfCodec:
+    """float16 on the wire."""
+
+    def __init__(self, spec: HalfSpec, seed: int = 0) -> None:
+        del seed
+        self.spec = spec
+
+    def encode(self, x: Tensor, key: Key) -> Encoded:
+        del key
+        name = name_of(x, floats=True)
+        half = x.detach().half().contiguous().cpu()
+        if not bool(torch.isfinite(half).all()):
+            raise NotFinite(
+                "found a value that float16 cannot hold (NaN, or beyond 65504); required smaller ones, or a"
+                " codec with scales, such as kbit with 8 bits"
+            )
+        return Encoded((to_bytes(half),), name, tuple(x.shape), self.spec.name)
+
+    def decode(self, encoded: Encoded, key: Key) -> Tensor:
+        del key
+        dtype = dtype_of(encoded, self.spec.name, floats=True)
+        required = self.spec.wire_bytes(encoded.shape, dtype.itemsize)
+        require_bytes(encoded, required)
+        return parts(encoded, [required])[0].view(torch.float16).view(encoded.shape).to(dtype)
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
 
 
-def make_codec(name: str) -> Codec:
-    """A new codec, which remembers nothing yet. Raises CodecError, naming those there are."""
-    if name not in CODECS:
-        raise CodecError(f"found the codec {name!r}; required one of: {', '.join(CODECS)}")
-    return CODECS[name]()
+class KBitCodec:
+    """Uniform quantization. `seed` draws the roundings, anew for every tensor."""
+
+    def __init__(self, spec: KBitSpec, seed: int = 0) -> None:
+        self.spec = spec
+        self._grid = spec.grid
+        self._seeds = Seeds(seed)
+
+    def encode(self, x: Tensor, key: Key) -> Encoded:
+        del key
+        name = name_of(x, floats=True)
+        twin = kernels.twin_of(x.device)
+        scales, packed = twin.quantize(x, self._grid, self._seeds.next(), torch.get_num_threads())
+        # Codes first: they then begin where words may, wherever the payload lies.
+        payload = (to_bytes(packed.cpu()), to_bytes(scales.cpu()))
+        return Encoded(payload, name, tuple(x.shape), self.spec.name)
+
+    def decode(self, encoded: Encoded, key: Key) -> Tensor:
+        del key
+        dtype, grid = dtype_of(encoded, self.spec.name, floats=True), self._grid
+        require_bytes(encoded, self.spec.wire_bytes(encoded.shape, dtype.itemsize))
+        n_codes = packed_bytes(torch.Size(encoded.shape).numel(), grid.bits)
+        packed, scales = parts(encoded, [n_codes, encoded.n_bytes - n_codes])
+        twin = kernels.twin_of(packed.device)
+        return twin.dequantize(
+            aligned(scales).view(torch.int16), packed, encoded.shape, grid, dtype, torch.get_num_threads()
+        )
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+class Seeds:
+    """A new 32-bit seed a call, by steps of the golden ratio: far from the seeds before it."""
+
+    def __init__(self, seed: int) -> None:
+        self._next = seed & 0xFFFFFFFF
+
+    def next(self) -> int:
+        self._next = (self._next + 0x9E3779B9) & 0xFFFFFFFF
+        return self._next
+
+
+def aligned(part: Tensor) -> Tensor:
+    """The same bytes, at an address where 16-bit values may lie."""
+    return part.clone() if part.data_ptr() % 2 or part.storage_offset() % 2 else part
+
+
+CODECS: dict[str, Callable[[Any, int], Codec]] = {
+    "identity": IdentityCodec,
+    "fp16": HalfCodec,
+    "kbit": KBitCodec,
+}
+"""How to make a codec of a spec and a seed, by the spec's family."""
+
+
+def make_codec(name: str, seed: int = 0) -> Codec:
+    """A new codec, which remembers nothing yet. Raises CodecError, naming what there is."""
+    spec = codec_spec(name)
+    return CODECS[spec.family](spec, seed)

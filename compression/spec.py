@@ -1,53 +1,145 @@
-"""What a codec leaves of a tensor, in bytes, so that whoever prices a plan need not import torch.
+"""What a codec leaves of a tensor, in bytes, and how far off it is, so that a planner need not import torch.
 
-Knows shapes and widths only; refuses to know values, samples and links. Each spec has a twin in
-`codec.py` that makes exactly as many bytes.
+A spec is a codec's name with its options, and back: `kbit:bits=4,rounding=stochastic`. Plans and frames
+carry that text, so two ends that were told different things notice. Knows shapes and widths only;
+refuses to know values, samples and links. Each spec has a twin in `codec.py` that makes exactly as many
+bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, cast
 
+from compression.grid import CodecError, Grid, ScaleOf, numel
 
-class CodecError(Exception):
-    """A codec that does not exist, or a payload that is not what its codec makes: found and required."""
+__all__ = [
+    "IDENTITY",
+    "SPECS",
+    "CodecError",
+    "CodecSpec",
+    "HalfSpec",
+    "IdentitySpec",
+    "KBitSpec",
+    "codec_spec",
+]
 
 
 class CodecSpec(Protocol):
     """The cost of a codec."""
 
+    family: ClassVar[str]
+
     @property
     def name(self) -> str:
-        """What jobs and frames call the codec."""
+        """What plans and frames call the codec, options included. `codec_spec` inverts it."""
 
     def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
         """Bytes of the payload of a tensor of `shape` whose values are `dtype_bytes` wide. Exact."""
 
+    def relative_error(self, shape: Sequence[int]) -> float:
+        """Expected root mean square error over root mean square, of independent normal values."""
+
 
 @dataclass(frozen=True, slots=True)
-class IdentitySpec:
+class _Named:
+    """The name of a dataclass of options: its family, and the options that are not the default."""
+
+    family: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        options = [
+            f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default
+        ]
+        return f"{self.family}:{','.join(options)}" if options else self.family
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySpec(_Named):
     """The values themselves, as they lie in memory."""
 
-    name: str = "identity"
+    family: ClassVar[str] = "identity"
 
     def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
-        if dtype_bytes < 1 or any(n < 0 for n in shape):
-            raise CodecError(
-                f"found shape {tuple(shape)} of values {dtype_bytes} bytes wide; required sizes of 0 or"
-                " more and a width of 1 or more"
-            )
-        return prod(shape) * dtype_bytes
+        if dtype_bytes < 1:
+            raise CodecError(f"found values {dtype_bytes} bytes wide; required a width of 1 or more")
+        return numel(shape) * dtype_bytes
+
+    def relative_error(self, shape: Sequence[int]) -> float:
+        del shape
+        return 0.0
 
 
-SPECS: dict[str, CodecSpec] = {"identity": IdentitySpec()}
-"""By name; `codec.CODECS` has the same names."""
+@dataclass(frozen=True, slots=True)
+class HalfSpec(_Named):
+    """float16: half of float32's bytes, magnitudes up to 65504."""
+
+    family: ClassVar[str] = "fp16"
+
+    def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        del dtype_bytes
+        return 2 * numel(shape)
+
+    def relative_error(self, shape: Sequence[int]) -> float:
+        del shape
+        return 2.0**-11 / 3**0.5  # half a unit in the last place of 11 bits, uniform, at worst
+
+
+@dataclass(frozen=True, slots=True)
+class KBitSpec(_Named):
+    """Uniform quantization to `bits` a value (`quantize.py`)."""
+
+    family: ClassVar[str] = "kbit"
+    bits: int = 8
+    scale: str = "group"
+    """`tensor`, `channel` or `group`."""
+    group: int = 64
+    rounding: str = "nearest"
+    """`nearest`, or `stochastic`: its mean is the value."""
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("nearest", "stochastic"):
+            raise CodecError(f"rounding: found {self.rounding!r}; required nearest or stochastic")
+        _ = self.grid
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, cast(ScaleOf, self.scale), self.group, self.rounding == "stochastic")
+
+    def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        del dtype_bytes
+        return self.grid.payload_bytes(shape)
+
+    def relative_error(self, shape: Sequence[int]) -> float:
+        return self.grid.relative_error(shape)
+
+
+IDENTITY = IdentitySpec()
+
+SPECS: dict[str, type[Any]] = {s.family: s for s in (IdentitySpec, HalfSpec, KBitSpec)}
+"""By family; `codec.CODECS` has the same."""
 
 
 def codec_spec(name: str) -> CodecSpec:
-    """The spec of that name. Raises CodecError, naming those there are."""
-    if name not in SPECS:
-        raise CodecError(f"found the codec {name!r}; required one of: {', '.join(SPECS)}")
-    return SPECS[name]
+    """The spec that has this name. Raises CodecError for an unknown family, option or value."""
+    family, _, text = name.partition(":")
+    if family not in SPECS:
+        raise CodecError(f"found the codec {family!r}; required one of: {', '.join(SPECS)}")
+    kind: Callable[..., CodecSpec] = SPECS[family]
+    defaults = {f.name: f.default for f in fields(SPECS[family])}
+    options: dict[str, object] = {}
+    for part in text.split(",") if text else ():
+        key, _, value = part.partition("=")
+        if key not in defaults:
+            raise CodecError(
+                f"found {family}'s option {key!r}; required one of: {', '.join(defaults) or 'none'}"
+            )
+        try:
+            options[key] = (int if isinstance(defaults[key], int) else str)(value)
+        except ValueError:
+            raise CodecError(
+                f"{family}'s {key}: found {value!r}; required {type(defaults[key]).__name__}"
+            ) from None
+    return kind(**options)
