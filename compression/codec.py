@@ -172,4 +172,4 @@ CODECS: dict[str, Callable[[Any, int], Codec]] = {
 def make_codec(name: str, seed: int = 0) -> Codec:
     """A new codec, which remembers nothing yet. Raises CodecError, naming what there is."""
     spec = codec_spec(name)
-    return CODECS[spec.family](spec, seed)
+    return CODECS[name.partition(":")[0]](spec, seed)

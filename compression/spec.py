@@ -29,8 +29,6 @@ __all__ = [
 class CodecSpec(Protocol):
     """The cost of a codec."""
 
-    family: ClassVar[str]
-
     @property
     def name(self) -> str:
         """What plans and frames call the codec, options included. `codec_spec` inverts it."""
