@@ -24,6 +24,11 @@ CONVENTIONS: Mapping[str, float] = {"paper": 1.0, "physical": 0.5}
 `physical`: half a round trip."""
 
 
+EARTH_RADIUS_M = 6.371e6
+FIBRE_MPS = 2.0e8
+"""Light in glass: two thirds of its speed in a vacuum."""
+
+
 class TraceError(ValueError):
     """A trace that cannot be: names file, line and column, what was found and what is required."""
 
@@ -38,6 +43,14 @@ class Node:
     latitude: float | None = None
     longitude: float | None = None
     n_devices: int = 1
+
+    def light_s(self, other: Node) -> float:
+        """The round trip of light in fibre along the great circle, in s; 0 if a position is unknown."""
+        if None in (self.latitude, self.longitude, other.latitude, other.longitude):
+            return 0.0
+        a, b, c, d = np.radians([self.latitude, self.longitude, other.latitude, other.longitude])
+        h = np.sin((c - a) / 2) ** 2 + np.cos(a) * np.cos(c) * np.sin((d - b) / 2) ** 2
+        return float(4 * EARTH_RADIUS_M * np.arcsin(np.sqrt(min(h, 1.0))) / FIBRE_MPS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def _records(
         raise TraceError(f"{where}:{reader.line_num + 1}: found bytes that are no UTF-8: {e.reason}") from e
 
 
-def _shifted(text: str, power: int) -> float:
+def shifted(text: str, power: int) -> float:
     """The decimal number `text` x 10^power, rounded once. ValueError for anything else."""
     if "_" in text:
         raise ValueError(text)
@@ -101,7 +101,7 @@ def _number(
     if not text:
         return nan
     try:
-        value = _shifted(text, power)
+        value = shifted(text, power)
     except ValueError:
         value = -1.0
     if not (isfinite(value) and value >= 0):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from scheduler.scenarios import NAMES, scenario
 from scheduler.trace import TraceError
+from sim.topology_file import topology_of
 from sim.trace import load, save, shipped
 
 ROWS = "t_s,src,dst,rtt_ms,bw_mbps\n0,a,b,100,80\n10,a,b,50,\n0,b,a,100,160\n"
@@ -59,7 +62,20 @@ def test_shipped_traces_are_whole_and_say_where_they_are_from(name: str) -> None
     assert trace.about.date
     assert trace.about.caveats
     assert trace.n_rows < 1000
-    assert all(n.latitude is not None for n in trace.nodes.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("convention", "factor"), [("paper", 1.0), ("physical", 0.5)])
+def test_the_traces_of_dtfms_scenarios_are_its_scenarios(name: str, convention: str, factor: float) -> None:
+    trace = load(f"dtfm_{name}").under(convention)
+    published = scenario(
+        name, n_devices=sum(n.n_devices for n in trace.nodes.values()), one_way_factor=factor
+    )
+    ours = topology_of(trace)
+    assert [d.region for d in ours.devices] == [d.region for d in published.devices]
+    off = ~np.eye(len(ours), dtype=bool)
+    np.testing.assert_allclose(ours.latency_s[off], published.latency_s[off])
+    np.testing.assert_allclose(ours.bandwidth_Bps[off], published.bandwidth_Bps[off])
 
 
 def test_the_four_cities_have_dtfms_figures() -> None:
