@@ -46,9 +46,11 @@ class Node:
 
     def light_s(self, other: Node) -> float:
         """The round trip of light in fibre along the great circle, in s; 0 if a position is unknown."""
-        if None in (self.latitude, self.longitude, other.latitude, other.longitude):
+        ends = (self.latitude, self.longitude, other.latitude, other.longitude)
+        known = [np.radians(degrees) for degrees in ends if degrees is not None]
+        if len(known) < 4:
             return 0.0
-        a, b, c, d = np.radians([self.latitude, self.longitude, other.latitude, other.longitude])
+        a, b, c, d = known
         h = np.sin((c - a) / 2) ** 2 + np.cos(a) * np.cos(c) * np.sin((d - b) / 2) ** 2
         return float(4 * EARTH_RADIUS_M * np.arcsin(np.sqrt(min(h, 1.0))) / FIBRE_MPS)
 
