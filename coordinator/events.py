@@ -84,7 +84,10 @@ class LinkSample:
     peer: str
     latency_s: float
     bandwidth_Bps: float
+    """Of all streams together."""
     error: str = ""
+    flow_Bps: float = 0.0
+    """Of one stream alone; 0: as much as all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,9 @@ def plan_from_json(raw: dict[str, Any]) -> Plan:
         micro_batches=tuple(raw["micro_batches"]),
         schedule=raw["schedule"],
         warmup_extra=raw["warmup_extra"],
+        micro_batch=raw["micro_batch"],
+        recompute=raw["recompute"],
+        streams=raw["streams"],
         predicted_step_s=raw["predicted_step_s"],
         reasons=tuple(raw["reasons"]),
     )

@@ -39,15 +39,17 @@ Planner = Callable[[JobSpec, MakePlan], Planning]
 
 
 def topology_of(request: MakePlan) -> Topology:
-    """The measured links as matrices, in the order of the request's devices. Raises TopologyError."""
+    """The measured links as matrices, in the order of the request's devices: what all streams of a link
+    carried together, and what one of its flows did. Raises TopologyError."""
     n = len(request.devices)
     index = {d.name: i for i, d in enumerate(request.devices)}
     latency_s = np.zeros((n, n))
-    bandwidth_Bps = np.full((n, n), HERE_BPS)
+    bandwidth_Bps, flow_Bps = (np.full((n, n), HERE_BPS) for _ in range(2))
     for src, link in request.links:
         latency_s[index[src], index[link.peer]] = link.latency_s
         bandwidth_Bps[index[src], index[link.peer]] = link.bandwidth_Bps
-    return Topology(request.devices, latency_s, bandwidth_Bps)
+        flow_Bps[index[src], index[link.peer]] = link.flow_Bps or link.bandwidth_Bps
+    return Topology(request.devices, latency_s, bandwidth_Bps, flow_Bps)
 
 
 def make(job: JobSpec, request: MakePlan) -> Planning:

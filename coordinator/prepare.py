@@ -181,6 +181,12 @@ def on_planned(state: State, event: Planned) -> Transition:
             ExitCode.NO_PLAN,
             f"plan {plan.version} places {plan.partition[-1][1]} layers of {state.options.n_layers}",
         )
+    if plan.samples != state.options.global_batch:
+        return fail(
+            state,
+            ExitCode.NO_PLAN,
+            f"plan {plan.version} gives out {plan.samples} samples of {state.options.global_batch}",
+        )
     state = replace(state, plan=plan)
     if state.options.dry_run:
         return finish(state, "planned; --dry-run asks for no more")

@@ -61,6 +61,7 @@ class Options:
     steps: int
     global_batch: int
     micro_batch: int
+    """Samples in the micro-batches that workers profile."""
     sequence_length: int
     n_layers: int
     eval_every: int = 0

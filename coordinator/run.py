@@ -43,7 +43,7 @@ def options_of(job: JobSpec, run: RunOptions) -> Options:
     return Options(
         steps=job.steps,
         global_batch=job.global_batch,
-        micro_batch=job.micro_batch,
+        micro_batch=job.profiled_micro_batch,
         sequence_length=job.sequence_length,
         n_layers=job.n_layers,
         eval_every=job.eval_every,

@@ -24,7 +24,7 @@ from .commands import RecordEval, RecordStep
 
 DATABASE = "run.sqlite"
 LOCK = "coordinator.lock"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (

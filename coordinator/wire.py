@@ -69,7 +69,8 @@ def _link(m: pb.LinkSample) -> e.LinkSample:
             f"link to {m.peer}: found latency {m.latency_s} s and bandwidth {bandwidth} B/s, "
             "required finite numbers, bandwidth more than 0"
         )
-    return e.LinkSample(m.peer, m.latency_s, bandwidth)
+    flow = m.bandwidth_Bps if math.isfinite(m.bandwidth_Bps) and m.bandwidth_Bps > 0 else bandwidth
+    return e.LinkSample(m.peer, m.latency_s, max(bandwidth, flow), flow_Bps=flow)
 
 
 def _step_done(worker: str, m: pb.StepDone) -> e.StepDone:

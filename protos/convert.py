@@ -60,6 +60,9 @@ def plan_to_message(plan: Plan) -> pb.PlanMsg:
         micro_batches=plan.micro_batches,
         schedule=plan.schedule,
         warmup_extra=plan.warmup_extra,
+        micro_batch=plan.micro_batch,
+        recompute=plan.recompute,
+        streams=plan.streams,
         predicted_step_s=plan.predicted_step_s,
         reasons=plan.reasons,
     )
@@ -89,6 +92,8 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         raise ConvertError(
             f"plan.micro_batches: found {len(m.micro_batches)}, required {len(placement)}, one a replica"
         )
+    if m.micro_batch < 1:
+        raise ConvertError("plan.micro_batch: found 0 samples, required 1 or more")
     return Plan(
         version=m.version,
         placement=placement,
@@ -96,6 +101,9 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         micro_batches=tuple(m.micro_batches),
         schedule=m.schedule,
         warmup_extra=m.warmup_extra,
+        micro_batch=m.micro_batch,
+        recompute=m.recompute,
+        streams=m.streams,
         predicted_step_s=_finite("plan.predicted_step_s", m.predicted_step_s),
         reasons=tuple(m.reasons),
     )
@@ -146,6 +154,8 @@ def profiled_to_message(
         data_digest=data_digest,
         n_samples=n_samples,
         n_eval_samples=n_eval_samples,
+        forward_fixed_s=profile.forward_fixed_s,
+        backward_fixed_s=profile.backward_fixed_s,
     )
 
 
@@ -160,13 +170,15 @@ def profile_from_message(m: pb.Profiled, device: str) -> tuple[tuple[LayerProfil
         ("forward_s", m.forward_s),
         ("backward_s", m.backward_s),
         ("optimizer_s", m.optimizer_s),
+        ("forward_fixed_s", m.forward_fixed_s),
+        ("backward_fixed_s", m.backward_fixed_s),
     ):
-        if len(values) != len(layers):
+        if len(values) != len(layers) and (values or not label.endswith("_fixed_s")):
             raise ConvertError(
                 f"profiled.{label}: found {len(values)} entries, required {len(layers)}, one a layer"
             )
         times.append(tuple(_finite(f"profiled.{label}", v) for v in values))
-    return layers, DeviceProfile(device, times[0], times[1], times[2])
+    return layers, DeviceProfile(device, *times)
 
 
 # ---- devices and peers

@@ -102,7 +102,7 @@ class Layer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., parameter_bytes: _Optional[int] = ..., boundary_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., tied_to: _Optional[str] = ...) -> None: ...
 
 class Profiled(_message.Message):
-    __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples")
+    __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples", "forward_fixed_s", "backward_fixed_s")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_S_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,8 @@ class Profiled(_message.Message):
     DATA_DIGEST_FIELD_NUMBER: _ClassVar[int]
     N_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     N_EVAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIXED_S_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIXED_S_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
     forward_s: _containers.RepeatedScalarFieldContainer[float]
     backward_s: _containers.RepeatedScalarFieldContainer[float]
@@ -117,7 +119,9 @@ class Profiled(_message.Message):
     data_digest: str
     n_samples: int
     n_eval_samples: int
-    def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ...) -> None: ...
+    forward_fixed_s: _containers.RepeatedScalarFieldContainer[float]
+    backward_fixed_s: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ..., forward_fixed_s: _Optional[_Iterable[float]] = ..., backward_fixed_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LinkSample(_message.Message):
     __slots__ = ("peer", "latency_s", "bandwidth_Bps", "bandwidth_striped_Bps", "error")
@@ -280,7 +284,7 @@ class MeasureLinks(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., probe_bytes: _Optional[int] = ..., streams: _Optional[int] = ...) -> None: ...
 
 class PlanMsg(_message.Message):
-    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons")
+    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +293,9 @@ class PlanMsg(_message.Message):
     WARMUP_EXTRA_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_STEP_S_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     version: int
     placement: _containers.RepeatedCompositeFieldContainer[Placement]
     partition: _containers.RepeatedCompositeFieldContainer[Range]
@@ -297,7 +304,10 @@ class PlanMsg(_message.Message):
     warmup_extra: int
     predicted_step_s: float
     reasons: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+    micro_batch: int
+    recompute: bool
+    streams: int
+    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("device",)

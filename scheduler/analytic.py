@@ -34,7 +34,7 @@ def job_profile(job: JobSpec, shape: ModelSpec | None = None) -> ModelProfile:
     """
     return model_profile(
         shape or job.shape,
-        job.micro_batch,
+        job.profiled_micro_batch,
         job.sequence_length,
         dtype_bytes=2 if job.precision == "bf16" else FLOAT_BYTES,
         optimizer=job.optimizer,

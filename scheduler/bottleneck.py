@@ -9,6 +9,7 @@ from scheduler.cost import IDENTITY, Codecs, durations, stage_memory
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.schedule import in_flight
+from scheduler.settings import Setting, priced
 from scheduler.timeline import COMPUTE, Timeline, critical_path
 from scheduler.topology import Topology
 from scheduler.units import duration, size
@@ -53,6 +54,7 @@ def bottleneck(
 ) -> Bottleneck:
     """The slowest device and link of `plan` in its steady state."""
     d = durations(plan, model, devices, topology, codecs)
+    topology = priced(Setting.of(plan), model, devices, topology).topology
     slowdown = {r: max(1.0, len(ranks) / cores) for ranks, cores in d.shared_cores for r in ranks}
     compute_s = [slowdown.get(r, 1.0) * (d.forward_s[r] + d.backward_s[r]) for r in range(plan.n_ranks)]
     slowest = max(range(plan.n_ranks), key=compute_s.__getitem__)
@@ -96,6 +98,7 @@ class Headroom:
 
 def headroom(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Headroom, ...]:
     """By rank, what its stage needs of its device's memory."""
+    model = priced(Setting.of(plan), model, (), topology).model
     memory = {d.name: d.memory_bytes for d in topology.devices}
     ranks = []
     for rank in range(plan.n_ranks):

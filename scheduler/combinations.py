@@ -25,18 +25,19 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
     except KeyError as e:
         yield ("model", "preset"), str(e.args[0]), f"one of: {', '.join(PRESETS)}"
         return
-    if job.global_batch % job.micro_batch:
+    if job.global_batch % job.profiled_micro_batch:
         yield (
             ("global_batch",),
             f"{job.global_batch}, which micro_batch {job.micro_batch} does not divide",
             f"a multiple of {job.micro_batch}",
         )
     if job.parallelism != "auto":
-        if job.parallelism.replicas > job.micro_batches:
+        most = job.global_batch if job.micro_batch == "auto" else job.micro_batches
+        if job.parallelism.replicas > most:
             yield (
                 ("parallelism", "replicas"),
-                f"{job.parallelism.replicas} replicas for {job.micro_batches} micro-batches a step",
-                f"at most {job.micro_batches} (global_batch / micro_batch), so that each has work",
+                f"{job.parallelism.replicas} replicas for {most} micro-batches a step",
+                f"at most {most} (global_batch / micro_batch), so that each has work",
             )
         if job.parallelism.stages > model.layers + 2:
             yield (

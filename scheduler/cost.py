@@ -16,6 +16,7 @@ from compression.spec import CodecSpec
 from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.settings import Setting, priced
 from scheduler.speed import Speed
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
@@ -67,15 +68,17 @@ class StageMemory:
     state_bytes: int
     """The optimizer's."""
     saved_bytes: int
-    """What one micro-batch's forward keeps for its backward."""
+    """What one micro-batch's forward keeps for its backward: with recomputation its input alone."""
     boundary_bytes: int
     """The largest tensor between two layers, the stage's input and output included."""
+    recomputed_bytes: int = 0
+    """What the one micro-batch whose forward is done again keeps meanwhile; 0 without recomputation."""
 
     def total_bytes(self, in_flight: int) -> int:
-        """Parameters + gradients + state + saved activations of `in_flight` micro-batches + a boundary."""
-        return (
-            2 * self.parameter_bytes + self.state_bytes + in_flight * self.saved_bytes + self.boundary_bytes
-        )
+        """Parameters + gradients + state + saved activations of `in_flight` micro-batches + a boundary,
+        and what is recomputed at a time."""
+        fixed = 2 * self.parameter_bytes + self.state_bytes + self.boundary_bytes + self.recomputed_bytes
+        return fixed + in_flight * self.saved_bytes
 
 
 def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
@@ -89,12 +92,13 @@ def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
             a, b = model.layers[first], model.layers[second]
             parameter_bytes -= min(a.parameter_bytes, b.parameter_bytes)
             state_bytes -= min(a.state_bytes, b.state_bytes)
-    return StageMemory(
-        parameter_bytes,
-        state_bytes,
-        sum(x.saved_bytes for x in layers),
-        max((x.boundary_bytes for x in crossing), default=0),
-    )
+    saved_bytes = sum(x.saved_bytes for x in layers)
+    largest = max((x.boundary_bytes for x in crossing), default=0)
+    if not model.recompute:
+        return StageMemory(parameter_bytes, state_bytes, saved_bytes, largest)
+    inputs = model.tokens_bytes if start == 0 else model.layers[start - 1].boundary_bytes
+    targets = model.tokens_bytes if stop == len(model.layers) else 0
+    return StageMemory(parameter_bytes, state_bytes, inputs + targets, largest, saved_bytes)
 
 
 def stage_memory_bytes(model: ModelProfile, start: int, stop: int, in_flight: int) -> int:
@@ -158,7 +162,9 @@ def durations(
     topology: Topology,
     codecs: Codecs = IDENTITY,
 ) -> Durations:
-    """What every action of `plan` costs. PlanError if a device of the plan has no profile or no place."""
+    """What every action of `plan` costs, its micro-batches, recomputation and streams applied to profiles
+    and links. PlanError if a device of the plan has no profile or no place."""
+    model, devices, topology = priced(Setting.of(plan), model, devices, topology)
     by_name = profiles_by_name(model, devices)
     for name in (plan.device(r) for r in range(plan.n_ranks)):
         if name not in by_name:
@@ -206,8 +212,9 @@ def predict(
 ) -> Timeline:
     """The timeline of one step of `plan`; over `network` instead of the topology's links if given, and with
     devices as fast as `speeds` says."""
-    costs = durations(plan, model, devices, topology, codecs)
-    return replay(plan, costs, network or TopologyNetwork(topology), speeds)
+    if network is None:
+        network = TopologyNetwork(priced(Setting.of(plan), model, devices, topology).topology)
+    return replay(plan, durations(plan, model, devices, topology, codecs), network, speeds)
 
 
 def step_time_s(

@@ -52,9 +52,12 @@ def describe(
         )
     micro = count(sum(plan.micro_batches), "micro-batch").replace("batchs", "batches")
     warmup = f", {plan.warmup_extra} extra in flight" if plan.warmup_extra else ""
+    micro += f" of {count(plan.micro_batch or model.micro_batch, 'sample')}"
+    recomputes = ", forward recomputed in backward" if plan.recompute else ""
+    streams = f", {count(plan.streams, 'stream')} a link" if plan.streams else ""
     lines = [
         f"plan {plan.version}: {count(plan.n_stages, 'stage')} x {count(plan.n_replicas, 'replica')}, "
-        f"{plan.schedule}{warmup}, {micro} a step",
+        f"{plan.schedule}{warmup}{recomputes}{streams}, {micro} a step",
         f"predicted step: {duration(step_s)}; devices idle in {bubble_fraction(timeline):.0%} of it",
         "",
         *_table(rows),

@@ -52,6 +52,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+Auto = Literal["auto"]
+"""Left to the planner."""
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -108,8 +110,9 @@ class ParallelismSpec(_Strict):
 
 
 class ScheduleSpec(_Strict):
-    name: Literal["gpipe", "1f1b"] = "1f1b"
-    warmup_extra: Annotated[int, Field(ge=0)] = 0
+    name: Literal["gpipe", "1f1b", "auto"] = "1f1b"
+    warmup_extra: Auto | Annotated[int, Field(ge=0)] = 0
+    """Micro-batches in flight beyond what the schedule needs; deeper warm-up hides latency, costs memory."""
 
 
 class CompressionSpec(_Strict):
@@ -132,13 +135,19 @@ class JobSpec(_Strict):
     sequence_length: Annotated[int, Field(ge=2)]
     global_batch: Annotated[int, Field(ge=1)]
     """Samples a step, over all replicas."""
-    micro_batch: Annotated[int, Field(ge=1)]
+    micro_batch: Auto | Annotated[int, Field(ge=1)]
+    """Samples in a micro-batch. `auto`: workers are profiled with `profiled_micro_batch`, and with half of
+    it to learn what does not grow with the samples."""
     steps: Annotated[int, Field(ge=1)]
     eval_every: Annotated[int, Field(ge=0)] = 0
     optimizer: OptimizerSpec = OptimizerSpec()
     precision: Literal["fp32", "bf16"] = "fp32"
     parallelism: Literal["auto"] | ParallelismSpec = "auto"
     schedule: ScheduleSpec = ScheduleSpec()
+    recompute: Auto | bool = "auto"
+    """Save only the inputs of stages and do each forward again in backward; `auto`: where memory wants it."""
+    streams: Auto | Annotated[int, Field(ge=1, le=64)] = "auto"
+    """Streams of a link that frames are striped over; at most what `worker join --streams` allows."""
     compression: CompressionSpec = CompressionSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -146,9 +155,17 @@ class JobSpec(_Strict):
     """Text to continue when the run ends; '': no sample."""
 
     @property
+    def profiled_micro_batch(self) -> int:
+        """Samples in the micro-batches that layers are profiled with: the job's, or, where the job leaves
+        that open, the largest divisor of the global batch up to 4."""
+        if self.micro_batch == "auto":
+            return max(n for n in range(1, 5) if self.global_batch % n == 0)
+        return self.micro_batch
+
+    @property
     def micro_batches(self) -> int:
-        """Micro-batches of one step, over all replicas."""
-        return self.global_batch // self.micro_batch
+        """Micro-batches of one step, over all replicas, at the profiled size."""
+        return self.global_batch // self.profiled_micro_batch
 
     @property
     def shape(self) -> ModelSpec:
@@ -215,12 +232,29 @@ def _by_line(problems: Iterator[Problem]) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda p: p.line))
 
 
+_OR_AUTO: dict[Path, str] = {
+    ("micro_batch",): "'auto', or a number of samples, 1 or more",
+    ("recompute",): "'auto', true or false",
+    ("streams",): "'auto', or a number of streams, 1 to 64",
+    ("schedule", "warmup_extra"): "'auto', or a number of micro-batches, 0 or more",
+}
+"""Keys that take `auto` beside a scalar, and what they require."""
+
+
 def _relevant(marked: Marked, error: ValidationError) -> Iterator[tuple[Path, Any]]:
-    """Pydantic's errors with their paths in the text, those of the union's other branch left out."""
+    """Pydantic's errors with their paths in the text, a union's branches made one: of `parallelism` the one
+    that is meant, of a scalar or `auto` the first."""
     given = marked.value.get("parallelism")
+    told: set[Path] = set()
     for e in error.errors(include_url=False):
         loc = e["loc"]
-        if loc[0] == "parallelism" and len(loc) > 1:
+        key = next((k for k in _OR_AUTO if loc[: len(k)] == k and len(loc) > len(k)), None)
+        if key is not None:
+            if key in told:
+                continue
+            told.add(key)
+            loc = key
+        elif loc[0] == "parallelism" and len(loc) > 1:
             if (loc[1] == "ParallelismSpec") != isinstance(given, dict):
                 continue
             loc = (loc[0], *loc[2:])  # the branch's name is no key of the text
@@ -239,6 +273,7 @@ def _problem(marked: Marked, located: tuple[Path, Any]) -> Problem:
     required = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value should be ")
     if key == "parallelism":
         required = "'auto', or a mapping with stages and replicas"
+    required = _OR_AUTO.get(path, required)
     return Problem(line, key, _shown(error["input"]), required)
 
 

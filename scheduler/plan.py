@@ -31,6 +31,12 @@ class Plan:
     """`gpipe` or `1f1b`."""
     warmup_extra: int = 0
     """Micro-batches in flight beyond what the schedule needs (deeper warm-up hides latency)."""
+    micro_batch: int = 0
+    """Samples in a micro-batch; 0: as many as were profiled. A plan that is run says how many."""
+    recompute: bool = False
+    """Whether stages save their inputs only, and do each forward again in front of its backward."""
+    streams: int = 0
+    """Streams that carry each link's frames; 0: as many as the worker allows, priced as the link's all."""
     predicted_step_s: float = 0.0
     reasons: tuple[str, ...] = ()
     """Why the plan is what it is, one sentence a choice."""
@@ -69,6 +75,11 @@ class Plan:
     def group(self, stage: int) -> tuple[int, ...]:
         """The ranks that hold the replicas of `stage`, in replica order."""
         return tuple(self.rank(r, stage) for r in range(self.n_replicas))
+
+    @property
+    def samples(self) -> int:
+        """Samples of one step, over all replicas."""
+        return self.micro_batch * sum(self.micro_batches)
 
     def first_micro_batch(self, replica: int) -> int:
         """Index, within the global batch, of the replica's first micro-batch."""

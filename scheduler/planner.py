@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from scheduler.bottleneck import bottleneck, least_headroom, what_takes_long
 from scheduler.cost import IDENTITY, Codecs, predict, profiles_by_name
@@ -18,7 +19,9 @@ from scheduler.placement import pipelines_in_order, region_order, replicas_in_or
 from scheduler.plan import Plan, PlanError, stage_of_layers
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.schedule import in_flight, stage_actions
+from scheduler.settings import Setting, choices, priced
 from scheduler.topology import Topology
+from scheduler.tuning import Price, tune
 from scheduler.units import count, duration
 
 __all__ = ["PlanError", "describe", "make_plan", "split_micro_batches", "stage_of_layers"]
@@ -65,6 +68,11 @@ def split_micro_batches(n_micro_batches: int, n_replicas: int) -> tuple[int, ...
     """Micro-batches of each replica; where they do not divide, the first replicas take one more."""
     each, more = divmod(n_micro_batches, n_replicas)
     return tuple(each + (r < more) for r in range(n_replicas))
+
+
+def most_replicas(job: JobSpec) -> int:
+    """As many as there are micro-batches, of one sample where the job leaves their size open."""
+    return job.global_batch if job.micro_batch == "auto" else job.micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,31 +127,51 @@ class _Maker:
         return found
 
     def _priced(self, placement: tuple[tuple[str, ...], ...]) -> Plan:
+        """Under the setting that fits and is fastest. DoesNotFit if none does."""
+        plans: dict[Setting, Plan] = {}
+        errors: list[DoesNotFit] = []
+
+        def price(setting: Setting) -> Price:
+            try:
+                plans[setting] = self._plan(placement, setting)
+            except DoesNotFit as e:
+                errors.append(e)
+                return Price(e.missing_bytes, inf)
+            return Price(0, plans[setting].predicted_step_s)
+
+        knobs = choices(self.job, self.topology, len(placement[0]), len(placement))
+        setting, found = tune(knobs, price)
+        if found.missing_bytes:
+            raise min(errors, key=lambda e: e.missing_bytes)
+        reasons = (f"Run so because {setting.reason}.",) if setting.reason else ()
+        return replace(plans[setting], reasons=reasons)
+
+    def _plan(self, placement: tuple[tuple[str, ...], ...], setting: Setting) -> Plan:
         n_stages, n_replicas = len(placement[0]), len(placement)
-        micro_batches = split_micro_batches(self.job.micro_batches, n_replicas)
-        by_name = {p.device: p for p in self.devices}
-        schedule = self.job.schedule
+        micro_batches = split_micro_batches(self.job.global_batch // setting.micro_batch, n_replicas)
+        model, devices, topology = priced(setting, self.model, self.devices, self.topology)
+        by_name = {p.device: p for p in devices}
         saved = [
             in_flight(
                 stage_actions(
-                    schedule.name,
+                    setting.schedule,
                     stage=s,
                     n_stages=n_stages,
                     n_micro_batches=max(micro_batches),
                     first_rank=0,
-                    warmup_extra=schedule.warmup_extra,
+                    warmup_extra=setting.warmup_extra,
                 )
             )
             for s in range(n_stages)
         ]
         cut = partition(
-            self.model,
+            model,
             [[by_name[pipeline[s]] for pipeline in placement] for s in range(n_stages)],
-            {d.name: d.memory_bytes for d in self.topology.devices},
+            {d.name: d.memory_bytes for d in topology.devices},
             saved,
         )
-        plan = Plan(self.version, placement, cut, micro_batches, schedule.name, schedule.warmup_extra)
-        timeline = predict(plan, self.model, self.devices, self.topology, self.codecs)
+        plan = Plan(self.version, placement, cut, micro_batches, **setting.knobs)
+        timeline = predict(plan, model, devices, topology, self.codecs)
         return replace(plan, predicted_step_s=timeline.duration_s)
 
 
@@ -161,7 +189,7 @@ def _best_shape(
         unfit: list[_Unfit] = []
         for stages in (s for s in range(1, n + 1) if n % s == 0):
             replicas = n // stages
-            if stages > len(maker.model.layers) or replicas > maker.job.micro_batches:
+            if stages > len(maker.model.layers) or replicas > most_replicas(maker.job):
                 continue
             try:
                 found += maker.candidates(order[:n], stages, replicas)
@@ -191,19 +219,17 @@ def _require_inputs(
         raise PlanError(
             f"found profiles of {', '.join(strangers)}, which no link was measured to; measure links"
         )
-    if job.global_batch % job.micro_batch:
-        raise PlanError(
-            f"found global_batch {job.global_batch}, required a multiple of micro_batch {job.micro_batch}"
-        )
+    size = job.profiled_micro_batch
+    if job.global_batch % size:
+        raise PlanError(f"found global_batch {job.global_batch}, required a multiple of micro_batch {size}")
 
 
 def _require_shape(job: JobSpec, model: ModelProfile, stages: int, replicas: int) -> None:
     if stages > len(model.layers):
         raise PlanError(f"found {stages} stages, required at most {len(model.layers)}: one layer a stage")
-    if replicas > job.micro_batches:
-        raise PlanError(
-            f"found {replicas} replicas, required at most {job.micro_batches}: one micro-batch a replica"
-        )
+    most = most_replicas(job)
+    if replicas > most:
+        raise PlanError(f"found {replicas} replicas, required at most {most}: one micro-batch a replica")
 
 
 def _reasons(
@@ -220,6 +246,7 @@ def _reasons(
         auto = maker.job.parallelism == "auto"
         why = "no stages x replicas can use them too" if auto else "the job needs no more"
         reasons.append(f"Left out: {', '.join(left_out)}; {why}.")
+    reasons += plan.reasons
     reasons.append("Devices follow one another by region, near regions next to each other.")
     timeline = predict(plan, maker.model, maker.devices, maker.topology, maker.codecs)
     worst = bottleneck(plan, maker.model, maker.devices, maker.topology, maker.codecs)
@@ -227,7 +254,7 @@ def _reasons(
     reasons.append(what_takes_long(timeline))
     if len(set(plan.micro_batches)) > 1:
         reasons.append(
-            f"{maker.job.micro_batches} micro-batches do not divide among {plan.n_replicas} replicas: "
+            f"{sum(plan.micro_batches)} micro-batches do not divide among {plan.n_replicas} replicas: "
             f"they take {', '.join(map(str, plan.micro_batches))}."
         )
     tightest = least_headroom(plan, maker.model, maker.topology)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,35 +28,56 @@ def profile_model(
 ) -> tuple[tuple[LayerProfile, ...], DeviceProfile]:
     """All layers of the job for one micro-batch: what they cost anywhere, and the seconds they take here.
     `model` is the job's, its vocabulary set."""
-    times: list[tuple[float, float, float]] = []
-    block: tuple[float, float, float] | None = None
+    full: list[_Times] = []
+    half: list[_Times] = []
+    size = job.profiled_micro_batch
+    smaller = size // 2 if job.micro_batch == "auto" else 0  # a size that the job names is the only one
     for index in range(model.layers + 2):
-        layer = build_layer(model, index)
-        is_block = 0 < index <= model.layers
-        if is_block and block is not None:  # blocks are alike
-            times.append(block)
+        if 1 < index <= model.layers:  # blocks are alike
+            full.append(full[1])
+            half += half[1:2]
             continue
+        layer = build_layer(model, index)
         initialize(layer, job.seed, index)
-        times.append(time_layer(layer.to(device), job, model, clock))
-        block = times[-1] if is_block else block
-    forward_s, backward_s, optimizer_s = zip(*times, strict=True)
-    return job_profile(job, model).layers, DeviceProfile(name, forward_s, backward_s, optimizer_s)
+        layer.to(device)
+        full.append(time_layer(layer, job, model, clock, size))
+        if smaller:
+            half.append(time_layer(layer, job, model, clock, smaller))
+    profile = DeviceProfile(
+        name,
+        tuple(t.forward_s for t in full),
+        tuple(t.backward_s for t in full),
+        tuple(t.optimizer_s for t in full),
+        tuple(_fixed_s(t.forward_s, h.forward_s, smaller / size) for t, h in zip(full, half, strict=False)),
+        tuple(_fixed_s(t.backward_s, h.backward_s, smaller / size) for t, h in zip(full, half, strict=False)),
+    )
+    return job_profile(job, model).layers, profile
 
 
-def time_layer(layer: Layer, job: JobSpec, model: ModelSpec, clock: Clock) -> tuple[float, float, float]:
-    """Median seconds of forward, backward and the optimizer's step for one micro-batch."""
+def _fixed_s(whole_s: float, part_s: float, part: float) -> float:
+    """What does not grow with the samples, if `part` of them take `part_s`: the line's value at none."""
+    return min(whole_s, max(0.0, (part_s - part * whole_s) / (1 - part)))
+
+
+class _Times(NamedTuple):
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+
+
+def time_layer(layer: Layer, job: JobSpec, model: ModelSpec, clock: Clock, micro_batch: int) -> _Times:
+    """Median seconds of forward, backward and the optimizer's step for `micro_batch` samples."""
     optimizer = StageOptimizer([layer], job.optimizer)
-    runs = [_run_once(layer, optimizer, job, model, clock) for _ in range(WARM_UPS + REPEATS)][WARM_UPS:]
-    forward_s, backward_s, optimizer_s = (statistics.median(column) for column in zip(*runs, strict=True))
-    return forward_s, backward_s, optimizer_s
+    runs = [_run_once(layer, optimizer, job, model, clock, micro_batch) for _ in range(WARM_UPS + REPEATS)]
+    return _Times(*(statistics.median(column) for column in zip(*runs[WARM_UPS:], strict=True)))
 
 
 def _run_once(
-    layer: Layer, optimizer: StageOptimizer, job: JobSpec, model: ModelSpec, clock: Clock
-) -> tuple[float, float, float]:
+    layer: Layer, optimizer: StageOptimizer, job: JobSpec, model: ModelSpec, clock: Clock, micro_batch: int
+) -> _Times:
     device = next(layer.parameters()).device
     rng = torch.Generator().manual_seed(job.seed)
-    shape = (job.micro_batch, job.sequence_length)
+    shape = (micro_batch, job.sequence_length)
     assert model.vocab is not None
     tokens = torch.randint(model.vocab, shape, generator=rng).to(device)
     takes_tokens = layer.name == "embedding"
@@ -71,7 +93,7 @@ def _run_once(
     backwarded = _now(clock, device)
     optimizer.step(0.0)
     stepped = _now(clock, device)
-    return forwarded - begin, backwarded - forwarded, stepped - backwarded
+    return _Times(forwarded - begin, backwarded - forwarded, stepped - backwarded)
 
 
 def _now(clock: Clock, device: torch.device) -> float:

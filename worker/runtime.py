@@ -209,14 +209,18 @@ class Runtime:
             layer.to(self._device.torch_device)
         autocast = torch.bfloat16 if boundary_dtype(self._job.precision) is torch.bfloat16 else None
         last = plan.stage_of(rank) == plan.n_stages - 1
-        self._stage = Stage(layers, start == 0, last, autocast)
+        self._stage = Stage(layers, start == 0, last, autocast, plan.recompute)
         self._optimizer = StageOptimizer(layers, self._job.optimizer)
         if command.restore:
             self._restore(command.restore_step, {f.name: file_from_message(f) for f in command.files}, start)
         addresses = {p.name: self._address(p) for p in command.peers}
         peers = {r: addresses[plan.device(r)] for r in _talks_to(plan, rank)}
         transport = self._endpoint.open(
-            run=self._run, plan_version=plan.version, rank=rank, peers=peers, streams=self._streams
+            run=self._run,
+            plan_version=plan.version,
+            rank=rank,
+            peers=peers,
+            streams=min(plan.streams or self._streams, self._streams),
         )
         job = self._job.model_copy(update={"model": model})
         codecs = LinkCodecs(job.compression)
@@ -275,8 +279,8 @@ class Runtime:
         first = plan.first_micro_batch(context.replica)
 
         def samples(mb: int) -> tuple[int, ...]:
-            at = (first + mb) * job.micro_batch
-            return ids[at : at + job.micro_batch]
+            at = (first + mb) * plan.micro_batch
+            return ids[at : at + plan.micro_batch]
 
         def batch(mb: int) -> Tensor:
             return _stacked([self.dataset.sample(i) for i in samples(mb)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,18 @@ class Stage:
 
     Tensors that cross a boundary are detached: autograd never sees more than one stage. With
     `autocast` (bfloat16) the products run in that type, boundaries are of that type, and weights,
-    their gradients and the residual stream within a stage stay float32.
+    their gradients and the residual stream within a stage stay float32. With `recompute`, forward
+    saves its input alone and backward does the forward again: no layer draws random numbers, so it
+    is the same to the last bit.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], is_first: bool, is_last: bool, autocast: torch.dtype | None = None
+        self,
+        layers: Sequence[Layer],
+        is_first: bool,
+        is_last: bool,
+        autocast: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         if not layers:
             raise StageError("found a stage without layers; required at least one")
@@ -40,7 +48,8 @@ class Stage:
         self.owned = owned_parameters(self.layers)
         """Per layer, its parameters; one that an earlier layer of the stage shares is left to that one."""
         self._autocast = autocast
-        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._recompute = recompute
+        self._saved: dict[int, _Saved] = {}
 
     @property
     def device(self) -> torch.device:
@@ -68,8 +77,9 @@ class Stage:
             raise StageError(f"micro-batch {mb}: found a second forward; required its backward first")
         if not self.is_first:
             x = x.detach().requires_grad_(True)
-        y = self._run(x, targets)
-        self._saved[mb] = (x, y)
+        with torch.set_grad_enabled(not self._recompute):
+            y = self._run(x, targets)
+        self._saved[mb] = _Saved(x, targets, None) if self._recompute else _Saved(x, None, y)
         return y.detach()
 
     def backward(
@@ -90,7 +100,9 @@ class Stage:
         if (gradient is None) != self.is_last:
             found = "no gradient" if gradient is None else "a gradient for the loss"
             raise StageError(f"micro-batch {mb}: found {found}; required one exactly behind inner stages")
-        x, y = self._saved.pop(mb)
+        x, targets, y = self._saved.pop(mb)
+        if y is None:
+            y = self._run(x, targets)
         if gradient is None:
             gradient = torch.full_like(y, loss_scale)
         watch = None if done is None else _Watch(self.owned, done)
@@ -129,6 +141,15 @@ class Stage:
                 return last.loss(x, targets)
             x, _ = last(x)
         return x if self._autocast is None else x.to(self._autocast)
+
+
+class _Saved(NamedTuple):
+    """What a micro-batch leaves for its backward: its input, and either the result, whose graph holds the
+    activations, or nothing but the targets (None but in the last stage) to compute it again."""
+
+    x: Tensor
+    targets: Tensor | None
+    y: Tensor | None
 
 
 class _Watch:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Batch = Callable[[int], Tensor]
-"""Micro-batch of the replica -> its tokens, int64 (micro_batch, sequence_length + 1)."""
+"""Micro-batch of the replica -> its tokens, int64 (plan.micro_batch, sequence_length + 1)."""
 
 
 class Diverged(Exception):
@@ -120,7 +120,7 @@ class _Step:
             self._reduction = GradientReduction(
                 self._peers, self._recorder, context.rank, group, stage.owned, first_layer
             )
-        self._boundary = _boundary_shape(context, context.job.micro_batch)
+        self._boundary = _boundary_shape(context, plan.micro_batch)
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
 
     def run(self) -> StepResult:
@@ -216,8 +216,8 @@ class _Step:
         self._recorder.add(kind, start_s, mb)
 
     def _tokens_of(self, mb: int) -> tuple[Tensor, Tensor]:
-        job = self._context.job
-        return _split(self._batch(mb), job.micro_batch, job.sequence_length, self._context.device)
+        context = self._context
+        return _split(self._batch(mb), context.plan.micro_batch, context.job.sequence_length, context.device)
 
 
 def _boundary_shape(context: StepContext, n: int) -> tuple[int, ...]:
@@ -252,7 +252,7 @@ def run_eval(
     job, plan = context.job, context.plan
     peers = Peers(context, step, Recorder(context.rank, clock))
     ids = range(n_samples)
-    micro_batches = [ids[i : i + job.micro_batch] for i in range(0, n_samples, job.micro_batch)]
+    micro_batches = [ids[i : i + plan.micro_batch] for i in range(0, n_samples, plan.micro_batch)]
     loss_sum, tokens = 0.0, 0
     for mb in range(context.replica, len(micro_batches), plan.n_replicas):
         own = micro_batches[mb]

@@ -72,6 +72,7 @@ def make_plan(job: JobSpec, version: int, stages: int, replicas: int) -> Plan:
         partition=tuple((cuts[s], cuts[s + 1]) for s in range(stages)),
         micro_batches=(job.micro_batches // replicas,) * replicas,
         schedule="1f1b",
+        micro_batch=job.profiled_micro_batch,
     )
 
 
@@ -134,7 +135,7 @@ def plain(job: JobSpec) -> Callable[[int], float]:
     scale = 1.0 / (job.global_batch * job.sequence_length)
 
     def step(i: int) -> float:
-        for tokens in tokens_of(job, i).split(job.micro_batch):  # type: ignore[no-untyped-call]
+        for tokens in tokens_of(job, i).split(job.profiled_micro_batch):  # type: ignore[no-untyped-call]
             x = tokens[:, :-1]
             for layer in layers[:-1]:
                 x, _ = layer(x)
@@ -166,7 +167,7 @@ def stage_of(
         tokens = tokens_of(job, i)
 
         def batch(mb: int) -> Tensor:
-            return tokens[(first + mb) * job.micro_batch :][: job.micro_batch]
+            return tokens[(first + mb) * plan.micro_batch :][: plan.micro_batch]
 
         return run_step(context, stage, optimizer, i, batch, time.monotonic).late_s
 
@@ -267,7 +268,7 @@ def report(job: JobSpec, setups: Sequence[Setup], n_rounds: int, n_steps: int) -
     compute = setups[0]
     n_tokens = job.global_batch * job.sequence_length
     lines = [
-        f"{job.micro_batches} micro-batches of {job.micro_batch} x {job.sequence_length} tokens a step,"
+        f"{job.micro_batches} micro-batches of {job.profiled_micro_batch} x {job.sequence_length} tokens,"
         f" {CORES} cores, one torch thread a process, best of {n_rounds} rounds of {n_steps} steps",
         f"{'':34}{'tokens/s':>9}{'of plain':>9}{'overhead':>9}{'processor':>10}{'late':>7}",
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator import commands as c
 from coordinator import events as e
+from coordinator.planning import topology_of
 from coordinator.records import Restore
 from scheduler.exit_codes import ExitCode
 
@@ -192,6 +193,28 @@ def test_no_plan_and_a_plan_of_strangers_end_the_run() -> None:
         w.feed(event)
         assert (w.phase, w.state.code) == ("failed", ExitCode.NO_PLAN)
         assert c.Stop(ExitCode.NO_PLAN, w.state.reason) in w.orders("a")
+
+
+def test_a_plan_that_gives_out_another_batch_ends_the_run() -> None:
+    w = World()
+    w.join("a", "b")
+    w.settle(until="planning")
+    w.feed(e.Planned(replace(line_plan(1, ["a", "b"]), micro_batch=1)))
+    assert (w.phase, w.state.code) == ("failed", ExitCode.NO_PLAN)
+    assert w.state.reason == "plan 1 gives out 4 samples of 8"
+
+
+def test_links_are_planned_with_what_one_flow_and_what_all_carry() -> None:
+    w = World()
+    w.join("a", "b")
+    w.settle(until="planning")
+    request = w.plan_request
+    assert request is not None
+    links = tuple((src, replace(x, flow_Bps=1e6 if src == "a" else 0.0)) for src, x in request.links)
+    topology = topology_of(replace(request, links=links))
+    a, b = (topology.index(n) for n in ("a", "b"))
+    assert (topology.bandwidth_Bps[a, b], topology.striped(2).bandwidth_Bps[a, b]) == (1e7, 2e6)
+    assert topology.striped(1).bandwidth_Bps[b, a] == 1e7
 
 
 def test_a_dry_run_plans_and_releases_everybody() -> None:

@@ -44,6 +44,7 @@ def line_plan(version: int, workers: list[str], replicas: int = 1) -> Plan:
         partition=tuple(pairwise(cuts)),
         micro_batches=(4 // replicas,) * replicas,
         schedule="1f1b",
+        micro_batch=2,
         predicted_step_s=1.0,
     )
 

@@ -32,6 +32,9 @@ def plans(draw: st.DrawFn) -> Plan:
         micro_batches=tuple(draw(st.integers(1, 99)) for _ in range(n_replicas)),
         schedule=draw(st.sampled_from(["gpipe", "1f1b"])),
         warmup_extra=draw(st.integers(0, 9)),
+        micro_batch=draw(st.integers(1, 99)),
+        recompute=draw(st.booleans()),
+        streams=draw(st.integers(0, 64)),
         predicted_step_s=draw(seconds),
         reasons=tuple(draw(st.lists(names, max_size=3))),
     )
@@ -60,7 +63,8 @@ def test_a_plan_comes_back_equal(plan: Plan) -> None:
 @given(st.lists(layers, min_size=1, max_size=5), st.data())
 def test_profiles_come_back_equal(found: list[LayerProfile], data: st.DataObject) -> None:
     times = [tuple(data.draw(st.lists(seconds, min_size=len(found), max_size=len(found)))) for _ in range(3)]
-    profile = DeviceProfile("w0", times[0], times[1], times[2])
+    fixed = times[:2] if data.draw(st.booleans()) else [(), ()]
+    profile = DeviceProfile("w0", *times, *fixed)
     message = cv.profiled_to_message(found, profile, "digest", 10, 2)
     wire = pb.Profiled.FromString(message.SerializeToString())
     assert cv.profile_from_message(wire, "w0") == (tuple(found), profile)
@@ -95,7 +99,7 @@ def test_a_device_that_names_no_host_is_its_own() -> None:
     assert cv.device_from_message(pb.DeviceInfo(kind="cpu"), "w7").host == "w7"
 
 
-PLAN = Plan(1, (("a", "b"),), ((0, 2), (2, 4)), (4,), "1f1b")
+PLAN = Plan(1, (("a", "b"),), ((0, 2), (2, 4)), (4,), "1f1b", micro_batch=2)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,7 @@ PLAN = Plan(1, (("a", "b"),), ((0, 2), (2, 4)), (4,), "1f1b")
         (lambda m: m.placement[0].device.append("c"), r"placement\[0\]: found 3 devices, required 2"),
         (lambda m: m.micro_batches.append(4), "micro_batches: found 2, required 1"),
         (lambda m: m.ClearField("partition"), "no stage"),
+        (lambda m: m.ClearField("micro_batch"), "micro_batch: found 0 samples"),
         (lambda m: m.__setattr__("predicted_step_s", float("nan")), "predicted_step_s: found nan"),
     ],
 )

@@ -140,6 +140,27 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ('[a.txt, "b/*.jsonl"]', "[a.txt, 7]", 8, "data.files[1]", "7", "a valid string"),
         ("family: llama", "family: bert", 3, "model.family", '"bert"', "'gpt2' or 'llama'"),
         ("name: small", "name: ../up", 1, "name", '"../up"', "pattern"),
+        (
+            "micro_batch: 2",
+            "micro_batch: some",
+            11,
+            "micro_batch",
+            '"some"',
+            "'auto', or a number of samples",
+        ),
+        ("micro_batch: 2", "micro_batch: 0", 11, "micro_batch", "0", "'auto', or a number of samples"),
+        ("steps: 6", "steps: 6\nrecompute: maybe", 13, "recompute", '"maybe"', "'auto', true or false"),
+        ("steps: 6", "steps: 6\nstreams: 65", 13, "streams", "65", "1 to 64"),
+        ("steps: 6", "steps: 6\nstreams: [1]", 13, "streams", "a list", "1 to 64"),
+        (
+            "steps: 6",
+            "steps: 6\nschedule:\n  warmup_extra: -1",
+            14,
+            "schedule.warmup_extra",
+            "-1",
+            "'auto', or a number of micro-batches, 0 or more",
+        ),
+        ("steps: 6", "steps: 6\nschedule:\n  name: zb", 14, "schedule.name", '"zb"', "'1f1b' or 'auto'"),
         ("parallelism:\n  stages: 2\n  replicas: 2", "parallelism: no", 18, "parallelism", '"no"', "'auto'"),
     ],
 )
@@ -147,6 +168,21 @@ def test_a_wrong_value_is_named(old: str, new: str, line: int, key: str, found: 
     got = one(swapped(old, new))
     assert got[:3] == (line, key, found)
     assert required in got[3]
+
+
+def test_knobs_may_be_left_to_the_planner() -> None:
+    left = "micro_batch: auto\nrecompute: auto\nstreams: auto\nschedule: {name: auto, warmup_extra: auto}"
+    job = parse_job(swapped("micro_batch: 2", left), "x")
+    assert (job.micro_batch, job.recompute, job.streams) == ("auto", "auto", "auto")
+    assert (job.schedule.name, job.schedule.warmup_extra) == ("auto", "auto")
+    assert (job.profiled_micro_batch, job.micro_batches) == (4, 2)
+    assert job_from_json(job_to_json(job)) == job
+    odd = swapped("global_batch: 8", "global_batch: 7").replace("micro_batch: 2", "micro_batch: auto")
+    assert parse_job(odd, "x").profiled_micro_batch == 1
+    named = parse_job(swapped("micro_batch: 2", "micro_batch: 2\nrecompute: true\nstreams: 3"), "x")
+    assert (named.recompute, named.streams, named.profiled_micro_batch) == (True, 3, 2)
+    lone = swapped("replicas: 2", "replicas: 9").replace("micro_batch: 2", "micro_batch: auto")
+    assert one(lone)[1:3] == ("parallelism.replicas", "9 replicas for 8 micro-batches a step")
 
 
 def test_a_missing_key_points_at_its_mapping() -> None:

@@ -23,9 +23,13 @@ MB = 2**20
 
 
 def a_job(
-    layers: int = 6, batch: int = 8, shape: tuple[int, int] | None = None, name: str = "1f1b"
+    layers: int = 6,
+    batch: int = 8,
+    shape: tuple[int, int] | None = None,
+    name: str = "1f1b",
+    **keys: object,
 ) -> JobSpec:
-    return JobSpec(
+    job = JobSpec(
         name="t",
         model=ModelSpec(layers=layers),
         data=DataSpec(files=("x.txt",)),
@@ -36,6 +40,7 @@ def a_job(
         parallelism="auto" if shape is None else ParallelismSpec(stages=shape[0], replicas=shape[1]),
         schedule=ScheduleSpec(name=name),  # type: ignore[arg-type]
     )
+    return job.model_copy(update=keys)
 
 
 def a_model(layers: int = 6, boundary: int = MB, parameters: int = MB) -> ModelProfile:
@@ -167,8 +172,38 @@ def test_memory_forbids_shapes_and_is_told() -> None:
 def test_gpipe_needs_the_memory_of_all_its_micro_batches() -> None:
     t = a_topology(["eu", "eu"], memory=45 * MB)
     assert make_plan(a_job(shape=(2, 1)), a_model(), profiles(names(t)), t, version=1).n_stages == 2
+    job = a_job(shape=(2, 1), name="gpipe", recompute=False)
     with pytest.raises(DoesNotFit):
-        make_plan(a_job(shape=(2, 1), name="gpipe"), a_model(), profiles(names(t)), t, version=1)
+        make_plan(job, a_model(), profiles(names(t)), t, version=1)
+
+
+def test_what_lacks_memory_is_recomputed_where_the_job_leaves_that_open() -> None:
+    t = a_topology(["eu", "eu"], memory=45 * MB)
+    plan = make_plan(a_job(shape=(2, 1), name="gpipe"), a_model(), profiles(names(t)), t, version=1)
+    assert plan.recompute
+    assert "Run so because doing forwards again saves memory." in plan.reasons
+    roomy = a_topology(["eu", "eu"], memory=1000 * MB)
+    plain = make_plan(a_job(shape=(2, 1), name="gpipe"), a_model(), profiles(names(t)), roomy, version=1)
+    assert not plain.recompute
+    assert plain.predicted_step_s < plan.predicted_step_s
+
+
+def test_open_knobs_are_turned_where_that_pays() -> None:
+    """Latency of 50 ms against 10 ms a layer: more in flight, and more flows where one carries a tenth."""
+    t = a_topology(["eu", "us"])
+    slow_flows = Topology(t.devices, t.latency_s, t.bandwidth_Bps, t.bandwidth_Bps / 10)
+    fixed = a_job(shape=(2, 1), batch=32)
+    job = fixed.model_copy(
+        update={"schedule": ScheduleSpec(name="auto", warmup_extra="auto"), "micro_batch": "auto"}
+    )
+    taken = make_plan(fixed, a_model(), profiles(names(t)), slow_flows, version=1)
+    plan = make_plan(job, a_model(), profiles(names(t)), slow_flows, version=1)
+    assert taken.streams > 1
+    assert plan.streams > 1
+    assert plan.warmup_extra > 0
+    assert plan.samples == taken.samples == 32
+    assert plan.predicted_step_s < taken.predicted_step_s
+    assert plan.predicted_step_s == step_time_s(plan, a_model(), profiles(names(t)), slow_flows)
 
 
 def test_the_bottleneck_is_named() -> None:
@@ -221,7 +256,7 @@ def test_describe_tells_who_holds_what_and_why() -> None:
     model, devices = a_model(), profiles(names(t))
     plan = make_plan(a_job(shape=(2, 1)), model, devices, t, version=7)
     lines = describe(plan, model, t, devices).splitlines()
-    assert lines[0] == "plan 7: 2 stages x 1 replica, 1f1b, 8 micro-batches a step"
+    assert lines[0] == "plan 7: 2 stages x 1 replica, 1f1b, 8 micro-batches of 1 sample a step"
     assert lines[1].startswith(f"predicted step: {duration(plan.predicted_step_s)}; ")
     table = [line for line in lines if " d0 " in line or " d1 " in line][:2]
     assert "0-3 (embedding … block.2)" in table[0]

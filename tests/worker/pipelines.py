@@ -55,8 +55,16 @@ def make_job(family: str = "gpt2", **changes: object) -> JobSpec:
     return job.model_copy(update=dict(changes)).model_copy(update={"model": changes.get("model", model)})
 
 
-def make_plan(job: JobSpec, stages: int, micro_batches: tuple[int, ...], schedule: str = "1f1b") -> Plan:
-    """Layers cut as evenly as they go."""
+def make_plan(
+    job: JobSpec,
+    stages: int,
+    micro_batches: tuple[int, ...],
+    schedule: str = "1f1b",
+    recompute: bool = False,
+) -> Plan:
+    """Layers cut as evenly as they go; micro-batches of equal size that make up the global batch."""
+    micro_batch, rest = divmod(job.global_batch, sum(micro_batches))
+    assert rest == 0, "the micro-batches must divide the global batch"
     cuts = [job.n_layers * s // stages for s in range(stages + 1)]
     return Plan(
         version=1,
@@ -64,6 +72,8 @@ def make_plan(job: JobSpec, stages: int, micro_batches: tuple[int, ...], schedul
         partition=tuple(pairwise(cuts)),
         micro_batches=micro_batches,
         schedule=schedule,
+        micro_batch=micro_batch,
+        recompute=recompute,
     )
 
 
@@ -86,7 +96,7 @@ def make_stage(job: JobSpec, plan: Plan, rank: int) -> Stage:
     s = plan.stage_of(rank)
     start, stop = plan.partition[s]
     autocast = torch.bfloat16 if boundary_dtype(job.precision) == torch.bfloat16 else None
-    return Stage(fresh_layers(job, start, stop), s == 0, s == plan.n_stages - 1, autocast)
+    return Stage(fresh_layers(job, start, stop), s == 0, s == plan.n_stages - 1, autocast, plan.recompute)
 
 
 @dataclass
@@ -103,7 +113,7 @@ class Rank:
         first = plan.first_micro_batch(self.context.replica)
 
         def batch(mb: int) -> Tensor:
-            return tokens[(first + mb) * job.micro_batch : (first + mb + 1) * job.micro_batch]
+            return tokens[(first + mb) * plan.micro_batch : (first + mb + 1) * plan.micro_batch]
 
         return run_step(self.context, self.stage, self.optimizer, step, batch, clock)
 

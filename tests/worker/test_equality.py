@@ -57,6 +57,28 @@ def test_every_plan_trains_as_one_process_does(
     assert_replicas_agree_bitwise(run)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("shares", [(8,), (2,), (1,), (4, 4), (3, 1)])
+def test_micro_batches_of_any_size_train_as_one_process_does(
+    family: str, recompute: bool, shares: tuple[int, ...]
+) -> None:
+    """8 samples in micro-batches of 1, 4, 8, 1 and 2."""
+    job = make_job(family)
+    run = train(job, make_plan(job, 2, shares, recompute=recompute))
+    assert_same_training(run, *plainly(family))
+    assert_replicas_agree_bitwise(run)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_recomputation_changes_no_bit(stages: int, schedule: str) -> None:
+    job = make_job()
+    kept, again = (train(job, make_plan(job, stages, (2, 2), schedule, r), steps=6) for r in (False, True))
+    assert again.losses == kept.losses
+    assert all(torch.equal(x, kept.weights()[name]) for name, x in again.weights().items())
+
+
 def test_clipping_was_active_and_the_norm_is_known_to_all() -> None:
     job = make_job()
     run = train(job, make_plan(job, 2, (2, 2)), steps=3)

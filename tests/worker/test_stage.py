@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch import Tensor
 
+from tests.worker.model.shapes import kept
 from tests.worker.pipelines import fresh_layers, make_job, tokens_of
 from worker.stage import Stage, StageError, owned_parameters
 
@@ -44,6 +48,28 @@ def test_activations_are_kept_from_forward_to_backward_only() -> None:
     assert all(p.grad is None for parameters in stage.owned for p in parameters)
     stage.evaluate(tokens[:, :-1])
     assert stage.in_flight == 0
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("start", [0, 2])
+def test_recomputing_keeps_the_inputs_alone_and_changes_no_bit(
+    start: int, autocast: torch.dtype | None
+) -> None:
+    job = make_job("llama")
+    tokens = tokens_of(job, 0)
+    x = tokens[:, :-1] if start == 0 else torch.randn(8, 8, 32, generator=torch.Generator().manual_seed(1))
+    found: list[list[Tensor | None]] = []
+    for recompute in (False, True):
+        stage = Stage(fresh_layers(job, start, 5), start == 0, True, autocast, recompute)
+        parameters = [p for ps in stage.owned for p in ps]
+        loss, n_bytes = kept(partial(stage.forward, 0, x, tokens[:, 1:]), parameters)
+        assert (n_bytes == 0) == recompute
+        x_gradient = stage.backward(0, None, 0.25)
+        assert stage.in_flight == 0
+        found.append([loss, x_gradient, *(p.grad for p in parameters)])
+    for a, b in zip(*found, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (b is not None and torch.equal(a, b))
 
 
 def test_layers_are_done_from_the_last_to_the_first_each_once_with_its_gradient() -> None:

@@ -51,7 +51,7 @@ def test_spans_of_the_processor_do_not_overlap_and_lie_in_the_step() -> None:
 def test_bytes_and_tokens_are_counted() -> None:
     job = make_job()
     run = train(job, make_plan(job, 2, (3, 1)), steps=1)
-    boundary = job.micro_batch * job.sequence_length * job.model.hidden * 4
+    boundary = job.profiled_micro_batch * job.sequence_length * job.model.hidden * 4
     assert job.model.vocab is not None
     tied = job.model.vocab * job.model.hidden * 4
     for rank, (result,) in zip(run.ranks, run.results, strict=True):
@@ -63,7 +63,7 @@ def test_bytes_and_tokens_are_counted() -> None:
         assert result.sent_bytes == pytest.approx(exact, abs=4 * 2 * job.n_layers)  # odd halves
         assert result.raw_bytes == result.sent_bytes
         is_last = rank.stage.is_last
-        assert result.tokens == (n * job.micro_batch * job.sequence_length if is_last else 0)
+        assert result.tokens == (n * job.profiled_micro_batch * job.sequence_length if is_last else 0)
         assert (result.loss_sum > 0) == is_last
 
 
