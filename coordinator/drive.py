@@ -12,6 +12,7 @@ from statistics import median
 
 from scheduler.checkpoint_layout import missing_layers
 from scheduler.exit_codes import ExitCode
+from scheduler.liveness import remember
 
 from .commands import (
     Command,
@@ -25,7 +26,6 @@ from .commands import (
     WriteManifest,
 )
 from .events import Evaluated, LayerStored, ManifestWritten, Saved, SaveFailed, StepDone
-from .liveness import deadline_s, remember
 from .records import Saving, State, Transition, drop, fail, finish, frozen, ignored, put, step_to, then
 
 MAX_AHEAD = 64
@@ -178,8 +178,7 @@ def overdue(state: State, now: float) -> Transition | None:
     """The end of a run whose step takes far longer than those before, or None."""
     if state.phase not in ("running", "draining") or state.granted <= state.done:
         return None
-    o = state.options
-    limit = deadline_s(state.steps_s, k=o.step_k, floor_s=o.step_floor_s, unknown_s=o.step_unknown_s)
+    limit = state.options.step.deadline_s(state.steps_s)
     waited = now - state.progress_s
     if waited <= limit:
         return None

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
+from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, Patience
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile
 from scheduler.topology import Device
@@ -71,15 +72,9 @@ class Options:
     """Steps between checkpoints; 0: only at the end."""
     min_workers: int = 1
     dry_run: bool = False
-    heartbeat_s: float = 1.0
-    silence_k: float = 8.0
-    silence_floor_s: float = 15.0
-    silence_unknown_s: float = 30.0
-    """Until three heartbeats have come."""
-    step_k: float = 20.0
-    step_floor_s: float = 120.0
-    step_unknown_s: float = 1800.0
-    """Until three steps are done: the first builds kernels and fills caches."""
+    heartbeat_s: float = HEARTBEAT_S
+    silence: Patience = SILENCE
+    step: Patience = STEP
     probe_streams: int = 4
     ahead_s: float = 1.0
     """Steps are granted this far ahead, so that no worker waits for the coordinator's answer."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from scheduler.exit_codes import ExitCode
+from scheduler.liveness import remember
 
 from .commands import Command, Evict, Refuse
 from .drive import (
@@ -50,7 +51,6 @@ from .events import (
     StepDone,
     Tick,
 )
-from .liveness import deadline_s, remember
 from .prepare import advance, on_links, on_plan_failed, on_planned, on_profiled, on_ready
 from .records import (
     OVER,
@@ -262,11 +262,8 @@ def _tick(state: State, now: float) -> Transition:
     result = Transition(state)
     if state.phase in OVER:
         return result
-    o = state.options
     for name, member in state.members.items():
-        limit = deadline_s(
-            member.beats_s, k=o.silence_k, floor_s=o.silence_floor_s, unknown_s=o.silence_unknown_s
-        )
+        limit = state.options.silence.deadline_s(member.beats_s)
         silent = now - member.seen_s
         if silent > limit and result.state.phase not in OVER:
             why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"

@@ -8,9 +8,9 @@ import pytest
 
 from coordinator import commands as c
 from coordinator import events as e
-from coordinator.liveness import deadline_s
 from coordinator.records import Restore
 from scheduler.exit_codes import ExitCode
+from scheduler.liveness import Patience
 from scheduler.samples import Ledger
 
 from .world import World, a_file, with_options
@@ -312,7 +312,7 @@ def test_the_reason_says_which_checkpoint_can_be_resumed() -> None:
 
 def test_silence_is_judged_by_the_heartbeats_that_came() -> None:
     def after_silence(between_s: float, silent_s: float) -> str:
-        options = with_options(silence_floor_s=2.0, silence_unknown_s=1e6, silence_k=8.0)
+        options = with_options(silence=Patience(8.0, 2.0, 1e6))
         w = running(World(options))
         for _ in range(10):
             w.feed(e.Heartbeat("a"), after_s=between_s / 2)
@@ -328,15 +328,16 @@ def test_silence_is_judged_by_the_heartbeats_that_came() -> None:
 
 
 def test_the_deadline_grows_with_median_and_deviation() -> None:
-    steady = deadline_s([1.0] * 9, k=4, floor_s=0.1, unknown_s=9)
-    erratic = deadline_s([0.5, 1.0, 1.5] * 3, k=4, floor_s=0.1, unknown_s=9)
+    patience = Patience(k=4, floor_s=0.1, unknown_s=9)
+    steady = patience.deadline_s([1.0] * 9)
+    erratic = patience.deadline_s([0.5, 1.0, 1.5] * 3)
     assert (steady, erratic) == (1.0, 1.0 + 4 * 1.4826 * 0.5)
-    assert deadline_s([1.0, 1.0], k=4, floor_s=0.1, unknown_s=9) == 9
-    assert deadline_s([1.0] * 9, k=4, floor_s=5, unknown_s=9) == 5
+    assert patience.deadline_s([1.0, 1.0]) == 9
+    assert Patience(k=4, floor_s=5, unknown_s=9).deadline_s([1.0] * 9) == 5
 
 
 def test_a_step_that_never_ends_is_named_with_those_it_waits_for() -> None:
-    w = running(World(with_options(step_floor_s=10.0, step_unknown_s=10.0, silence_floor_s=1e9)))
+    w = running(World(with_options(step=Patience(20.0, 10.0, 10.0), silence=Patience(8.0, 1e9, 1e9))))
     w.feed(w.a_step("a", 0))
     w.feed(e.Tick(), after_s=9.0)
     assert w.phase == "running"
@@ -346,7 +347,7 @@ def test_a_step_that_never_ends_is_named_with_those_it_waits_for() -> None:
 
 
 def test_a_checkpoint_that_takes_long_is_no_stalled_step() -> None:
-    w = running(World(with_options(step_floor_s=10.0, step_unknown_s=10.0, silence_floor_s=1e9)))
+    w = running(World(with_options(step=Patience(20.0, 10.0, 10.0), silence=Patience(8.0, 1e9, 1e9))))
     w.settle(until="saving")
     w.feed(e.Tick(), after_s=1000.0)
     w.settle()

@@ -10,6 +10,7 @@ from coordinator import commands as c
 from coordinator import events as e
 from coordinator.records import OVER
 from scheduler.exit_codes import ExitCode
+from scheduler.liveness import Patience
 from scheduler.samples import Ledger
 
 from .world import World, with_options
@@ -23,7 +24,7 @@ class Run(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.w = World(with_options(steps=9, eval_every=4, save_every=3, silence_unknown_s=50.0))
+        self.w = World(with_options(steps=9, eval_every=4, save_every=3, silence=Patience(8.0, 15.0, 50.0)))
         self.born = 0
         self.over: tuple[str, ExitCode, str] | None = None
 

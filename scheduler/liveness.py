@@ -1,0 +1,46 @@
+"""How long silence may last before it means something. Pure: intervals in, seconds out.
+
+deadline = max(floor, median + k x deviation), where deviation is the median absolute
+deviation, scaled by 1.4826 so that it equals the standard deviation of normal noise: a link
+that is slow but steady earns a short deadline, one that is erratic a long one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+MAD_TO_DEVIATION = 1.4826
+REMEMBERED = 32
+"""Intervals that are kept of each worker, and of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When waiting becomes news: the terms of the formula above."""
+
+    k: float
+    floor_s: float
+    unknown_s: float
+    """The deadline until three intervals were seen."""
+
+    def deadline_s(self, intervals_s: Sequence[float]) -> float:
+        """Seconds to wait, from the intervals observed so far."""
+        if len(intervals_s) < 3:
+            return max(self.floor_s, self.unknown_s)
+        middle = median(intervals_s)
+        spread = MAD_TO_DEVIATION * median(abs(x - middle) for x in intervals_s)
+        return max(self.floor_s, middle + self.k * spread)
+
+
+HEARTBEAT_S = 1.0
+SILENCE = Patience(k=8.0, floor_s=15.0, unknown_s=30.0)
+"""With a worker that beats every HEARTBEAT_S."""
+STEP = Patience(k=20.0, floor_s=120.0, unknown_s=1800.0)
+"""With a step; the first builds kernels and fills caches."""
+
+
+def remember(intervals_s: tuple[float, ...], latest_s: float) -> tuple[float, ...]:
+    """The intervals with the latest added, and only as many as are kept."""
+    return (*intervals_s, latest_s)[-REMEMBERED:]
