@@ -18,6 +18,7 @@ start + bytes / bandwidth + latency exactly. Knows nothing of plans.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import inf
 
@@ -33,8 +34,12 @@ class FlowNetwork:
     """Links as `source` knows them, sharing what `limits` say. Chance (jitter, losses) is drawn from
     `seed` and each link's name."""
 
-    def __init__(self, source: LinkSource, limits: Limits | None = None, seed: int = 0) -> None:
+    def __init__(self, source: LinkSource, limits: Limits | None = None, seed: int | str = 0) -> None:
         self._source, self._limits, self._seed = source, limits or Limits(), seed
+
+    def over(self, wrap: Callable[[LinkSource], LinkSource]) -> FlowNetwork:
+        """The same network, its links as `wrap` makes them."""
+        return FlowNetwork(wrap(self._source), self._limits, self._seed)
 
     def open(self, at: At) -> Links:
         return _FlowLinks(self._source, self._limits, self._seed, at)
@@ -64,7 +69,7 @@ class _Measured:
 class _FlowLinks:
     """The links of one replay."""
 
-    def __init__(self, source: LinkSource, limits: Limits, seed: int, at: At) -> None:
+    def __init__(self, source: LinkSource, limits: Limits, seed: int | str, at: At) -> None:
         self._source, self._known_limits, self._seed, self._at = source, limits, seed, at
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._limits: dict[str, Limit] = {}

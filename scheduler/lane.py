@@ -22,7 +22,7 @@ loss rates that matter windows are smaller."""
 class Lane:
     """A directed link. Its luck is drawn from `seed` and its own name, whatever other links carry."""
 
-    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[Limit, ...], seed: int) -> None:
+    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[Limit, ...], seed: int | str) -> None:
         self.src, self.dst, self.link, self.limits, self._seed = src, dst, link, limits, seed
         self.plain = not limits and link.until_s == inf and not link.jitter_s and not link.loss
         self.free_s = 0.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from scheduler.flows import FlowNetwork, TopologyNetwork
 from scheduler.limits import limits_of
-from scheduler.network import LinkNow, Network
+from scheduler.network import LinkNow
 from scheduler.topology import Device, Matrix, Topology
 from scheduler.trace import LinkState, Sampler, Trace, TraceError
 
@@ -32,8 +32,11 @@ class NetworkOverTime(Protocol):
     def topology(self, t_s: float) -> Topology:
         """The links as they are at `t_s`, for whoever plans then."""
 
-    def network(self, t_s: float, streams: int) -> Network:
+    def network(self, t_s: float, streams: int) -> FlowNetwork:
         """The links from `t_s` on, each of `streams` flows (0: as many as fill it), for the engine."""
+
+    def next_change_s(self, t_s: float) -> float:
+        """When links are next other than at `t_s`; t_s itself where chance plays a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,11 @@ class StillNetwork:
     def topology(self, t_s: float) -> Topology:  # noqa: ARG002
         return self.still
 
-    def network(self, t_s: float, streams: int) -> Network:  # noqa: ARG002
+    def network(self, t_s: float, streams: int) -> FlowNetwork:  # noqa: ARG002
         return TopologyNetwork(self.still, streams)
+
+    def next_change_s(self, t_s: float) -> float:  # noqa: ARG002
+        return inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,10 @@ class TraceNetwork:
                         f"{trace.name}: found no link {a} -> {b}, required one: its devices talk"
                     )
         self._sampler = Sampler(self.trace) if trace.links else None
+        self._changes_s = trace.change_times_s() if trace.links else np.zeros(0)
+        self._chancy = any(
+            (link.jitter_s > 0).any() or (link.loss > 0).any() for link in trace.links.values()
+        )
         self._limits = limits_of(self.devices, self._egress_Bps)
 
     # ---- for planners
@@ -185,8 +195,15 @@ class TraceNetwork:
 
     # ---- for the engine
 
-    def network(self, t_s: float, streams: int) -> Network:
-        return FlowNetwork(_Links(self, t_s, streams), self._limits, self._conventions.seed)
+    def network(self, t_s: float, streams: int) -> FlowNetwork:
+        seed = f"{self._conventions.seed} {t_s}"  # every step has luck of its own
+        return FlowNetwork(_Links(self, t_s, streams), self._limits, seed)
+
+    def next_change_s(self, t_s: float) -> float:
+        if self._chancy:
+            return t_s
+        following = int(np.searchsorted(self._changes_s, t_s, side="right"))
+        return float(self._changes_s[following]) if following < len(self._changes_s) else inf
 
     def link(self, src: str, dst: str, t_s: float, streams: int) -> LinkNow:
         """The link between two devices at `t_s` of the trace; `until_s` counts on the trace's clock."""

@@ -14,6 +14,7 @@ from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.speed import Speed
 from scheduler.timeline import Timeline
+from sim.faults import CutLinks, Partition
 from sim.network import NetworkOverTime
 
 
@@ -45,12 +46,16 @@ def replay_at(
     network: NetworkOverTime,
     t_s: float = 0.0,
     speeds: Mapping[str, Speed] = NOMINAL,
+    partitions: tuple[Partition, ...] = (),
 ) -> Timeline:
     """The step that `plan` would have done, begun at `t_s`: links and speeds as they are from then on.
 
-    `speeds` are on the network's clock. Raises PlanError for a plan of other devices.
+    `speeds` and `partitions` are on the network's clock. Raises PlanError for a plan of other devices.
     """
     require_devices(plan, network)
     then = {name: speed.shifted(t_s) for name, speed in speeds.items()}
     links = network.network(t_s, work.streams)
+    if partitions:
+        region = {d.name: d.region for d in network.devices}
+        links = links.over(lambda source: CutLinks(source, region, partitions, t_s))
     return predict(plan, work.model, work.profiles, network.topology(t_s), work.codecs, links, then)

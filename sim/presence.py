@@ -1,0 +1,48 @@
+"""Which devices a coordinator can count on at a moment: they have come, not left, and are in reach."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from math import inf
+
+from sim.faults import Faults, Partition
+
+
+class Presence:
+    """`region`: by device. A device whose first move is to come was not there before it.
+
+    The coordinator stands in one region, `coordinator`; a partition takes away who is on its other side.
+    """
+
+    def __init__(self, region: Mapping[str, str], faults: Faults, coordinator: str) -> None:
+        self._region, self._partitions, self._coordinator = dict(region), faults.partitions, coordinator
+        self._moves: dict[str, list[tuple[float, bool]]] = {name: [] for name in region}
+        for at_s, name, comes in faults.moves:
+            self._moves[name].append((at_s, comes))
+
+    def at(self, t_s: float) -> list[str]:
+        """Who is there at `t_s`, in the order of the devices."""
+        return [n for n in self._region if self._has_come(n, t_s) and not self._is_cut_off(n, t_s)]
+
+    def _has_come(self, name: str, t_s: float) -> bool:
+        moves = self._moves[name]
+        i = bisect_right([at_s for at_s, _ in moves], t_s)
+        return moves[i - 1][1] if i else not (moves and moves[0][1])
+
+    def _is_cut_off(self, name: str, t_s: float) -> bool:
+        return any(p.from_s <= t_s < p.until_s and self.loses(p, name) for p in self._partitions)
+
+    def loses(self, partition: Partition, name: str) -> bool:
+        """Whether `partition` stands between the coordinator and a device."""
+        return partition.cuts(self._region[name], self._coordinator)
+
+    def came_back(self, name: str, left_s: float, now_s: float) -> bool:
+        """Whether a device that left at `left_s` has come again by now."""
+        return any(comes and left_s < at_s <= now_s for at_s, comes in self._moves[name])
+
+    def next_arrival_s(self, t_s: float) -> float:
+        """When somebody comes or a partition ends, after `t_s`; inf: never."""
+        moments = [at_s for moves in self._moves.values() for at_s, comes in moves if comes]
+        moments += [p.until_s for p in self._partitions]
+        return min((t for t in moments if t > t_s), default=inf)

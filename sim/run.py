@@ -1,0 +1,318 @@
+"""A whole run: steps one after the other while the network moves, devices come and go, and plans change.
+
+Does what today's coordinator does. A lost worker that holds a rank ends the run; it is started again from
+its last checkpoint, under a new plan for whoever is there then, after `restart_s`; a worker that comes
+back waits for the next plan. How long is too long is the coordinator's own formula
+(`scheduler/liveness.py`). Draws nothing: chance is in the faults and the network that are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from scheduler.cost import durations
+from scheduler.exit_codes import ExitCode
+from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, remember
+from scheduler.plan import Plan, PlanError
+from scheduler.timeline import Timeline
+from scheduler.topology import Topology
+from scheduler.traffic import traffic
+from scheduler.units import count, duration
+from sim.faults import Faults
+from sim.network import NetworkOverTime
+from sim.presence import Presence
+from sim.replay import Work, replay_at, require_devices
+
+Planner = Callable[[Topology, Sequence[str], int], Plan]
+"""(links of the moment, devices that are there, version) -> a plan; PlanError if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    steps: int
+    tokens_a_step: int
+    start_s: float = 0.0
+    """Moment of the network's clock at which the first step begins."""
+    save_every: int = 50
+    """Steps between checkpoints; 0: none before the end."""
+    restart_s: float = 60.0
+    """From a loss that is noticed to the first step under a new plan: start, profile, load."""
+    replan_every: int = 0
+    """Steps after which a plan for the links of the moment is made, and taken if it saves `replan_gain`;
+    0: only when devices are lost."""
+    replan_gain: float = 0.05
+    """Share of the step time that a new plan must save."""
+    move_s: float = 0.0
+    """What changing to another plan costs: layers that move, samples that are seen for the first time."""
+    deadline_s: float = inf
+    """Moment at which the run is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    step: int
+    start_s: float
+    duration_s: float
+    plan_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """Something that happened between steps, in words."""
+
+    at_s: float
+    text: str
+
+
+@dataclass(slots=True)
+class RunResult:
+    """`steps` are those that count: one that was done again stands here once, as it was done last."""
+
+    steps: list[StepDone] = field(default_factory=list)
+    events: list[RunEvent] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    timelines: list[Timeline] = field(default_factory=list)
+    """One a plan: its first step."""
+    start_s: float = 0.0
+    end_s: float = 0.0
+    tokens: int = 0
+    restarts: int = 0
+    steps_lost: int = 0
+    device_s: dict[str, float] = field(default_factory=dict)
+    """By device: seconds in which it held a rank or waited for a restart with one."""
+    egress_bytes: dict[str, float] = field(default_factory=dict)
+    """By region: what left it for others, steps that were lost included."""
+    code: ExitCode = ExitCode.OK
+    reason: str = "all steps are done"
+
+    @property
+    def total_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.total_s if self.total_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """The end of a run that can be resumed."""
+
+    at_s: float
+    code: ExitCode
+    why: str
+
+
+def simulate_run(
+    work: Work,
+    network: NetworkOverTime,
+    plan: Plan,
+    options: RunOptions,
+    planner: Planner,
+    faults: Faults = Faults(),
+    progress: Callable[[int], None] = lambda _: None,
+) -> RunResult:
+    """Run `options.steps` steps from `plan` on. `progress` is told how many steps are done.
+
+    A run that cannot go on ends with the coordinator's code and reason instead of an exception.
+    Raises PlanError for a plan of other devices, or of some that are not there at the start.
+    """
+    require_devices(plan, network)
+    return _Run(work, network, plan, options, planner, faults, progress).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        work: Work,
+        network: NetworkOverTime,
+        plan: Plan,
+        options: RunOptions,
+        planner: Planner,
+        faults: Faults,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._work, self._network, self._options, self._planner = work, network, options, planner
+        self._faults, self._progress = faults, progress
+        self._speeds = faults.speeds()
+        self._region = {d.name: d.region for d in network.devices}
+        self._presence = Presence(self._region, faults, coordinator=self._region[plan.device(0)])
+        self._t = options.start_s
+        self._done = self._saved = 0
+        self._crashes = set(faults.crashes)
+        self._steps_s: tuple[float, ...] = ()
+        self._known: tuple[int, float, Timeline] | None = None
+        """(plan version, until when it holds, the step's timeline) while nothing changes."""
+        self._result = RunResult(start_s=self._t)
+        absent = [n for n in _devices_of(plan) if n not in self._presence.at(self._t)]
+        if absent:
+            raise PlanError(
+                f"found a plan that needs {', '.join(absent)}, absent at {self._t:g} s by the faults"
+            )
+        self._plan: Plan | None = None
+        self._take(plan)
+
+    def run(self) -> RunResult:
+        while self._done < self._options.steps and self._result.code is ExitCode.OK:
+            if self._t >= self._options.deadline_s:
+                self._end(ExitCode.INTERRUPTED, f"given up at {duration(self._t)}")
+            elif self._plan is None:
+                self._resume()
+            else:
+                self._step(self._plan)
+        self._result.end_s = self._t
+        self._result.tokens = self._done * self._options.tokens_a_step
+        return self._result
+
+    # ---- steps
+
+    def _step(self, plan: Plan) -> None:
+        timeline = self._timeline(plan)
+        took_s = timeline.duration_s
+        if len(self._result.timelines) < len(self._result.plans):
+            self._result.timelines.append(timeline)
+        loss = self._first_loss(plan, took_s)
+        self._account(plan, (loss.at_s if loss else self._t + took_s) - self._t)
+        if loss:
+            self._lose(loss)
+            return
+        self._result.steps.append(StepDone(self._done, self._t, took_s, plan.version))
+        self._t += took_s
+        self._done += 1
+        self._steps_s = remember(self._steps_s, took_s)
+        if self._options.save_every and self._done % self._options.save_every == 0:
+            self._saved = self._done
+        self._progress(self._done)
+        every = self._options.replan_every
+        if every and self._done % every == 0 and self._done < self._options.steps:
+            self._replan(plan, took_s)
+
+    def _timeline(self, plan: Plan) -> Timeline:
+        """Of a step that begins now; the last one again while nothing has changed."""
+        if (
+            self._known
+            and self._known[0] == plan.version
+            and self._t + self._known[2].duration_s < self._known[1]
+        ):
+            return self._known[2]
+        timeline = replay_at(plan, self._work, self._network, self._t, self._speeds, self._faults.partitions)
+        until_s = self._network.next_change_s(self._t)
+        moments = [t for s in self._speeds.values() for t in s.times_s]
+        moments += [t for p in self._faults.partitions for t in (p.from_s, p.until_s)]
+        until_s = min([until_s, *(t for t in moments if t > self._t)])
+        steady = self._t + timeline.duration_s < until_s
+        self._known = (plan.version, until_s, timeline) if steady else None
+        return timeline
+
+    def _account(self, plan: Plan, seconds: float) -> None:
+        for name in _devices_of(plan):
+            _add(self._result.device_s, name, seconds)
+        for region, n_bytes in self._egress_bytes.items():
+            _add(self._result.egress_bytes, region, n_bytes)
+
+    def _take(self, plan: Plan) -> None:
+        self._plan = plan
+        self._result.plans.append(plan)
+        w = self._work
+        costs = durations(plan, w.model, w.profiles, self._network.topology(self._t), w.codecs)
+        self._egress_bytes: dict[str, float] = {}
+        for (a, b), n_bytes in traffic(plan, costs).items():
+            src, dst = self._region[plan.device(a)], self._region[plan.device(b)]
+            if src != dst:
+                _add(self._egress_bytes, src, n_bytes)
+
+    def _replan(self, plan: Plan, took_s: float) -> None:
+        names = self._presence.at(self._t)
+        try:
+            new = self._planner(self._network.topology(self._t), names, plan.version + 1)
+        except PlanError:
+            return
+        there_s = replay_at(
+            new, self._work, self._network, self._t, self._speeds, self._faults.partitions
+        ).duration_s
+        if there_s < (1 - self._options.replan_gain) * took_s:
+            self._say(f"plan {new.version}: {duration(there_s)} a step instead of {duration(took_s)}")
+            self._t += self._options.move_s
+            self._take(new)
+
+    # ---- losses
+
+    def _first_loss(self, plan: Plan, took_s: float) -> _Loss | None:
+        """What ends the run during the step that begins now, if anything does."""
+        end_s, losses = self._t + took_s, []
+        for rank in range(plan.n_ranks):
+            if (rank, self._done) in self._crashes:
+                self._crashes.discard((rank, self._done))
+                why = f"{plan.device(rank)} is lost: its connection ended (crashed)"
+                losses.append(_Loss(self._t + took_s / 2, ExitCode.WORKER_LOST, why))
+        held = _devices_of(plan)
+        for at_s, name, comes in self._faults.moves:
+            if (
+                not comes
+                and name in held
+                and at_s <= end_s
+                and not self._presence.came_back(name, at_s, self._t)
+            ):
+                losses.append(_Loss(max(self._t, at_s), ExitCode.WORKER_LOST, f"{name} is lost: it left"))
+        silence_s = SILENCE.deadline_s([HEARTBEAT_S] * 3)
+        for p in self._faults.partitions:
+            away = [n for n in held if self._presence.loses(p, n)]
+            noticed_s = p.from_s + silence_s
+            if away and self._t < p.until_s and noticed_s < min(p.until_s, end_s):
+                why = f"{away[0]} is lost: no heartbeat for {silence_s:.0f} s (a partition)"
+                losses.append(_Loss(max(self._t, noticed_s), ExitCode.WORKER_LOST, why))
+        limit_s = STEP.deadline_s(self._steps_s)
+        if took_s > limit_s:
+            why = f"step {self._done} is not done after {duration(limit_s)}"
+            losses.append(_Loss(self._t + limit_s, ExitCode.STALLED, why))
+        return min(losses, key=lambda x: x.at_s, default=None)
+
+    def _lose(self, loss: _Loss) -> None:
+        self._t = loss.at_s
+        lost = self._done - self._saved
+        self._say(f"{loss.why}; {count(lost, 'step')} lost, resuming after step {self._saved}")
+        self._result.steps_lost += lost
+        self._result.restarts += 1
+        del self._result.steps[self._saved :]
+        self._done = self._saved
+        self._steps_s = ()
+        self._plan, self._known = None, None
+
+    def _resume(self) -> None:
+        """A plan for whoever is there after the restart; if none fits, wait until somebody comes."""
+        before = self._result.plans[-1]
+        self._t += self._options.restart_s
+        while True:
+            names = self._presence.at(self._t)
+            try:
+                plan = self._planner(self._network.topology(self._t), names, before.version + 1)
+                break
+            except PlanError as e:
+                comes_s = self._presence.next_arrival_s(self._t)
+                if comes_s == inf:
+                    self._end(ExitCode.NO_PLAN, f"{count(len(names), 'device')} left: {e}")
+                    return
+                self._t = comes_s
+        self._take(plan)
+        for name in _devices_of(plan):
+            _add(self._result.device_s, name, self._options.restart_s)
+        self._say(
+            f"plan {plan.version}: {plan.n_stages} x {plan.n_replicas} on {count(plan.n_ranks, 'device')}"
+        )
+
+    def _end(self, code: ExitCode, reason: str) -> None:
+        self._result.code, self._result.reason = code, reason
+        self._say(reason)
+
+    def _say(self, text: str) -> None:
+        self._result.events.append(RunEvent(self._t, text))
+
+
+def _devices_of(plan: Plan) -> list[str]:
+    return [plan.device(r) for r in range(plan.n_ranks)]
+
+
+def _add(amounts: dict[str, float], name: str, more: float) -> None:
+    amounts[name] = amounts.get(name, 0.0) + more

@@ -1,0 +1,231 @@
+"""Whole runs: the arithmetic of steps, losses and restarts; a moving trace; money; determinism."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scheduler.exit_codes import ExitCode
+from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP
+from scheduler.plan import Plan, PlanError
+from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
+from scheduler.topology import Device, Topology
+from scheduler.trace import About, Node, Trace, series
+from sim.fault_script import FaultError, read_faults
+from sim.faults import Faults, drawn
+from sim.network import StillNetwork, TraceNetwork
+from sim.prices import PriceError, Prices, bill, read_prices
+from sim.replay import Work, replay_at
+from sim.run import RunOptions, RunResult, simulate_run
+
+DEVICES = tuple(Device(f"d{i}", region=f"r{i}") for i in range(3))
+NETWORK = StillNetwork(Topology(DEVICES, np.full((3, 3), 0.5), np.full((3, 3), 100.0)))
+LAYERS = tuple(LayerProfile(f"l{i}", 1, 1, 40, 100, 1, 1) for i in range(2))
+WORK = Work(
+    ModelProfile(LAYERS, 1, 1),
+    tuple(DeviceProfile(d.name, (1.0, 1.0), (2.0, 2.0), (0.1, 0.1)) for d in DEVICES),
+)
+PLAN = Plan(1, (("d0", "d1"),), ((0, 1), (1, 2)), (2,), "1f1b")
+STEP_S = replay_at(PLAN, WORK, NETWORK).duration_s
+SILENCE_S = SILENCE.deadline_s([HEARTBEAT_S] * 3)
+
+
+def planner(topology: Topology, names: Sequence[str], version: int) -> Plan:  # noqa: ARG001
+    """The first two that are there."""
+    if len(names) < 2:
+        raise PlanError(f"found {len(names)} devices, required 2")
+    return replace(PLAN, version=version, placement=((names[0], names[1]),))
+
+
+def run(faults: Faults = Faults(), steps: int = 10, **options: float) -> RunResult:
+    o = RunOptions(steps, 8, save_every=4, restart_s=30.0, **options)  # type: ignore[arg-type]
+    return simulate_run(WORK, NETWORK, PLAN, o, planner, faults)
+
+
+def test_a_quiet_run_is_its_steps() -> None:
+    r = run()
+    assert r.total_s == pytest.approx(10 * STEP_S)
+    assert [s.step for s in r.steps] == list(range(10))
+    assert (r.tokens, r.restarts, r.code) == (80, 0, ExitCode.OK)
+    assert r.tokens_per_s == pytest.approx(8 / STEP_S)
+    assert dict(r.device_s) == pytest.approx({"d0": 10 * STEP_S, "d1": 10 * STEP_S})
+    a_step = {"r0": 2 * 100 + 8, "r1": 2 * 100 + 8}
+    assert dict(r.egress_bytes) == {k: 10 * v for k, v in a_step.items()}
+
+
+def test_a_crash_costs_half_a_step_the_steps_since_the_checkpoint_and_a_restart() -> None:
+    r = run(Faults().fail_at(rank=1, step=6))
+    assert (r.restarts, r.steps_lost) == (1, 2)
+    assert r.total_s == pytest.approx((6 + 0.5) * STEP_S + 30 + 6 * STEP_S)
+    assert [s.step for s in r.steps] == list(range(10))
+    assert [s.plan_version for s in r.steps] == [1] * 4 + [2] * 6
+    assert (
+        "d1 is lost: its connection ended (crashed); 2 steps lost, resuming after step 4" in r.events[0].text
+    )
+
+
+def test_a_device_that_leaves_is_replaced_and_waits_for_the_next_plan_when_it_is_back() -> None:
+    at_s = 5.25 * STEP_S
+    r = run(Faults().leave("d0", at_s).join("d0", at_s + 60))
+    assert r.total_s == pytest.approx(at_s + 30 + 6 * STEP_S)
+    assert r.plans[1].placement == (("d1", "d2"),)
+    assert len(r.plans) == 2
+
+
+def test_who_was_not_there_at_the_start_cannot_be_planned_with() -> None:
+    with pytest.raises(PlanError, match="needs d1, absent at 0 s"):
+        run(Faults().join("d1", 5.0))
+
+
+def test_a_run_without_enough_devices_waits_for_one_or_ends() -> None:
+    faults = Faults().leave("d1", 1.0).leave("d2", 1.0)
+    r = run(faults)
+    assert (r.code, r.tokens) == (ExitCode.NO_PLAN, 0)
+    assert "1 device left: found 1 devices, required 2" in r.reason
+    r = run(faults.join("d2", 500.0))
+    assert r.code is ExitCode.OK
+    assert r.total_s == pytest.approx(500 + 10 * STEP_S)
+
+
+def test_a_short_partition_is_waited_out_and_a_long_one_loses_who_is_behind_it() -> None:
+    short = run(Faults().partition(["r1"], 1.0, 1.0 + SILENCE_S - 1))
+    assert short.restarts == 0
+    assert 10 * STEP_S < short.total_s < 10 * STEP_S + SILENCE_S
+    long = run(Faults().partition(["r1"], 1.0, 1000.0))
+    assert long.restarts == 1
+    assert long.plans[1].placement == (("d0", "d2"),)
+    assert long.total_s == pytest.approx(1 + SILENCE_S + 30 + 10 * STEP_S)
+
+
+def test_a_step_that_takes_far_too_long_is_given_up_as_the_coordinator_does() -> None:
+    faults = Faults().slow("d1", 1e-4, 5 * STEP_S, 5 * STEP_S + 200)
+    r = run(faults)
+    limit_s = STEP.deadline_s([STEP_S] * 5)
+    assert limit_s == STEP.floor_s
+    assert r.restarts >= 1
+    assert "step 5 is not done after 2 min" in r.events[0].text
+    assert r.events[0].at_s == pytest.approx(5 * STEP_S + limit_s)
+
+
+def moving() -> TraceNetwork:
+    """Two links that slow down to a quarter at 50 s, and one that stays."""
+    nodes = {f"r{i}": Node(f"r{i}") for i in range(3)}
+    slows = series([(0, 1.0, 100.0, None, None), (50, 1.0, 25.0, None, None)])
+    stays = series([(0, 1.0, 90.0, None, None)])
+    links = {(a, b): slows if {a, b} == {"r0", "r1"} else stays for a in nodes for b in nodes if a != b}
+    return TraceNetwork(Trace("m", nodes, links, About(0.5)), DEVICES)
+
+
+def by_links(topology: Topology, names: Sequence[str], version: int) -> Plan:
+    """d0 and whoever it reaches fastest."""
+    others = sorted(names[1:], key=lambda n: -topology.bandwidth_Bps[0, topology.index(n)])
+    return replace(PLAN, version=version, placement=((names[0], others[0]),))
+
+
+def test_steps_follow_the_trace_and_a_new_plan_is_taken_when_it_pays() -> None:
+    stay = simulate_run(WORK, moving(), PLAN, RunOptions(20, 8), planner)
+    durations = [s.duration_s for s in stay.steps]
+    assert durations[0] < durations[-1]
+    for s in stay.steps:
+        assert s.duration_s == replay_at(PLAN, WORK, moving(), s.start_s).duration_s
+    go = simulate_run(WORK, moving(), PLAN, RunOptions(20, 8, replan_every=2), by_links)
+    assert len(go.plans) == 2
+    assert go.plans[1].placement == (("d0", "d2"),)
+    assert go.total_s < stay.total_s
+    dear = simulate_run(WORK, moving(), PLAN, RunOptions(20, 8, replan_every=2, replan_gain=0.9), by_links)
+    assert dear.total_s == stay.total_s
+
+
+def test_the_same_run_twice_is_the_same_to_the_byte() -> None:
+    rng = [np.random.default_rng(3) for _ in range(2)]
+    names = [d.name for d in DEVICES]
+    texts = []
+    for r in rng:
+        faults = drawn(names, 300.0, 60.0, 1000.0, r)
+        assert faults.moves
+        result = simulate_run(
+            WORK, moving(), PLAN, RunOptions(30, 8, save_every=3, restart_s=5.0), planner, faults
+        )
+        assert result.restarts
+        texts.append(json.dumps(asdict(result)))
+    assert texts[0] == texts[1]
+
+
+def test_money_and_energy_are_what_the_tables_say() -> None:
+    prices = Prices({"default": 3.6, "r1": 7.2}, {"r0": 1e9}, {"d0": 100.0})
+    b = bill(prices, DEVICES, {"d0": 1000.0, "d1": 1000.0}, {"r0": 4.0, "r1": 2.0})
+    assert b.devices == pytest.approx(1.0 + 2.0)
+    assert b.egress == pytest.approx(4.0)
+    assert b.money == pytest.approx(7.0)
+    assert b.energy_J == pytest.approx(100_000)
+    assert b.unpriced == ("r1", "d1")
+    assert bill(Prices(), DEVICES, {"d0": 1.0}, {}).money is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "found list; required a mapping"),
+        ("devices: {}", "found devices; required a mapping with keys among currency, device_hour"),
+        ("egress_gb: {default: -1}", r"egress_gb.default: found -1, required a number of 0 or more"),
+        ("device_hour: 3", "device_hour: found 3, required a mapping"),
+    ],
+)
+def test_prices_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text(text)
+    with pytest.raises(PriceError, match=message):
+        read_prices(path)
+
+
+SCRIPT = """
+faults:
+  - {fail: 1, step: 3}
+  - {leave: d1, at_s: 300}
+  - {join: d1, at_s: 900}
+  - {partition: [r1, r2], from_s: 100, until_s: 160}
+  - {slow: d2, factor: 0.5, from_s: 10, until_s: 100}
+"""
+
+
+def read(tmp_path: Path, text: str, horizon_s: float = 1e5) -> Faults:
+    path = tmp_path / "faults.yaml"
+    path.write_text(text)
+    rng = np.random.default_rng(0)
+    return read_faults(path, [d.name for d in DEVICES], [d.region for d in DEVICES], horizon_s, rng)
+
+
+def test_a_script_says_what_the_fluent_form_says(tmp_path: Path) -> None:
+    assert read(tmp_path, SCRIPT) == (
+        Faults().fail_at(1, 3).leave("d1", 300).join("d1", 900).partition(["r1", "r2"], 100, 160)
+        .slow("d2", 0.5, 10, 100)
+    )  # fmt: skip
+    many = read(tmp_path, "rate: {mean_hours_between: 1, mean_hours_away: 0.1}", 1e6)
+    leaves = [at_s for at_s, _, comes in many.moves if not comes]
+    assert len(leaves) == pytest.approx(3 * 1e6 / (1.1 * 3600), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{fail: x, step: 3}", r"faults\[0\]: fail: found 'x', required a rank"),
+        ("{fail: 1}", "required one of: fail with step; leave with at_s"),
+        ("{leave: d9, at_s: 1}", "found the device 'd9', required one of: d0, d1, d2"),
+        ("{leave: d1, at_s: .nan}", "at_s: found nan, required a number of 0 or more"),
+        ("{partition: [mars], from_s: 1, until_s: 2}", r"found \['mars'\], required regions: r0, r1, r2"),
+        ("{slow: d1, factor: 0.5, from_s: 3, until_s: 2}", "found from_s 3, required less than until_s"),
+    ],
+)
+def test_scripts_that_cannot_be(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(FaultError, match=message):
+        read(tmp_path, f"faults:\n  - {entry}")
+
+
+def test_slowdowns_that_overlap_multiply() -> None:
+    speeds = Faults().slow("a", 0.5, 1, 5).slow("a", 0.5, 3, 9).speeds()["a"]
+    assert (speeds.times_s, speeds.factors) == ((0, 1, 3, 5, 9), (1, 0.5, 0.25, 0.5, 1))
