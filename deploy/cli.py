@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,13 @@ def local(
             help="A trace by name or file that shapes the links (`sim traces list`); none: loopback."
         ),
     ] = None,
+    backend: Annotated[
+        Literal["relay", "switch"],
+        typer.Option(
+            help="relay: needs no privilege. switch: real TCP over network namespaces; Linux, root or user "
+            "namespaces; tensors go unencrypted between addresses that exist on this machine only."
+        ),
+    ] = "relay",
     delay_scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the trace's delays.")] = 1.0,
     bandwidth_scale: Annotated[
         float, typer.Option(min=1e-9, help="Multiplies the trace's bandwidths.")
@@ -56,9 +63,11 @@ def local(
     """Train JOB on this machine: a coordinator, WORKERS processes, and links shaped like a trace's."""
     from deploy.run_local import run_local
 
+    if backend == "switch" and links is None:
+        raise typer.BadParameter("found switch without --links TRACE, required the links to be like")
     options = LocalOptions(
         workers=workers,
-        links=LinkOptions(links, delay_scale, bandwidth_scale, window_bytes),
+        links=LinkOptions(links, backend, delay_scale, bandwidth_scale, window_bytes),
         state_dir=state_dir,
         resume=resume,
         threads=threads,

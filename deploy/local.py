@@ -15,11 +15,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
 from deploy.processes import Child, Event, ProcessFailed, command
 
 START_TIMEOUT_S = 120.0
+NAMESPACE_PORT = 29530
+"""Every worker's in a namespace, where nobody else could have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class LinkOptions:
     """How links between the local workers are shaped. `trace`: a shipped name or a file; None: loopback."""
 
     trace: str | None = None
+    backend: Literal["relay", "switch"] = "relay"
+    """relay: bytes are delayed between sockets. switch: each worker in a network namespace of its own,
+    packets are delayed between them; its addresses exist on this machine only, so workers say --insecure."""
     delay_scale: float = 1.0
     bandwidth_scale: float = 1.0
     window_bytes: int = 0
@@ -57,6 +62,15 @@ def _trace_nodes(trace: str) -> tuple[str, ...]:
     from sim.trace import load  # the simulator is only needed when links are shaped
 
     return tuple(load(trace).nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a worker runs: the command that takes it there, where it listens, how it reaches its peers."""
+
+    enter: tuple[str, ...]
+    bind: str
+    routes: Path | None = None
 
 
 class LocalCluster:
@@ -103,12 +117,9 @@ class LocalCluster:
         self.coordinator = self._child("coordinator", self._coordinator_argv())
         listening = self.coordinator.wait_for("listening", START_TIMEOUT_S)
         self.address, self.token_file = listening["address"], listening["token_file"]
-        ports = {name: _free_port() for name in self.names}
-        routes = self._shape(places, ports)
+        sites = self._sites(places)
         for name, place in zip(self.names, places, strict=True):
-            self.workers[name] = self._child(
-                name, self._worker_argv(name, place, ports[name], routes.get(name))
-            )
+            self.workers[name] = self._child(name, self._worker_argv(name, place, sites[name]))
 
     def _places(self) -> tuple[str, ...]:
         """The trace's node of each worker, round robin when there are more workers than nodes."""
@@ -130,39 +141,65 @@ class LocalCluster:
             "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume else []),
         )  # fmt: skip
 
-    def _worker_argv(self, name: str, place: str, port: int, routes: Path | None) -> list[str]:
+    def _worker_argv(self, name: str, place: str, site: Site) -> list[str]:
         o = self.options
-        argv = command(
+        data_dir = o.data_dir if o.data_dir is not None else self.job.resolve().parent
+        argv = [*site.enter, *command(
             "worker", "join", self.address, "--token-file", self.token_file, "--name", name,
-            "--device", "cpu", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.data_dir),
+            "--device", "cpu", "--bind", site.bind, "--data-dir", str(data_dir),
             "--threads", str(o.threads), "--streams", str(o.streams), "--json",
-        )  # fmt: skip
+        )]  # fmt: skip
         if place:
             argv += ["--region", place]
-        if routes is not None:
-            argv += ["--peer-map", str(routes)]
+        if site.routes is not None:
+            argv += ["--peer-map", str(site.routes)]
+        if site.enter:
+            argv += ["--insecure"]
         return argv
 
-    def _shape(self, places: Sequence[str], ports: dict[str, int]) -> dict[str, Path]:
-        """Start the link shaper; returns each worker's file of routes to its peers."""
+    def _sites(self, places: Sequence[str]) -> dict[str, Site]:
+        """Where each worker runs; starts what shapes the links between them."""
+        if self.options.links.trace is None:
+            return {name: Site((), f"127.0.0.1:{_free_port()}") for name in self.names}
+        of_backend = self._relayed if self.options.links.backend == "relay" else self._switched
+        return of_backend(dict(zip(self.names, places, strict=True)))
+
+    def _relayed(self, places: dict[str, str]) -> dict[str, Site]:
+        addresses = {name: f"127.0.0.1:{_free_port()}" for name in places}
+        nodes = [f"{name}={place}={addresses[name]}" for name, place in places.items()]
+        routes = self._shape("shape", nodes, "listening", self.options.state_dir / "routes.json")
+        sites = {}
+        for name in places:
+            own = self.options.state_dir / f"routes-{name}.json"
+            own.write_text(json.dumps(routes[name], indent=1))
+            sites[name] = Site((), addresses[name], own)
+        return sites
+
+    def _switched(self, places: dict[str, str]) -> dict[str, Site]:
+        """Each in a namespace, from where a door leads to the coordinator's address."""
+        nodes = [f"{name}={place}" for name, place in places.items()]
+        door = ("--door", self.address.rpartition(":")[2])
+        spaces = self._shape("switch", nodes, "ready", self.options.state_dir / "namespaces.json", door)
+        return {
+            name: Site(tuple(space["enter"]), f"{space['address']}:{NAMESPACE_PORT}")
+            for name, space in spaces.items()
+        }
+
+    def _shape(
+        self, name: str, nodes: Sequence[str], event: str, map_file: Path, more: Sequence[str] = ()
+    ) -> dict[str, dict[str, Any]]:
+        """Start `sim shape` or `sim switch`; what it writes into `map_file` once it says `event`."""
         links = self.options.links
-        if links.trace is None:
-            return {}
-        nodes = [f"{n}={p}=127.0.0.1:{ports[n]}" for n, p in zip(self.names, places, strict=True)]
-        map_file = self.options.state_dir / "routes.json"
+        assert links.trace is not None
         map_file.unlink(missing_ok=True)
-        argv = command("sim", "shape", "--trace", links.trace, "--map-file", str(map_file))
-        for node in nodes:
-            argv += ["--node", node]
-        argv += ["--delay-scale", str(links.delay_scale), "--bandwidth-scale", str(links.bandwidth_scale)]
-        argv += ["--window-bytes", str(links.window_bytes), "--json"]
-        self._child("links", argv).wait_for("listening", START_TIMEOUT_S)
-        routes: dict[str, dict[str, str]] = json.loads(map_file.read_text())
-        files = {}
-        for name in self.names:
-            files[name] = self.options.state_dir / f"routes-{name}.json"
-            files[name].write_text(json.dumps(routes[name], indent=1))
-        return files
+        argv = command(
+            "sim", name, "--trace", links.trace, "--map-file", str(map_file), "--delay-scale",
+            str(links.delay_scale), "--bandwidth-scale", str(links.bandwidth_scale), "--window-bytes",
+            str(links.window_bytes), "--json", *more, *(word for node in nodes for word in ("--node", node)),
+        )  # fmt: skip
+        self._child("links", argv).wait_for(event, START_TIMEOUT_S)
+        found: dict[str, dict[str, Any]] = json.loads(map_file.read_text())
+        return found
 
     def events(self) -> Iterator[Event]:
         """What the coordinator says, until it ends."""

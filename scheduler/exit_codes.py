@@ -39,6 +39,7 @@ class ExitCode(IntEnum):
     DEVICE = 23
     MODEL = 24
     RUN_OVER = 25
+    NO_NAMESPACES = 26
     INTERRUPTED = 130
 
 
@@ -99,6 +100,8 @@ _TABLE = (
     Exit(ExitCode.MODEL, "The model's weights or configuration cannot be read.",
          "Check `model.weights` and `model.preset` of the job."),
     Exit(ExitCode.RUN_OVER, "The run has ended and takes no more workers.", "Start the coordinator again."),
+    Exit(ExitCode.NO_NAMESPACES, "This machine or user cannot make the packet switch's namespaces.",
+         "Run as root or allow user namespaces on Linux, or shape links by --backend relay."),
     Exit(ExitCode.INTERRUPTED, "Stopped by a signal before it was done.",
          "Start with --resume to continue from the last checkpoint."),
 )  # fmt: skip

@@ -6,6 +6,7 @@ import typer
 
 from sim.commands.plan import plan
 from sim.commands.shape import shape
+from sim.commands.switch import switch
 from sim.commands.traces import app as traces
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command()(plan)
 app.command()(shape)
+app.command()(switch)
 app.add_typer(traces, name="traces")
 
 

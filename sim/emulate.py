@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 
 from scheduler.trace import Trace, TraceError
 
@@ -124,22 +126,24 @@ class _Pump:
             self._writer.close()
 
 
+def require_links(trace: Trace, places: Iterable[str]) -> None:
+    """Raises TraceError unless the trace has all `places` and every link between two of them."""
+    there = sorted(set(places))
+    unknown = [p for p in there if p not in trace.nodes]
+    if unknown:
+        raise TraceError(
+            f"found the places {', '.join(unknown)}, required nodes of {trace.name}: {', '.join(trace.nodes)}"
+        )
+    lacking = [pair for pair in permutations(there, 2) if pair not in trace.links]
+    if lacking:
+        raise TraceError(f"{trace.name}: found no link from {lacking[0][0]} to {lacking[0][1]}, required one")
+
+
 class LinkShaper:
     """`async with LinkShaper(trace, nodes, options) as shaper: shaper.routes["w0"]["w1"]`."""
 
     def __init__(self, trace: Trace, nodes: list[ShapedNode], options: ShapeOptions) -> None:
-        places = {n.place for n in nodes}
-        unknown = sorted(places - set(trace.nodes))
-        if unknown:
-            raise TraceError(
-                f"found the places {', '.join(unknown)}, "
-                f"required nodes of {trace.name}: {', '.join(trace.nodes)}"
-            )
-        lacking = [(a, b) for a in places for b in places if a != b and (a, b) not in trace.links]
-        if lacking:
-            raise TraceError(
-                f"{trace.name}: found no link from {lacking[0][0]} to {lacking[0][1]}, required one"
-            )
+        require_links(trace, [n.place for n in nodes])
         start_s = time.monotonic()
         self._nodes = nodes
         self._links = {
