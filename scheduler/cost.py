@@ -60,6 +60,18 @@ def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) ->
     return wire_bytes
 
 
+def flat_wire_bytes_of(spec: CodecSpec, dtype_bytes: int = 4) -> WireBytes:
+    """The pricing of weights and their gradients, which go end to end as one row, padded to whole groups of
+    a codec that has groups."""
+    group = int(getattr(spec, "group", 1))
+
+    def wire_bytes(n_bytes: int) -> int:
+        n_values = n_bytes // dtype_bytes
+        return spec.wire_bytes((-(-n_values // group) * group,), dtype_bytes)
+
+    return wire_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class StageMemory:
     """Bytes that a stage needs. A weight that two of its layers share counts once."""

@@ -24,7 +24,7 @@ from scheduler.topology import Topology
 from scheduler.tuning import Price, tune
 from scheduler.units import count, duration
 
-__all__ = ["PlanError", "describe", "make_plan", "split_micro_batches", "stage_of_layers"]
+__all__ = ["PlanError", "describe", "make_plan", "plan_for", "split_micro_batches", "stage_of_layers"]
 
 
 def make_plan(
@@ -62,6 +62,22 @@ def make_plan(
         others = [*slower]
         left_out = order[required:]
     return replace(chosen.plan, reasons=_reasons(maker, chosen, others, left_out))
+
+
+def plan_for(
+    placement: tuple[tuple[str, ...], ...],
+    job: JobSpec,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    version: int,
+    codecs: Codecs = IDENTITY,
+) -> Plan:
+    """`placement`, decided by somebody else, as a plan: layers cut and knobs turned as `make_plan` would.
+    Raises what `make_plan` raises."""
+    _require_inputs(job, model, devices, topology)
+    _require_shape(job, model, len(placement[0]), len(placement))
+    return _Maker(job, model, tuple(devices), topology, version, codecs).priced(placement)
 
 
 def split_micro_batches(n_micro_batches: int, n_replicas: int) -> tuple[int, ...]:
@@ -119,14 +135,14 @@ class _Maker:
         errors: list[DoesNotFit] = []
         for arrangement, placement in near.items():
             try:
-                found.append(_Candidate(self._priced(placement), arrangement))
+                found.append(_Candidate(self.priced(placement), arrangement))
             except DoesNotFit as e:
                 errors.append(e)
         if not found:
             raise min(errors, key=lambda e: e.missing_bytes)
         return found
 
-    def _priced(self, placement: tuple[tuple[str, ...], ...]) -> Plan:
+    def priced(self, placement: tuple[tuple[str, ...], ...]) -> Plan:
         """Under the setting that fits and is fastest. DoesNotFit if none does."""
         plans: dict[Setting, Plan] = {}
         errors: list[DoesNotFit] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sim.commands.plan import plan
+from sim.commands.run import run
 from sim.commands.shape import shape
 from sim.commands.switch import switch
 from sim.commands.traces import app as traces
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(plan)
+app.command()(run)
 app.command()(shape)
 app.command()(switch)
 app.add_typer(traces, name="traces")

@@ -25,8 +25,6 @@ class Work:
     model: ModelProfile
     profiles: tuple[DeviceProfile, ...]
     codecs: Codecs = IDENTITY
-    streams: int = 0
-    """That carry each link's frames; 0: as many as fill it."""
 
 
 def require_devices(plan: Plan, network: NetworkOverTime) -> None:
@@ -54,7 +52,7 @@ def replay_at(
     """
     require_devices(plan, network)
     then = {name: speed.shifted(t_s) for name, speed in speeds.items()}
-    links = network.network(t_s, work.streams)
+    links = network.network(t_s, plan.streams)
     if partitions:
         region = {d.name: d.region for d in network.devices}
         links = links.over(lambda source: CutLinks(source, region, partitions, t_s))

@@ -9,11 +9,12 @@ from math import prod
 import numpy as np
 import pytest
 
-from compression.spec import IdentitySpec
+from compression.spec import IdentitySpec, codec_spec
 from scheduler.cost import (
     IDENTITY,
     Codecs,
     durations,
+    flat_wire_bytes_of,
     predict,
     stage_memory_bytes,
     step_time_s,
@@ -137,3 +138,10 @@ def test_unknown_devices_and_layers_are_named() -> None:
     loose = replace(MODEL, layers=(*MODEL.layers[:3], layer("head", 1, tied_to="nothing")))
     with pytest.raises(PlanError, match="layer head: found tied_to 'nothing'"):
         tied_bytes(loose, 2)
+
+
+def test_weights_are_priced_as_one_row_of_whole_groups() -> None:
+    wire_bytes = flat_wire_bytes_of(codec_spec("kbit:bits=4,group=32"))
+    exact = codec_spec("kbit:bits=4,group=32").wire_bytes((96,), 4)
+    assert [wire_bytes(4 * n) for n in (65, 96)] == [exact, exact]
+    assert flat_wire_bytes_of(codec_spec("identity"))(260) == 260

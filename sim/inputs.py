@@ -1,0 +1,297 @@
+"""What simulating commands are told: a network, a job, devices; read from options, checked, and made objects.
+
+The options' declarations are here once, for every command that takes them. Each `read_*` raises a
+ValueError (its subclasses) that names the option, what was found and what is required.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from compression.spec import codec_spec
+from scheduler.analytic import accelerator_profile, device_profile, model_profile
+from scheduler.combinations import BYTE_VOCAB
+from scheduler.cost import Codecs, flat_wire_bytes_of, wire_bytes_of
+from scheduler.gpus import ACCELERATORS, ACHIEVABLE, Accelerator, Precision, accelerator
+from scheduler.job import JobSpec, job_from_json, job_to_json, parse_job
+from scheduler.presets import PRESETS
+from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.scenarios import NAMES, POSITIONS, scenario
+from scheduler.topology import Device, Topology
+from sim.network import Conventions, NetworkOverTime, StillNetwork, TraceNetwork, devices_of
+from sim.replay import Work
+from sim.topology_file import Positions, read_topology
+from sim.trace import load
+
+MBIT_BPS = 1e6 / 8
+
+
+class InputError(ValueError):
+    """Options that do not go together or name nothing: says what was found and what is required."""
+
+
+# ---- options, as every command declares them
+
+Scenario = Annotated[
+    str | None, typer.Option("--scenario", help=f"A network of DT-FM: {', '.join(NAMES)}, or 1 to 5.")
+]
+Variant = Annotated[str, typer.Option(help="Which of the authors' figures: scheduler or traffic_control.")]
+Devices = Annotated[int, typer.Option(help="Devices of the scenario, in its proportions.")]
+TraceName = Annotated[
+    str | None, typer.Option("--trace", help="A recorded network: a shipped trace's name, or a file.")
+]
+TopologyPath = Annotated[
+    Path | None, typer.Option("--topology", help="A network measured once: JSON of devices and matrices.")
+]
+Delay = Annotated[
+    str,
+    typer.Option(
+        help="One-way delay of a recorded one: paper (all of it, as DT-FM), physical (half a round trip); "
+        "default: as the trace says, for a scenario paper."
+    ),
+]
+CapMbps = Annotated[
+    float, typer.Option(min=0, help="What a recorded link carries at most, Mbit/s; 0: what was recorded.")
+]
+WindowBytes = Annotated[float, typer.Option(min=0, help="Window of one flow, in bytes; 0: none.")]
+CardMbps = Annotated[
+    float, typer.Option(min=0, help="What a device's network card carries, each way, Mbit/s; 0: no limit.")
+]
+Start = Annotated[float, typer.Option(min=0, help="Moment of the trace at which the run begins, in s.")]
+JobFile = Annotated[Path | None, typer.Option("--job", help="A job file: model, batch, schedule.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help=f"A preset instead of a job: {', '.join(PRESETS)}.")
+]
+SequenceLength = Annotated[int, typer.Option(help="With --model: tokens of a sample.")]
+GlobalBatch = Annotated[int, typer.Option(help="With --model: samples of a step.")]
+MicroBatch = Annotated[int, typer.Option(help="With --model: samples of a micro-batch.")]
+Gpu = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gpu", help=f"What devices are: NAME, or REGION=NAME, repeated. Known: {', '.join(ACCELERATORS)}."
+    ),
+]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="Of products and of what is sent: fp16, bf16, tf32, fp32.")
+]
+Efficiency = Annotated[float, typer.Option(help="Share of a device's peak that training reaches.")]
+Streams = Annotated[int, typer.Option(min=0, help="Flows of each link; 0: as the job says.")]
+Schedule = Annotated[str, typer.Option(help="Order within a pipeline: gpipe or 1f1b; default: the job's.")]
+Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages; default: the job's.")]
+Replicas = Annotated[int | None, typer.Option(min=1, help="Replicas of each stage.")]
+Codec = Annotated[
+    str, typer.Option(help="What activations and their gradients are sent as: identity, fp16, kbit:bits=4.")
+]
+GradientCodec = Annotated[str, typer.Option(help="What weights' gradients are sent as between replicas.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+
+
+# ---- a network
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """Exactly one of `scenario`, `trace` and `topology`."""
+
+    scenario: str | None = None
+    variant: str = "scheduler"
+    devices: int = 64
+    trace: str | None = None
+    topology: Path | None = None
+    delay: str = ""
+    cap_mbps: float = 0.0
+    window_bytes: float = 0.0
+    card_mbps: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRead:
+    """A network and where its regions lie on a map."""
+
+    network: NetworkOverTime
+    positions: Positions
+    name: str
+
+
+def read_network(given: NetworkInput, gpus: Gpus) -> NetworkRead:
+    """The network, its devices with the memory and the cards they have."""
+    if given.delay not in ("", "paper", "physical"):
+        raise InputError(f"--delay: found {given.delay!r}, required paper or physical")
+    named = [x for x in (given.scenario, given.trace, given.topology) if x is not None]
+    if len(named) != 1:
+        raise InputError(f"found {len(named)} of --scenario, --trace, --topology; required exactly one")
+
+    def fitted(devices: Sequence[Device]) -> tuple[Device, ...]:
+        card_Bps = given.card_mbps * MBIT_BPS
+        return tuple(
+            replace(
+                d,
+                memory_bytes=d.memory_bytes or gpus.of(d).memory_bytes,
+                uplink_Bps=card_Bps or d.uplink_Bps,
+                downlink_Bps=card_Bps or d.downlink_Bps,
+            )
+            for d in devices
+        )
+
+    if given.trace is not None:
+        trace = load(given.trace)
+        delay: Literal["", "paper", "physical"] = given.delay  # type: ignore[assignment]  # checked above
+        conventions = Conventions(delay, given.cap_mbps * MBIT_BPS, given.window_bytes, given.seed)
+        positions = {
+            n.name: (n.latitude, n.longitude)
+            for n in trace.nodes.values()
+            if n.latitude is not None and n.longitude is not None
+        }
+        return NetworkRead(TraceNetwork(trace, fitted(devices_of(trace)), conventions), positions, trace.name)
+    if given.scenario is not None:
+        factor = 0.5 if given.delay == "physical" else 1.0
+        still = scenario(given.scenario, given.variant, given.devices, factor)
+        positions = {r: POSITIONS[r] for r in {d.region for d in still.devices} if r in POSITIONS}
+        name = given.scenario
+    else:
+        assert given.topology is not None
+        read = read_topology(given.topology)
+        still, positions, name = read.topology, read.positions, given.topology.stem
+    still = Topology(
+        fitted(still.devices), still.latency_s, still.bandwidth_Bps, still.flow_Bps, still.egress_Bps
+    )
+    return NetworkRead(StillNetwork(still), positions, name)
+
+
+# ---- devices
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """What devices are: one accelerator for all, others for some regions."""
+
+    default: Accelerator
+    by_region: dict[str, Accelerator]
+    precision: Precision
+    efficiency: float
+
+    def of(self, device: Device) -> Accelerator:
+        return self.by_region.get(device.region, self.default)
+
+
+def read_gpus(given: Sequence[str] | None, precision: str, efficiency: float = ACHIEVABLE) -> Gpus:
+    """`given`: NAME or REGION=NAME, each; the last NAME is everybody else's (default: v100)."""
+    products = next((p for p in get_args(Precision) if p == precision), None)
+    if products is None:
+        raise InputError(
+            f"--precision: found {precision!r}, required one of: {', '.join(get_args(Precision))}"
+        )
+    default, by_region = accelerator("v100"), {}
+    for text in given or ():
+        region, _, name = text.rpartition("=")
+        if region:
+            by_region[region] = accelerator(name)
+        else:
+            default = accelerator(name)
+    for gpu in (default, *by_region.values()):
+        gpu.achieved_flops(products, efficiency)  # refuses what it cannot do before anything is computed
+    return Gpus(default, by_region, products, efficiency)
+
+
+# ---- a job
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """Exactly one of `job` and `model`; the sizes are the model's."""
+
+    job: Path | None = None
+    model: str | None = None
+    sequence_length: int = 2048
+    global_batch: int = 1024
+    micro_batch: int = 1
+    schedule: str = ""
+    stages: int | None = None
+    replicas: int | None = None
+    streams: int = 0
+
+
+def read_job(given: JobInput) -> JobSpec:
+    """The job, or a preset's with these sizes; `schedule`, shape and streams override what it says."""
+    job = _base_job(given)
+    if (given.stages is None) != (given.replicas is None):
+        raise InputError("found one of --stages and --replicas, required both or neither")
+    changes: dict[str, Any] = {}
+    if given.stages is not None:
+        changes["parallelism"] = {"stages": given.stages, "replicas": given.replicas}
+    if given.schedule:
+        changes["schedule"] = {**job.schedule.model_dump(exclude_unset=True), "name": given.schedule}
+    if given.streams:
+        changes["streams"] = given.streams
+    if not changes:
+        return job
+    document = json.loads(job_to_json(job)) | changes
+    return job_from_json(json.dumps(document), "the job with the command's options")
+
+
+def _base_job(given: JobInput) -> JobSpec:
+    if (given.job is None) == (given.model is None):
+        raise InputError("required exactly one of --job FILE and --model PRESET")
+    if given.job is not None:
+        try:
+            return parse_job(given.job.read_text(encoding="utf-8"), str(given.job))
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"--job {given.job}: cannot be read: {e}") from e
+    assert given.model is not None
+    document: dict[str, Any] = {
+        "name": given.model,
+        "model": {"preset": given.model},
+        "data": {"files": ["-"], "eval_samples": 0},
+        "sequence_length": given.sequence_length,
+        "global_batch": given.global_batch,
+        "micro_batch": given.micro_batch,
+        "steps": 1,
+    }
+    job = job_from_json(json.dumps(document), "--model")
+    return job.model_copy(update={"model": job.shape})
+
+
+def read_work(
+    job: JobSpec,
+    devices: Sequence[Device],
+    gpus: Gpus,
+    codec: str = "identity",
+    gradient_codec: str = "identity",
+) -> Work:
+    """What `job` costs on `devices` by its shape and their makers' figures: nothing is measured."""
+    model = job.shape
+    if model.vocab is None:
+        if job.data.tokenizer != "bytes":
+            raise InputError(
+                "model.vocab: found none; required the tokenizer's size, as nothing is read here"
+            )
+        model = model.model_copy(update={"vocab": BYTE_VOCAB})
+    dtype_bytes = 2 if gpus.precision in ("fp16", "bf16") else 4
+    profile = model_profile(
+        model, job.profiled_micro_batch, job.sequence_length, dtype_bytes, optimizer=job.optimizer
+    )
+    return Work(
+        profile,
+        tuple(_profile(profile, d, gpus) for d in devices),
+        codecs_of(codec, gradient_codec, profile, dtype_bytes),
+    )
+
+
+def _profile(model: ModelProfile, device: Device, gpus: Gpus) -> DeviceProfile:
+    gpu = gpus.of(device)
+    if device.speed_flops > 0:  # the topology's file knows it
+        return device_profile(model, device.name, device.speed_flops, gpu.memory_Bps)
+    return accelerator_profile(model, device.name, gpu, gpus.precision, gpus.efficiency)
+
+
+def codecs_of(codec: str, gradient_codec: str, model: ModelProfile, dtype_bytes: int) -> Codecs:
+    """The codecs of these names, pricing activations of `dtype_bytes` and gradients in float32."""
+    activations = wire_bytes_of(codec_spec(codec), model, dtype_bytes)
+    return Codecs(activations, activations, flat_wire_bytes_of(codec_spec(gradient_codec)))
