@@ -224,9 +224,8 @@ def predict(
 ) -> Timeline:
     """The timeline of one step of `plan`; over `network` instead of the topology's links if given, and with
     devices as fast as `speeds` says."""
-    if network is None:
-        network = TopologyNetwork(priced(Setting.of(plan), model, devices, topology).topology)
-    return replay(plan, durations(plan, model, devices, topology, codecs), network, speeds)
+    costs = durations(plan, model, devices, topology, codecs)
+    return replay(plan, costs, network or TopologyNetwork(topology, plan.streams), speeds)
 
 
 def step_time_s(
