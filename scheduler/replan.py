@@ -30,6 +30,8 @@ class Patience:
     """Measurements in a row that must say so: a link that stutters once moves nothing."""
     restart_s: float = 5.0
     """Seconds to stop, build the stages anew and connect."""
+    steps_redone: float = 1.0
+    """Steps that are under way when the run moves and begin again; 0 where it moves between steps."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
@@ -79,13 +81,14 @@ def reconsider(
 ) -> Stay | Move:
     """Whether to leave `running` for `candidate` after `step` of `steps` steps; `streak`: the last answer's.
 
-    Moving costs the layers' way over the links, the restart, and the step that is under way, which is
-    begun again. A plan whose device is gone cannot stay: then there is neither margin nor patience.
+    Moving costs the layers' way over the links, the restart, and the steps that begin again. A plan
+    whose device is gone cannot stay: then there is neither margin nor patience.
     """
     patience = patience or Patience()
     gone = sorted({running.device(r) for r in range(running.n_ranks)} - {p.device for p in now.devices})
     candidate_s = _step_s(candidate, now)
-    cost = moving_cost(running, candidate, now.model, now.topology, patience.restart_s + candidate_s)
+    again_s = patience.restart_s + patience.steps_redone * candidate_s
+    cost = moving_cost(running, candidate, now.model, now.topology, again_s)
     if gone:
         reason = f"{', '.join(gone)} is gone" if len(gone) == 1 else f"{', '.join(gone)} are gone"
         return Move(candidate, cost, float("inf"), step, f"{reason}; {cost.sentence()}.")

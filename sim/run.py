@@ -16,6 +16,7 @@ from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, remember
 from scheduler.plan import Plan, PlanError
+from scheduler.replan import Measured, Patience, Stay, reconsider
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 from scheduler.traffic import traffic
@@ -40,12 +41,9 @@ class RunOptions:
     restart_s: float = 60.0
     """From a loss that is noticed to the first step under a new plan: start, profile, load."""
     replan_every: int = 0
-    """Steps after which a plan for the links of the moment is made, and taken if it saves `replan_gain`;
-    0: only when devices are lost."""
-    replan_gain: float = 0.05
-    """Share of the step time that a new plan must save."""
-    move_s: float = 0.0
-    """What changing to another plan costs: layers that move, samples that are seen for the first time."""
+    """Steps after which links are measured and a plan for them is made; 0: only when devices are lost."""
+    patience: Patience = field(default_factory=lambda: Patience(steps_redone=0.0))
+    """How much better, and how often in a row, that plan must look to be taken (`scheduler/replan.py`)."""
     deadline_s: float = inf
     """Moment at which the run is given up."""
 
@@ -187,7 +185,7 @@ class _Run:
         self._progress(self._done)
         every = self._options.replan_every
         if every and self._done % every == 0 and self._done < self._options.steps:
-            self._replan(plan, took_s)
+            self._replan(plan)
 
     def _timeline(self, plan: Plan) -> Timeline:
         """Of a step that begins now; the last one again while nothing has changed."""
@@ -213,7 +211,7 @@ class _Run:
             _add(self._result.egress_bytes, region, n_bytes)
 
     def _take(self, plan: Plan) -> None:
-        self._plan = plan
+        self._plan, self._streak = plan, 0
         self._result.plans.append(plan)
         w = self._work
         costs = durations(plan, w.model, w.profiles, self._network.topology(self._t), w.codecs)
@@ -223,19 +221,23 @@ class _Run:
             if src != dst:
                 _add(self._egress_bytes, src, n_bytes)
 
-    def _replan(self, plan: Plan, took_s: float) -> None:
+    def _replan(self, plan: Plan) -> None:
         names = self._presence.at(self._t)
+        topology = self._network.topology(self._t)
         try:
-            new = self._planner(self._network.topology(self._t), names, plan.version + 1)
+            new = self._planner(topology, names, plan.version + 1)
         except PlanError:
             return
-        there_s = replay_at(
-            new, self._work, self._network, self._t, self._speeds, self._faults.partitions
-        ).duration_s
-        if there_s < (1 - self._options.replan_gain) * took_s:
-            self._say(f"plan {new.version}: {duration(there_s)} a step instead of {duration(took_s)}")
-            self._t += self._options.move_s
-            self._take(new)
+        w = self._work
+        now = Measured(w.model, [p for p in w.profiles if p.device in names], topology, w.codecs)
+        options = self._options
+        answer = reconsider(plan, new, now, self._done, options.steps, self._streak, options.patience)
+        if isinstance(answer, Stay):
+            self._streak = answer.streak
+            return
+        self._say(f"plan {new.version}: {answer.reason}")
+        self._t += answer.cost.seconds
+        self._take(answer.plan)
 
     # ---- losses
 

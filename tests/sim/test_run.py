@@ -14,6 +14,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
+from scheduler.replan import Patience
 from scheduler.topology import Device, Topology
 from scheduler.trace import About, Node, Trace, series
 from sim.fault_script import FaultError, read_faults
@@ -133,12 +134,20 @@ def test_steps_follow_the_trace_and_a_new_plan_is_taken_when_it_pays() -> None:
     assert durations[0] < durations[-1]
     for s in stay.steps:
         assert s.duration_s == replay_at(PLAN, WORK, moving(), s.start_s).duration_s
-    go = simulate_run(WORK, moving(), PLAN, RunOptions(20, 8, replan_every=2), by_links)
+    go = simulate_run(WORK, moving(), PLAN, RunOptions(20, 8, replan_every=1), by_links)
     assert len(go.plans) == 2
     assert go.plans[1].placement == (("d0", "d2"),)
+    assert "seen 3 times in a row; 1 layer" in go.events[0].text
     assert go.total_s < stay.total_s
-    dear = simulate_run(WORK, moving(), PLAN, RunOptions(20, 8, replan_every=2, replan_gain=0.9), by_links)
-    assert dear.total_s == stay.total_s
+    moved = next(i for i, s in enumerate(go.steps) if s.plan_version == 2)
+    assert go.steps[moved - 3].start_s >= 50 - STEP_S, "it is seen three times after it slowed down"
+    impatient = RunOptions(
+        20, 8, replan_every=1, patience=Patience(persistence=1, restart_s=0.0, steps_redone=0.0)
+    )
+    sooner = simulate_run(WORK, moving(), PLAN, impatient, by_links)
+    assert sooner.total_s < go.total_s
+    demanding = RunOptions(20, 8, replan_every=1, patience=Patience(margin=0.9))
+    assert simulate_run(WORK, moving(), PLAN, demanding, by_links).total_s == stay.total_s
 
 
 def test_the_same_run_twice_is_the_same_to_the_byte() -> None:
