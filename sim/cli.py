@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sim.commands.compare import compare
 from sim.commands.plan import plan
 from sim.commands.run import run
 from sim.commands.shape import shape
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(plan)
+app.command()(compare)
 app.command()(run)
 app.command()(shape)
 app.command()(switch)

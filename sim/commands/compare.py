@@ -1,0 +1,222 @@
+"""`sim compare`: placements x codecs x schedules side by side, replayed by one engine on one network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from scheduler.cost import durations
+from scheduler.exit_codes import ExitCode
+from scheduler.gpus import ACHIEVABLE
+from scheduler.job import JobSpec
+from scheduler.timeline import bubble_fraction
+from scheduler.traffic import traffic
+from sim import inputs as i
+from sim.contenders import NAMES, Contender, Field, contend
+from sim.network import NetworkOverTime
+from sim.replay import replay_at
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the comparison; `figures` are None where there is no plan, and `why` says why."""
+
+    placement: str
+    schedule: str
+    codec: str
+    gradient_codec: str
+    shape: str
+    figures: tuple[float, float, float, float] | None
+    """(step in s, tokens/s, share of the devices' time in which nothing is computed, bytes a step)."""
+    note: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Everything that a row needs, to be sent to a process."""
+
+    contender: str
+    job: JobSpec
+    network: NetworkOverTime
+    gpus: i.Gpus
+    codec: str
+    gradient_codec: str
+    start_s: float
+    shape: tuple[int, int]
+    seed: int
+
+
+def row_of(task: Task) -> Row:
+    """Let one contender plan, and replay its plan."""
+    network = task.network
+    work = i.read_work(task.job, network.devices, task.gpus, task.codec, task.gradient_codec)
+    topology = network.topology(task.start_s)
+    found = contend(task.contender, Field(task.job, work, topology, task.shape, task.seed))
+    schedule = task.job.schedule.name
+    if found.plan is None:
+        return Row(
+            task.contender,
+            schedule,
+            task.codec,
+            task.gradient_codec,
+            "-",
+            None,
+            found.note,
+            found.why_not,
+        )
+    return _replayed(task, found, schedule)
+
+
+def _replayed(task: Task, found: Contender, schedule: str) -> Row:
+    plan, work = found.plan, found.work
+    assert plan is not None
+    timeline = replay_at(plan, work, task.network, task.start_s)
+    costs = durations(plan, work.model, work.profiles, task.network.topology(task.start_s), work.codecs)
+    return Row(
+        task.contender,
+        schedule,
+        task.codec,
+        task.gradient_codec,
+        f"{plan.n_stages} x {plan.n_replicas}",
+        (
+            timeline.duration_s,
+            task.job.global_batch * task.job.sequence_length / timeline.duration_s,
+            bubble_fraction(timeline),
+            sum(traffic(plan, costs).values()),
+        ),
+        found.note,
+    )
+
+
+def shape_for(n_devices: int, stages: int | None, replicas: int | None) -> tuple[int, int]:
+    """What is given, or the squarest, stages first."""
+    if stages and replicas:
+        if stages * replicas > n_devices:
+            raise i.InputError(
+                f"found {stages} stages x {replicas} replicas, required at most {n_devices} devices"
+            )
+        return stages, replicas
+    least = max(r for r in range(1, n_devices + 1) if n_devices % r == 0 and r * r <= n_devices)
+    return n_devices // least, least
+
+
+def compare(
+    scenario: i.Scenario = None,
+    variant: i.Variant = "scheduler",
+    devices: i.Devices = 64,
+    trace: i.TraceName = None,
+    topology: i.TopologyPath = None,
+    delay: i.Delay = "",
+    cap_mbps: i.CapMbps = 0.0,
+    window_bytes: i.WindowBytes = 0.0,
+    card_mbps: i.CardMbps = 0.0,
+    start_s: i.Start = 0.0,
+    job: i.JobFile = None,
+    model: i.Model = None,
+    sequence_length: i.SequenceLength = 2048,
+    global_batch: i.GlobalBatch = 1024,
+    micro_batch: i.MicroBatch = 1,
+    stages: i.Stages = None,
+    replicas: i.Replicas = None,
+    streams: i.Streams = 0,
+    gpu: i.Gpu = None,
+    precision: i.PrecisionOption = "fp16",
+    efficiency: i.Efficiency = ACHIEVABLE,
+    placement: Annotated[
+        list[str] | None, typer.Option(help=f"Repeated; default: all of {', '.join(NAMES)}.")
+    ] = None,
+    schedule: Annotated[list[str] | None, typer.Option(help="Repeated; default: the job's.")] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeated: ACTIVATIONS or ACTIVATIONS/GRADIENTS, such as kbit:bits=4/kbit:bits=8."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes; the result stays the same.")] = 1,
+    seed: i.Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Put placements, codecs and schedules side by side: the same job, network and engine for all."""
+    try:
+        unknown = sorted(set(placement or ()) - set(NAMES))
+        if unknown:
+            raise i.InputError(
+                f"--placement: found {', '.join(unknown)}, required some of: {', '.join(NAMES)}"
+            )
+        gpus = i.read_gpus(gpu, precision, efficiency)
+        read = i.read_network(
+            i.NetworkInput(
+                scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, seed
+            ),
+            gpus,
+        )
+        shape = shape_for(len(read.network.devices), stages, replicas)
+        given = i.JobInput(
+            job, model, sequence_length, global_batch, micro_batch, "", stages, replicas, streams
+        )
+        jobs = [i.read_job(replace(given, schedule=name)) for name in schedule or [""]]
+        codecs = [c.partition("/") for c in codec or ["identity"]]
+        for activations, _, gradients in codecs:  # refused before anything is planned
+            i.read_work(jobs[0], read.network.devices[:1], gpus, activations, gradients or "identity")
+        tasks = [
+            Task(name, spec, read.network, gpus, activations, gradients or "identity", start_s, shape, seed)
+            for (activations, _, gradients), spec, name in product(codecs, jobs, placement or NAMES)
+        ]
+        rows = rows_of(tasks, processes)
+    except ValueError as e:
+        typer.echo(f"sim compare: {e}", err=True)
+        raise typer.Exit(int(ExitCode.USAGE)) from e
+    if as_json:
+        typer.echo(json.dumps({"network": read.name, "rows": [document(r) for r in rows]}))
+    else:
+        typer.echo(table(rows))
+
+
+def rows_of(tasks: Sequence[Task], processes: int) -> list[Row]:
+    """All rows, in the order of the tasks."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        if processes == 1:
+            return [row_of(task) for task in bar.track(tasks, description="comparing")]
+        with ProcessPoolExecutor(processes) as pool:
+            found = pool.map(row_of, tasks)
+            return list(bar.track(found, total=len(tasks), description="comparing"))
+
+
+def document(row: Row) -> dict[str, Any]:
+    """The row as JSON has it; its figures by name, null where there is no plan."""
+    names = ("step_s", "tokens_per_s", "idle_fraction", "sent_bytes")
+    known = dict(zip(names, row.figures or (None,) * 4, strict=True))
+    texts = ("placement", "shape", "schedule", "codec", "gradient_codec", "note", "why")
+    return {name: getattr(row, name) for name in texts} | known
+
+
+_HEAD = ("placement", "shape", "schedule", "activations / gradients", "step s", "x fastest", "tokens/s",
+         "idle", "GB sent")  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One table, the fastest first, times as multiples of the fastest's; then why some have none."""
+    done = sorted((r for r in rows if r.figures is not None), key=lambda r: r.figures or ())
+    cells = [_HEAD]
+    for r in done:
+        assert r.figures is not None
+        step_s, tokens_per_s, idle, sent_bytes = r.figures
+        fastest_s = (done[0].figures or r.figures)[0]
+        codecs = f"{r.codec} / {r.gradient_codec}"
+        shares = f"{step_s:.2f}", f"{step_s / fastest_s:.2f}", f"{tokens_per_s:,.0f}", f"{idle:.0%}"
+        cells.append((r.placement, r.shape, r.schedule, codecs, *shares, f"{sent_bytes / 1e9:.1f}"))
+    width = [max(len(row[k]) for row in cells) for k in range(len(_HEAD))]
+    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, width, strict=True)).rstrip() for row in cells]
+    lines.insert(1, "  ".join("-" * w for w in width))
+    lines += ["", *dict.fromkeys(f"{r.placement}: {r.note}" for r in done)]
+    none = (r for r in rows if r.figures is None)
+    return "\n".join(
+        [*lines, *dict.fromkeys(f"{r.placement} ({r.schedule}): no plan: {r.why}" for r in none)]
+    )

@@ -1,0 +1,181 @@
+"""Plans to be compared: ours, and what others would do with the same job on the same network.
+
+Each contender is a name, how it came to its placement, and a plan or the reason why it has none. All get
+the same cut of layers, the same knobs and the same engine, so that placement and shape are what differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scheduler.baselines import data_innermost, pipeline_innermost
+from scheduler.cost import durations, stage_memory
+from scheduler.dtfm import DtfmObjective, Volumes
+from scheduler.dtfm_search import dtfm_search
+from scheduler.encoding import Stages
+from scheduler.job import JobSpec
+from scheduler.placement import pipelines_in_order, region_order
+from scheduler.plan import Plan, PlanError
+from scheduler.planner import make_plan, plan_for, split_micro_batches
+from scheduler.profile import DeviceProfile
+from scheduler.topology import Topology
+from scheduler.units import size
+from sim.replay import Work
+
+NAMES = ("ours", "dtfm", "random", "region", "megatron", "zero")
+Placement = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    name: str
+    note: str
+    plan: Plan | None
+    work: Work
+    """What its step has to do, where that is not what everybody else's has."""
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What all contenders are given. `shape`: (stages, replicas) of those that do not choose one."""
+
+    job: JobSpec
+    work: Work
+    topology: Topology
+    shape: tuple[int, int]
+    seed: int = 0
+    random_draws: int = 5
+    dtfm_trials: int = 400
+
+    def plan(self, placement: Placement, version: int = 1) -> Plan:
+        w = self.work
+        return plan_for(placement, self.job, w.model, w.profiles, self.topology, version, w.codecs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(d.name for d in self.topology.devices)
+
+
+def contend(name: str, field: Field) -> Contender:
+    """One of NAMES. A contender that has no plan says why; nothing is raised for it."""
+    found: dict[str, Callable[[Field], Contender]] = {
+        "ours": _ours,
+        "dtfm": _dtfm,
+        "random": _random,
+        "region": _region,
+        "megatron": _megatron,
+        "zero": _zero,
+    }
+    try:
+        return found[name](field)
+    except PlanError as e:
+        return Contender(name, "", None, field.work, str(e))
+
+
+def _ours(f: Field) -> Contender:
+    w = f.work
+    plan = make_plan(f.job, w.model, w.profiles, f.topology, 1, w.codecs)
+    return Contender("ours", "shape, placement, cut and knobs by predicted step time", plan, w)
+
+
+def _dtfm(f: Field) -> Contender:
+    stages, replicas = f.shape
+    objective = _objective(f)
+    rng = np.random.default_rng(f.seed)
+    groups = dtfm_search(objective, rng, min(100, f.dtfm_trials), f.dtfm_trials)
+    placed = objective.place(groups).stages
+    placement = tuple(tuple(f.names[placed[s][r]] for s in range(stages)) for r in range(replicas))
+    note = f"DT-FM's objective and search, {f.dtfm_trials} trials"
+    return Contender("dtfm", note, f.plan(placement), f.work)
+
+
+def _objective(f: Field) -> DtfmObjective:
+    """DT-FM's volumes from the cut that region order gets: a stage's gradients, a pipeline's boundary."""
+    stages, replicas = f.shape
+    order = f.names[: stages * replicas]
+    plan = f.plan(pipelines_in_order(order, stages, replicas))
+    d = durations(plan, f.work.model, f.work.profiles, f.topology, f.work.codecs)
+    a_pipeline = max(d.activation_bytes, default=0) * max(plan.micro_batches)
+    there = f.topology.subset(range(stages * replicas))
+    return DtfmObjective(there, stages, replicas, Volumes(max(d.reduce_bytes), a_pipeline))
+
+
+def _random(f: Field) -> Contender:
+    """The median of several draws."""
+    stages, replicas = f.shape
+    rng = np.random.default_rng(f.seed)
+    plans = []
+    for _ in range(f.random_draws):
+        drawn = [f.names[k] for k in rng.permutation(len(f.names))[: stages * replicas]]
+        plans.append(f.plan(pipelines_in_order(drawn, stages, replicas)))
+    middle = sorted(plans, key=lambda p: p.predicted_step_s)[len(plans) // 2]
+    return Contender("random", f"the median of {f.random_draws} draws", middle, f.work)
+
+
+def _region(f: Field) -> Contender:
+    stages, replicas = f.shape
+    boundary = f.work.codecs.activation(max(x.boundary_bytes for x in f.work.model.layers))
+    order = region_order(f.topology, f.names, boundary)[: stages * replicas]
+    plan = f.plan(pipelines_in_order(order, stages, replicas))
+    return Contender("region", "pipelines of neighbours, by region", plan, f.work)
+
+
+def _megatron(f: Field) -> Contender:
+    """The best of a grid of data and pipeline degrees, devices as they stand in either order.
+
+    There is no tensor parallelism here: over slow links it is out of the question.
+    """
+    n = len(f.names)
+    plans: list[Plan] = []
+    errors: list[PlanError] = []
+    for stages in (s for s in range(1, n + 1) if n % s == 0):
+        objective = DtfmObjective(f.topology, stages, n // stages, Volumes())
+        for order in (data_innermost, pipeline_innermost):
+            try:
+                plans.append(f.plan(_placement(order(objective), f.names)))
+            except PlanError as e:
+                errors.append(e)
+    if not plans:
+        raise errors[0]
+    best = min(plans, key=lambda p: p.predicted_step_s)
+    note = f"best of {len(plans)} data x pipeline degrees and orders, devices as they stand"
+    return Contender("megatron", note, best, f.work)
+
+
+def _placement(stages: Stages, names: Sequence[str]) -> Placement:
+    """[S, R] of indices -> [replica][stage] of names."""
+    return tuple(tuple(names[int(d)] for d in row) for row in stages.T)
+
+
+def _zero(f: Field) -> Contender:
+    """Data parallelism alone, optimizer state and gradients sharded over all devices (ZeRO stage 2,
+    Rajbhandari et al. 2020): as many bytes as a plain all-reduce, a share of the optimizer's work each."""
+    n, w = len(f.names), f.work
+    micro_batches = f.job.global_batch // f.job.profiled_micro_batch
+    if micro_batches < n:
+        raise PlanError(f"found {micro_batches} micro-batches, required {n}: one for each device")
+    layers = len(w.model.layers)
+    plan = Plan(
+        1, tuple((name,) for name in f.names), ((0, layers),), split_micro_batches(micro_batches, n), "1f1b",
+        recompute=True, micro_batch=f.job.profiled_micro_batch,
+    )  # fmt: skip
+    memory = stage_memory(replace(w.model, recompute=True), 0, layers)
+    sharded_bytes = memory.state_bytes + memory.parameter_bytes  # state and gradients
+    needed = memory.total_bytes(1) - sharded_bytes + sharded_bytes / n
+    short = [d for d in f.topology.devices if d.memory_bytes and d.memory_bytes < needed]
+    if short:
+        raise PlanError(
+            f"{short[0].name} has {size(short[0].memory_bytes)}, required {size(needed)}: "
+            "every device holds all parameters"
+        )
+    sharded = tuple(_sharing(p, n) for p in w.profiles)
+    note = "data parallel alone, state sharded, forwards recomputed"
+    return Contender("zero", note, plan, replace(w, profiles=sharded))
+
+
+def _sharing(profile: DeviceProfile, n: int) -> DeviceProfile:
+    return replace(profile, optimizer_s=tuple(s / n for s in profile.optimizer_s))
