@@ -54,6 +54,9 @@ class Codec(Protocol):
     def decode(self, encoded: Encoded, key: Key) -> Tensor:
         """A tensor to be read only. Raises CodecError for a payload that does not fit."""
 
+    def echo(self, encoded: Encoded, key: Key) -> Tensor:
+        """What the other end makes of what this end has just encoded. To be read only."""
+
     def reset(self) -> None:
         """Forget every sample, as when the other end is lost."""
 
@@ -79,6 +82,9 @@ class IdentityCodec:
         if required == 0:
             return torch.empty(encoded.shape, dtype=dtype)
         return parts(encoded, [required])[0].view(dtype).view(encoded.shape)
+
+    def echo(self, encoded: Encoded, key: Key) -> Tensor:
+        return self.decode(encoded, key)
 
     def reset(self) -> None:
         """Nothing is remembered."""
@@ -108,6 +114,9 @@ class HalfCodec:
         required = self.spec.wire_bytes(encoded.shape, dtype.itemsize)
         require_bytes(encoded, required)
         return parts(encoded, [required])[0].view(torch.float16).view(encoded.shape).to(dtype)
+
+    def echo(self, encoded: Encoded, key: Key) -> Tensor:
+        return self.decode(encoded, key)
 
     def reset(self) -> None:
         """Nothing is remembered."""
@@ -140,6 +149,9 @@ class KBitCodec:
         return twin.dequantize(
             aligned(scales).view(torch.int16), packed, encoded.shape, grid, dtype, torch.get_num_threads()
         )
+
+    def echo(self, encoded: Encoded, key: Key) -> Tensor:
+        return self.decode(encoded, key)
 
     def reset(self) -> None:
         """Nothing is remembered."""

@@ -38,7 +38,7 @@ from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
 from .store import Store
-from .timelines import Timelines
+from .timelines import Timelines, link_event
 
 Say = Callable[[dict[str, Any]], None]
 TICK_S = 0.5
@@ -228,7 +228,9 @@ class Driver:
         predicted_s = plan.predicted_step_s if plan else 0.0
         self._keep(lambda store, now_s: store.step(r, predicted_s, now_s))
         self._tokens += r.tokens
-        self.timelines.committed(r.step)
+        recorded = self.timelines.committed(r.step)
+        if recorded is not None and recorded.links:
+            self.tell("links", step=r.step + 1, links=[link_event(x, plan) for x in recorded.links])
         self.tell(
             "step",
             step=r.step + 1,

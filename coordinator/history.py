@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.job import JobSpec, job_from_json
+from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.timeline import Timeline
 
 from .store import Store, StoreError
@@ -113,6 +115,7 @@ def plan_from_json(raw: dict[str, Any]) -> Plan:
         streams=raw["streams"],
         predicted_step_s=raw["predicted_step_s"],
         reasons=tuple(raw["reasons"]),
+        codecs=PlanCodecs(**{kind: tuple(names) for kind, names in raw["codecs"].items()}),
     )
 
 
@@ -169,7 +172,10 @@ def _timelines(path: Path) -> tuple[tuple[str, ...], Timeline | None, tuple[Reco
     try:
         raw = json.loads(path.read_text())
         predicted = timeline_from_json(raw["predicted"]) if raw["predicted"] else None
-        measured = tuple(RecordedStep(int(m["step"]), timeline_from_json(m)) for m in raw["measured"])
+        measured = tuple(
+            RecordedStep(int(m["step"]), timeline_from_json(m), tuple(LinkUse(**x) for x in m["links"]))
+            for m in raw["measured"]
+        )
         return tuple(raw["devices"]), predicted, measured
     except (ValueError, KeyError, TypeError) as e:
         raise StoreError(f"{path}: found {type(e).__name__}: {e}, required a timeline file") from e

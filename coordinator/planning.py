@@ -6,7 +6,7 @@ Runs in a thread of its own (a search takes seconds); touches nothing but its ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,8 @@ def topology_of(request: MakePlan) -> Topology:
 
 def make(job: JobSpec, request: MakePlan) -> Planning:
     """Plan with the core's planner. Raises ValueError (its subclasses) with why no plan fits."""
+    value_bytes = 2 if job.precision == "bf16" else 4
+    request = replace(request, model=replace(request.model, value_bytes=value_bytes))
     topology = topology_of(request)
     plan = make_plan(job, request.model, request.profiles, topology, request.version)
     return Planning(request, topology, plan, predict(plan, request.model, request.profiles, topology))

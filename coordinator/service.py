@@ -19,7 +19,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import orchestrator_pb2 as pb
 from protos import orchestrator_pb2_grpc
-from protos.convert import ConvertError, PeerInfo, device_from_message, plan_to_message, spans_from_messages
+from protos.convert import (
+    ConvertError,
+    PeerInfo,
+    device_from_message,
+    links_from_messages,
+    plan_to_message,
+    spans_from_messages,
+)
 from protos.version import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, SESSION_METADATA
 from scheduler.checkpoint_layout import MAX_FILE_BYTES
 from scheduler.exit_codes import ExitCode
@@ -131,7 +138,8 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
         if done.spans and state.plan and done.plan_version == state.plan_version and done.step >= state.done:
             rank = state.plan.rank_of_device(worker)
             if rank is not None:
-                self._driver.timelines.add(done.step, spans_from_messages(done.spans, rank))
+                spans, links = spans_from_messages(done.spans, rank), links_from_messages(done.links, rank)
+                self._driver.timelines.add(done.step, spans, links)
 
     # ---- people and scripts
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scheduler.link_use import LinkUse
+from scheduler.plan import Plan
 from scheduler.timeline import Span, Timeline
 
 from .planning import Planning
@@ -28,6 +30,7 @@ class RecordedStep:
 
     step: int
     timeline: Timeline
+    links: tuple[LinkUse, ...] = ()
 
 
 def timeline_to_json(timeline: Timeline) -> dict[str, Any]:
@@ -49,12 +52,24 @@ def timeline_from_json(raw: dict[str, Any]) -> Timeline:
     )
 
 
+def link_event(use: LinkUse, plan: Plan | None) -> dict[str, Any]:
+    """One kind of traffic over one link, for whoever follows the run. `to` is '' for several at once."""
+
+    def named(rank: int) -> str:
+        return plan.device(rank) if plan is not None and 0 <= rank < plan.n_ranks else ""
+
+    found = {"from": named(use.rank), "to": named(use.peer), "ratio": use.ratio, **asdict(use)}
+    del found["rank"], found["peer"]
+    return found
+
+
 class Timelines:
     """Collects spans as they come and writes the file when a recorded step is complete."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / TIMELINE_FILE
         self._open: dict[int, list[Span]] = {}
+        self._links: dict[int, list[LinkUse]] = {}
         self._recorded: list[RecordedStep] = []
         self._predicted: Timeline | None = None
         self._devices: tuple[str, ...] = ()
@@ -65,26 +80,33 @@ class Timelines:
         self._devices = tuple(plan.device(r) for r in range(plan.n_ranks))
         self._predicted = planning.predicted
         self._open.clear()
+        self._links.clear()
         self._recorded.clear()
 
-    def add(self, step: int, spans: Iterable[Span]) -> None:
-        """One rank's spans of a step that is not committed yet."""
+    def add(self, step: int, spans: Iterable[Span], links: Iterable[LinkUse] = ()) -> None:
+        """One rank's spans and links of a step that is not committed yet."""
         if step not in self._open and len(self._open) >= MAX_OPEN_STEPS:
             return
         self._open.setdefault(step, []).extend(spans)
+        self._links.setdefault(step, []).extend(links)
 
-    def committed(self, step: int) -> None:
-        """The step counts: if it was recorded, write the file."""
-        spans = self._open.pop(step, None)
+    def committed(self, step: int) -> RecordedStep | None:
+        """The step counts: if it was recorded, write the file, and say what was recorded."""
+        spans, links = self._open.pop(step, None), tuple(self._links.pop(step, ()))
         if not spans:
-            return
+            return None
         ordered = tuple(sorted(spans, key=lambda s: (s.rank, s.start_s, s.end_s)))
-        self._recorded.append(RecordedStep(step, Timeline(len(self._devices), ordered)))
+        recorded = RecordedStep(step, Timeline(len(self._devices), ordered), links)
+        self._recorded.append(recorded)
         body = {
             "devices": list(self._devices),
             "predicted": timeline_to_json(self._predicted) if self._predicted else None,
-            "measured": [{"step": r.step, **timeline_to_json(r.timeline)} for r in self._recorded],
+            "measured": [
+                {"step": r.step, **timeline_to_json(r.timeline), "links": [asdict(x) for x in r.links]}
+                for r in self._recorded
+            ],
         }
         part = self._path.with_suffix(".json.part")
         part.write_text(json.dumps(body))
         os.replace(part, self._path)
+        return recorded

@@ -12,9 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from compression.spec import CodecError, codec_spec
 from protos import orchestrator_pb2 as pb
 from scheduler.checkpoint_layout import LayerFileInfo, ManifestError, safe_file_name
+from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, LayerProfile
 from scheduler.timeline import Span, SpanKind, Timeline
 from scheduler.topology import Device
@@ -22,6 +25,8 @@ from scheduler.topology import Device
 MAX_LAYERS = 4096
 MAX_RANKS = 4096
 MAX_SPANS = 200_000
+MAX_LINKS = 20_000
+MAX_NAME = 64
 _SPAN_KINDS = frozenset(get_args(SpanKind))
 
 
@@ -65,6 +70,9 @@ def plan_to_message(plan: Plan) -> pb.PlanMsg:
         streams=plan.streams,
         predicted_step_s=plan.predicted_step_s,
         reasons=plan.reasons,
+        activation_codecs=plan.codecs.activation,
+        gradient_codecs=plan.codecs.gradient,
+        reduce_codecs=plan.codecs.reduce,
     )
 
 
@@ -106,7 +114,26 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         streams=m.streams,
         predicted_step_s=_finite("plan.predicted_step_s", m.predicted_step_s),
         reasons=tuple(m.reasons),
+        codecs=_codecs_from_message(m),
     )
+
+
+def _codecs_from_message(m: pb.PlanMsg) -> PlanCodecs:
+    """Raises ConvertError for a codec that cannot be, or one too many or few."""
+    n = len(m.partition)
+    for label, found, required in (
+        ("activation_codecs", m.activation_codecs, n - 1),
+        ("gradient_codecs", m.gradient_codecs, n - 1),
+        ("reduce_codecs", m.reduce_codecs, n),
+    ):
+        if found and len(found) != required:
+            raise ConvertError(f"plan.{label}: found {len(found)}, required {required}, or none")
+        for name in found:
+            try:
+                codec_spec(name)
+            except CodecError as e:
+                raise ConvertError(f"plan.{label}: {e}") from e
+    return PlanCodecs(tuple(m.activation_codecs), tuple(m.gradient_codecs), tuple(m.reduce_codecs))
 
 
 # ---- profiles
@@ -264,6 +291,49 @@ def timeline_from_messages(n_ranks: int, by_rank: Mapping[int, Iterable[pb.SpanM
             raise ConvertError(f"timeline: found rank {rank}, required 0 .. {n_ranks - 1}")
         spans.extend(spans_from_messages(by_rank[rank], rank))
     return Timeline(n_ranks, tuple(spans))
+
+
+# ---- links
+
+
+def link_use_to_message(use: LinkUse) -> pb.LinkUse:
+    """The rank does not travel: it is the sender's."""
+    return pb.LinkUse(
+        peer=use.peer,
+        kind=use.kind,
+        codec=use.codec,
+        sent_bytes=use.sent_bytes,
+        raw_bytes=use.raw_bytes,
+        encode_s=use.encode_s,
+        decode_s=use.decode_s,
+        relative_error=use.relative_error,
+        resends=use.resends,
+    )
+
+
+def link_use_from_message(m: pb.LinkUse, rank: int) -> LinkUse:
+    """Raises ConvertError for a number that is not finite."""
+    return LinkUse(
+        rank,
+        m.peer,
+        m.kind[:MAX_NAME],
+        m.codec[:MAX_NAME],
+        m.sent_bytes,
+        m.raw_bytes,
+        _finite("link.encode_s", m.encode_s),
+        _finite("link.decode_s", m.decode_s),
+        _finite("link.relative_error", m.relative_error),
+        m.resends,
+    )
+
+
+def links_from_messages(messages: Iterable[pb.LinkUse], rank: int) -> tuple[LinkUse, ...]:
+    """Raises ConvertError, also for more than MAX_LINKS."""
+    found: list[LinkUse] = []
+    for m in messages:
+        _at_most("links", len(found) + 1, MAX_LINKS)
+        found.append(link_use_from_message(m, rank))
+    return tuple(found)
 
 
 # ---- checkpoint files

@@ -168,7 +168,7 @@ class SpanMsg(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., mb: _Optional[int] = ..., peer: _Optional[int] = ..., n_bytes: _Optional[int] = ...) -> None: ...
 
 class StepDone(_message.Message):
-    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "grad_norm", "duration_s", "sent_bytes", "raw_bytes", "spans")
+    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "grad_norm", "duration_s", "sent_bytes", "raw_bytes", "spans", "links")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class StepDone(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     step: int
     loss_sum: float
@@ -187,7 +188,30 @@ class StepDone(_message.Message):
     sent_bytes: int
     raw_bytes: int
     spans: _containers.RepeatedCompositeFieldContainer[SpanMsg]
-    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., grad_norm: _Optional[float] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[SpanMsg, _Mapping]]] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[LinkUse]
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., grad_norm: _Optional[float] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[SpanMsg, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkUse, _Mapping]]] = ...) -> None: ...
+
+class LinkUse(_message.Message):
+    __slots__ = ("peer", "kind", "codec", "sent_bytes", "raw_bytes", "encode_s", "decode_s", "relative_error", "resends")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESENDS_FIELD_NUMBER: _ClassVar[int]
+    peer: int
+    kind: str
+    codec: str
+    sent_bytes: int
+    raw_bytes: int
+    encode_s: float
+    decode_s: float
+    relative_error: float
+    resends: int
+    def __init__(self, peer: _Optional[int] = ..., kind: _Optional[str] = ..., codec: _Optional[str] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., encode_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., relative_error: _Optional[float] = ..., resends: _Optional[int] = ...) -> None: ...
 
 class Saved(_message.Message):
     __slots__ = ("step", "files")
@@ -284,7 +308,7 @@ class MeasureLinks(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., probe_bytes: _Optional[int] = ..., streams: _Optional[int] = ...) -> None: ...
 
 class PlanMsg(_message.Message):
-    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams")
+    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams", "activation_codecs", "gradient_codecs", "reduce_codecs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +320,9 @@ class PlanMsg(_message.Message):
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_CODECS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_CODECS_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_CODECS_FIELD_NUMBER: _ClassVar[int]
     version: int
     placement: _containers.RepeatedCompositeFieldContainer[Placement]
     partition: _containers.RepeatedCompositeFieldContainer[Range]
@@ -307,7 +334,10 @@ class PlanMsg(_message.Message):
     micro_batch: int
     recompute: bool
     streams: int
-    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ...) -> None: ...
+    activation_codecs: _containers.RepeatedScalarFieldContainer[str]
+    gradient_codecs: _containers.RepeatedScalarFieldContainer[str]
+    reduce_codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ..., activation_codecs: _Optional[_Iterable[str]] = ..., gradient_codecs: _Optional[_Iterable[str]] = ..., reduce_codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("device",)

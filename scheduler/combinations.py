@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from scheduler.job_compression import misfits
 from scheduler.marked_yaml import Path
 from scheduler.presets import PRESETS
 
@@ -46,6 +47,7 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
                 f"at most {model.layers + 2}: the embedding, {model.layers} blocks, the head",
             )
     yield from _impossible_shape(model, job)
+    yield from misfits(job.compression, (job.profiled_micro_batch, job.sequence_length, model.hidden))
     if job.eval_every and (job.data.held_out == 0 or job.data.eval_samples == 0):
         key = "held_out" if job.data.held_out == 0 else "eval_samples"
         yield ("data", key), f"0 although eval_every is {job.eval_every}", "more than 0, or eval_every: 0"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from compression.spec import CodecSpec
+from compression.spec import CodecSpec, codec_spec
 from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
 from scheduler.plan import Plan, PlanError
+from scheduler.plan_codecs import IDENTITY as UNNAMED
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.settings import Setting, priced
 from scheduler.speed import Speed
@@ -61,15 +62,8 @@ def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) ->
 
 
 def flat_wire_bytes_of(spec: CodecSpec, dtype_bytes: int = 4) -> WireBytes:
-    """The pricing of weights and their gradients, which go end to end as one row, padded to whole groups of
-    a codec that has groups."""
-    group = int(getattr(spec, "group", 1))
-
-    def wire_bytes(n_bytes: int) -> int:
-        n_values = n_bytes // dtype_bytes
-        return spec.wire_bytes((-(-n_values // group) * group,), dtype_bytes)
-
-    return wire_bytes
+    """The pricing of weights and their gradients, which go end to end as one row."""
+    return lambda n_bytes: spec.wire_bytes((n_bytes // dtype_bytes,), dtype_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +169,10 @@ def durations(
     codecs: Codecs = IDENTITY,
 ) -> Durations:
     """What every action of `plan` costs, its micro-batches, recomputation and streams applied to profiles
-    and links. PlanError if a device of the plan has no profile or no place."""
+    and links. PlanError if a device of the plan has no profile or no place.
+
+    `codecs` price what the plan names no codec for, as while it is being searched for.
+    """
     model, devices, topology = priced(Setting.of(plan), model, devices, topology)
     by_name = profiles_by_name(model, devices)
     for name in (plan.device(r) for r in range(plan.n_ranks)):
@@ -183,16 +180,25 @@ def durations(
             raise PlanError(f"device {name}: found no profile; required one for every device of the plan")
     ranks = [(by_name[plan.device(r)], plan.partition[plan.stage_of(r)]) for r in range(plan.n_ranks)]
     boundaries = [model.layers[stop - 1].boundary_bytes for _, stop in plan.partition[:-1]]
+    cuts = tuple(enumerate(plan.partition))
+
+    def crossing(kind: str, boundary: int, otherwise: WireBytes) -> int:
+        name = plan.codecs.of_boundary(kind, boundary)
+        price = wire_bytes_of(codec_spec(name), model, model.value_bytes) if name != UNNAMED else otherwise
+        return price(boundaries[boundary])
+
+    def reduced(stage: int, n_bytes: int) -> int:
+        name = plan.codecs.of_stage(stage)
+        return flat_wire_bytes_of(codec_spec(name))(n_bytes) if name != UNNAMED else codecs.reduce(n_bytes)
+
     return Durations(
         forward_s=tuple(sum(p.forward_s[a:b]) for p, (a, b) in ranks),
         backward_s=tuple(sum(p.backward_s[a:b]) for p, (a, b) in ranks),
         optimizer_s=tuple(sum(p.optimizer_s[a:b]) for p, (a, b) in ranks),
-        activation_bytes=tuple(codecs.activation(n) for n in boundaries),
-        gradient_bytes=tuple(codecs.gradient(n) for n in boundaries),
-        reduce_bytes=tuple(
-            codecs.reduce(stage_memory(model, a, b).parameter_bytes) for a, b in plan.partition
-        ),
-        tied_bytes=codecs.reduce(tied_bytes(model, plan.n_stages)),
+        activation_bytes=tuple(crossing("activation", b, codecs.activation) for b in range(len(boundaries))),
+        gradient_bytes=tuple(crossing("gradient", b, codecs.gradient) for b in range(len(boundaries))),
+        reduce_bytes=tuple(reduced(s, stage_memory(model, *cut).parameter_bytes) for s, cut in cuts),
+        tied_bytes=reduced(0, tied_bytes(model, plan.n_stages)),
         shared_cores=shared_cores(plan, topology),
     )
 

@@ -10,11 +10,13 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from scheduler.combinations import BYTE_VOCAB, impossible
+from scheduler.job_compression import CompressionSpec
 from scheduler.marked_yaml import Marked, MarkedYamlError, Path, Problem, dotted, load_marked
 from scheduler.presets import PRESETS, nearest, resolve_model
+from scheduler.strict import Strict as _Strict
 
 __all__ = [
     "BYTE_VOCAB",
@@ -46,10 +48,6 @@ class JobError(ValueError):
         super().__init__("\n".join(f"{source}:{p.line}: {p}" for p in problems))
         self.source = source
         self.problems = problems
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Auto = Literal["auto"]
@@ -113,11 +111,6 @@ class ScheduleSpec(_Strict):
     name: Literal["gpipe", "1f1b", "auto"] = "1f1b"
     warmup_extra: Auto | Annotated[int, Field(ge=0)] = 0
     """Micro-batches in flight beyond what the schedule needs; deeper warm-up hides latency, costs memory."""
-
-
-class CompressionSpec(_Strict):
-    activations: Literal["identity"] = "identity"
-    gradients: Literal["identity"] = "identity"
 
 
 class CheckpointSpec(_Strict):

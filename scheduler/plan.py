@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler.plan_codecs import NO_CODECS, PlanCodecs
 from scheduler.schedule import Actions
 
 
@@ -37,6 +38,7 @@ class Plan:
     """Whether stages save their inputs only, and do each forward again in front of its backward."""
     streams: int = 0
     """Streams that carry each link's frames; 0: as many as the worker allows, priced as the link's all."""
+    codecs: PlanCodecs = NO_CODECS
     predicted_step_s: float = 0.0
     reasons: tuple[str, ...] = ()
     """Why the plan is what it is, one sentence a choice."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from scheduler.bottleneck import bottleneck, least_headroom, what_takes_long
-from scheduler.cost import IDENTITY, Codecs, predict, profiles_by_name
+from scheduler.choose_codecs import choose_codecs, job_codecs
+from scheduler.cost import Codecs, predict, profiles_by_name, step_time_s
 from scheduler.describe import describe as describe
 from scheduler.job import JobSpec
 from scheduler.partition import DoesNotFit, partition
@@ -33,16 +34,18 @@ def make_plan(
     devices: Sequence[DeviceProfile],
     topology: Topology,
     version: int,
-    codecs: Codecs = IDENTITY,
+    codecs: Codecs | None = None,
 ) -> Plan:
-    """The plan with the shortest predicted step among those the job allows.
+    """The plan with the shortest predicted step among those the job allows, with the codecs it asks for.
 
     `auto` tries every stages x replicas that uses all of `devices` (if none can be cut, one device
     fewer, and so on); a given parallelism takes the first devices in region order. With several of
-    both, pipelines of neighbours and replica groups of neighbours are compared.
+    both, pipelines of neighbours and replica groups of neighbours are compared. `codecs` price what the
+    job asks no codec for.
     Raises PlanError when devices, layers or micro-batches are too few, DoesNotFit for memory.
     """
     _require_inputs(job, model, devices, topology)
+    codecs = job_codecs(job, model, codecs)
     boundary_bytes = max(x.boundary_bytes for x in model.layers)
     order = region_order(topology, [p.device for p in devices], codecs.activation(boundary_bytes))
     maker = _Maker(job, model, tuple(devices), topology, version, codecs)
@@ -61,7 +64,9 @@ def make_plan(
         chosen, *slower = _fastest_first(maker.candidates(order[:required], stages, replicas))
         others = [*slower]
         left_out = order[required:]
-    return replace(chosen.plan, reasons=_reasons(maker, chosen, others, left_out))
+    plan = _with_codecs(maker, chosen.plan)
+    reasons = _reasons(maker, replace(chosen, plan=plan), others, left_out)
+    return replace(plan, reasons=(*reasons, *plan.reasons))
 
 
 def plan_for(
@@ -71,13 +76,21 @@ def plan_for(
     devices: Sequence[DeviceProfile],
     topology: Topology,
     version: int,
-    codecs: Codecs = IDENTITY,
+    codecs: Codecs | None = None,
 ) -> Plan:
     """`placement`, decided by somebody else, as a plan: layers cut and knobs turned as `make_plan` would.
     Raises what `make_plan` raises."""
     _require_inputs(job, model, devices, topology)
     _require_shape(job, model, len(placement[0]), len(placement))
-    return _Maker(job, model, tuple(devices), topology, version, codecs).priced(placement)
+    maker = _Maker(job, model, tuple(devices), topology, version, job_codecs(job, model, codecs))
+    return _with_codecs(maker, maker.priced(placement))
+
+
+def _with_codecs(maker: _Maker, plan: Plan) -> Plan:
+    def priced_s(p: Plan) -> float:
+        return step_time_s(p, maker.model, maker.devices, maker.topology, maker.codecs)
+
+    return choose_codecs(maker.job, plan, maker.model, priced_s)
 
 
 def split_micro_batches(n_micro_batches: int, n_replicas: int) -> tuple[int, ...]:

@@ -69,6 +69,8 @@ class ModelProfile:
     sequence_length: int
     recompute: bool = False
     """Whether stages save their inputs only and do the forward again for the backward."""
+    value_bytes: int = 4
+    """Width of the values that cross boundaries: 4, or 2 where the job computes in bf16."""
 
     @property
     def tokens_bytes(self) -> int:

@@ -5,35 +5,19 @@ Knows neither what a tensor is for nor how a frame travels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from compression.codec import DTYPES, Codec, CodecError, Encoded, Key, make_codec
-from scheduler.job import CompressionSpec, JobSpec
+from compression.codec import DTYPES, CodecError, Encoded, Key, NotFinite
+from scheduler.job import JobSpec
 from scheduler.plan import Plan
+from worker.diverged import Diverged
+from worker.link_codecs import EVERYBODY, LinkCodecs
 from worker.recorder import Recorder
 from worker.transport import Frame, FrameError, FrameKey, Transport
-
-
-class LinkCodecs:
-    """The codecs of one rank: one for each (kind of frame, peer), kept from step to step."""
-
-    def __init__(self, spec: CompressionSpec) -> None:
-        self._names = {"activation": spec.activations, "gradient": spec.gradients}
-        self._codecs: dict[tuple[str, int], Codec] = {}
-
-    def of(self, kind: str, peer: int) -> Codec:
-        """What compresses frames of `kind` to or from `peer`; identity where the job names no codec."""
-        if (kind, peer) not in self._codecs:
-            self._codecs[kind, peer] = make_codec(self._names.get(kind, "identity"))
-        return self._codecs[kind, peer]
-
-    def reset(self) -> None:
-        """Forget all samples, as for a new plan."""
-        for codec in self._codecs.values():
-            codec.reset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +58,46 @@ class Peers:
         samples: Key = (),
         quiet: bool = False,
     ) -> None:
-        """Hand `x` over and return; `x` must not be written to any more. `quiet`: without spans."""
+        """Hand `x` over and return; `x` must not be written to any more. `quiet`: without spans.
+
+        Raises Diverged for a value that is not finite where a codec had to look.
+        """
+        encoded = self._encode(kind, dst, x, mb, tag, samples, quiet)
+        self._hand_over(kind, dst, encoded, x, mb, tag, quiet)
+
+    def broadcast(self, kind: str, peers: Sequence[int], x: Tensor, tag: int = 0) -> Tensor:
+        """Send `x` to several, encoded once; what they make of it, so that all go on with the same bits."""
+        encoded = self._encode(kind, EVERYBODY, x, -1, tag, (), quiet=True)
+        for dst in peers:
+            self._hand_over(kind, dst, encoded, x, -1, tag, quiet=True)
+        codec = self._context.codecs.sender(kind, EVERYBODY)
+        return x if encoded.codec == "identity" else codec.echo(encoded, (tag,)).to(x.device)
+
+    def _encode(
+        self, kind: str, dst: int, x: Tensor, mb: int, tag: int, samples: Key, quiet: bool
+    ) -> Encoded:
         context, recorder = self._context, self._recorder
+        codec, key = context.codecs.sender(kind, dst), samples or (tag,)
         start_s = recorder.now_s()
-        encoded = context.codecs.of(kind, dst).encode(x, samples)
+        try:
+            encoded = codec.encode(x, key)
+        except NotFinite as e:
+            raise Diverged(f"{self._sent(kind, dst, mb, tag)}: {e}") from e
         if not quiet:
             recorder.add("encode", start_s, mb, dst)
+        link = recorder.link(kind, dst)
+        link.codec = encoded.codec
+        link.encode_s += recorder.now_s() - start_s
+        if recorder.measures_errors and encoded.codec != "identity":
+            value = x.detach().double()
+            link.error_squares += float((codec.echo(encoded, key).to(value) - value).square().sum())
+            link.value_squares += float(value.square().sum())
+        return encoded
+
+    def _hand_over(
+        self, kind: str, dst: int, encoded: Encoded, x: Tensor, mb: int, tag: int, quiet: bool
+    ) -> None:
+        context, recorder = self._context, self._recorder
         frame = Frame(
             key=FrameKey(kind, self._step, max(mb, 0), context.rank, tag),
             dst=dst,
@@ -92,10 +110,26 @@ class Peers:
         )
         start_s = recorder.now_s()
         context.transport.send(frame)
-        recorder.sent_bytes += encoded.n_bytes
-        recorder.raw_bytes += x.numel() * x.element_size()
+        link = recorder.link(kind, dst)
+        link.codec = encoded.codec
+        link.sent_bytes += encoded.n_bytes
+        link.raw_bytes += x.numel() * x.element_size()
         if not quiet:
             recorder.add("send", start_s, mb, dst, encoded.n_bytes)
+
+    def _sent(self, kind: str, dst: int, mb: int, tag: int) -> str:
+        """`step 3, stage 1 (rank 1), activation behind layer 4 of micro-batch 2 to rank 2`, for errors."""
+        context = self._context
+        first, stop = context.plan.partition[context.stage]
+        match kind:
+            case "activation":
+                what = f"activation behind layer {stop - 1} of micro-batch {mb}"
+            case "gradient":
+                what = f"gradient before layer {first} of micro-batch {mb}"
+            case _:
+                what = f"{kind} gradient of layer {tag}"
+        to = "its replicas" if dst == EVERYBODY else f"rank {dst}"
+        return f"step {self._step}, stage {context.stage} (rank {context.rank}), {what} to {to}"
 
     def ready(self, kind: str, src: int, mb: int = -1, tag: int = 0) -> bool:
         """Whether `receive` would return at once."""
@@ -126,10 +160,13 @@ class Peers:
             )
         encoded = Encoded(frame.payload, frame.dtype, frame.shape, frame.codec, frame.buffer_version)
         try:
-            x = context.codecs.of(kind, src).decode(encoded, samples)
+            x = context.codecs.receiver(kind, src).decode(encoded, samples or (tag,))
         except CodecError as e:
             raise FrameError(f"{_named(frame.key)}: {e}") from e
         x = x.to(context.device)
+        link = recorder.link(kind, src)
+        link.codec = encoded.codec
+        link.decode_s += recorder.now_s() - start_s
         if not quiet:
             recorder.add("decode", start_s, mb, src)
         return x

@@ -100,9 +100,8 @@ class GradientReduction:
             total = versions[0].clone()
             for version in versions[1:]:
                 total += version
-            for dst in self._group:
-                if dst != self._rank:
-                    self._peers.send("reduced", dst, total, tag=tag, quiet=True)
+            # A codec changes the sum: what the others will read is what this rank goes on with too.
+            total = self._peers.broadcast("reduced", [r for r in self._group if r != self._rank], total, tag)
         self._reduced[layer] = total
 
     def _gather(self, layer: int) -> int:

@@ -19,6 +19,7 @@ from protos import orchestrator_pb2 as pb
 from protos.convert import (
     file_from_message,
     file_to_message,
+    link_use_to_message,
     plan_from_message,
     profiled_to_message,
     span_to_message,
@@ -223,7 +224,7 @@ class Runtime:
             streams=min(plan.streams or self._streams, self._streams),
         )
         job = self._job.model_copy(update={"model": model})
-        codecs = LinkCodecs(job.compression)
+        codecs = LinkCodecs(plan, rank, job.seed)
         device = self._device.torch_device
         self._plan = plan
         self._context = StepContext(plan, rank, job, transport, codecs, RECEIVE_TIMEOUT_S, device)
@@ -285,7 +286,7 @@ class Runtime:
         def batch(mb: int) -> Tensor:
             return _stacked([self.dataset.sample(i) for i in samples(mb)])
 
-        done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples)
+        done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples, record)
         self._emit(
             pb.Event(
                 step_done=pb.StepDone(
@@ -298,6 +299,7 @@ class Runtime:
                     sent_bytes=done.sent_bytes,
                     raw_bytes=done.raw_bytes,
                     spans=[span_to_message(s) for s in done.spans] if record else [],
+                    links=[link_use_to_message(x) for x in done.links] if record else [],
                 )
             )
         )

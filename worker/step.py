@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from compression.codec import Key
+from scheduler.link_use import LinkUse
 from scheduler.schedule import Backward, Forward, OptimizerStep, Recv, ReduceGradients, Send
 from scheduler.timeline import Span, SpanKind
+from worker.diverged import Diverged
 from worker.grad_norm import clip, global_norm, layer_squares
+from worker.link_codecs import LinkCodecs
 from worker.optimizer import StageOptimizer, learning_rate
-from worker.peers import LinkCodecs, Peers, StepContext
+from worker.peers import Peers, StepContext
 from worker.recorder import Recorder
 from worker.reduce import GradientReduction
 from worker.stage import Stage
@@ -39,10 +42,6 @@ Batch = Callable[[int], Tensor]
 """Micro-batch of the replica -> its tokens, int64 (plan.micro_batch, sequence_length + 1)."""
 
 
-class Diverged(Exception):
-    """A loss or a gradient that is no finite number; names step, rank and, for a loss, the micro-batch."""
-
-
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a rank has to tell of a step. `spans` count from the start of the step on this rank."""
@@ -61,6 +60,8 @@ class StepResult:
     """What they were before the codec."""
     late_s: float
     """Time in which this rank waited for a tensor that had arrived."""
+    links: tuple[LinkUse, ...]
+    """By kind of frame and peer."""
 
 
 def boundary_dtype(precision: str) -> torch.dtype:
@@ -76,18 +77,21 @@ def run_step(
     batch: Batch,
     clock: Callable[[], float],
     samples: Callable[[int], Key] | None = None,
+    measure_errors: bool = False,
 ) -> StepResult:
     """Run the rank's actions of step `step` (0 .. job.steps - 1).
 
     `batch` is asked in first and last stage only. `samples(mb)` are the ids of a micro-batch's samples,
-    for codecs that remember them. Every micro-batch weighs 1 / (global_batch x sequence_length) of its
-    summed cross entropy, so the mean over the global batch is exact whatever the replicas' shares.
+    for codecs that remember them; `measure_errors`: look at what codecs change. Every micro-batch weighs
+    1 / (global_batch x sequence_length) of its summed cross entropy, so the mean over the global batch is
+    exact whatever the replicas' shares.
 
     Raises Diverged before any weight is changed, and what the transport raises; the stage then holds
     no activations and no gradients any more.
     """
     try:
-        return _Step(context, stage, optimizer, step, batch, clock, samples).run()
+        recorder = Recorder(context.rank, clock, measure_errors)
+        return _Step(context, stage, optimizer, step, batch, recorder, samples).run()
     except BaseException:
         stage.clear()
         raise
@@ -103,12 +107,12 @@ class _Step:
         optimizer: StageOptimizer,
         step: int,
         batch: Batch,
-        clock: Callable[[], float],
+        recorder: Recorder,
         samples: Callable[[int], Key] | None,
     ) -> None:
         self._context, self._stage, self._optimizer, self._step = context, stage, optimizer, step
         self._batch, self._samples = batch, samples or (lambda _: ())
-        self._recorder = Recorder(context.rank, clock)
+        self._recorder = recorder
         self._peers = Peers(context, step, self._recorder)
         self._tensors: dict[tuple[str, int], Tensor] = {}
         """By (kind, micro-batch): received and not yet used, or computed and not yet sent."""
@@ -149,6 +153,7 @@ class _Step:
             sent_bytes=recorder.sent_bytes,
             raw_bytes=recorder.raw_bytes,
             late_s=recorder.late_s,
+            links=recorder.links,
         )
 
     def _receive(self, kind: str, mb: int, src: int) -> Tensor:

@@ -154,7 +154,9 @@ def stage_of(
     """One rank of the plan, as the worker runs it."""
     peers = {r: PeerAddress(a) for r, a in enumerate(addresses) if r != rank}
     transport = endpoint.open(run="step", plan_version=plan.version, rank=rank, peers=peers)
-    context = StepContext(plan, rank, job, transport, LinkCodecs(job.compression), receive_timeout_s=120.0)
+    context = StepContext(
+        plan, rank, job, transport, LinkCodecs(plan, rank, job.seed), receive_timeout_s=120.0
+    )
     start, stop = plan.partition[context.stage]
     layers = build_layers(job.shape, start, stop)
     for i, layer in enumerate(layers):

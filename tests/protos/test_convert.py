@@ -10,7 +10,9 @@ from protos import convert as cv
 from protos import orchestrator_pb2 as pb
 from protos.convert import ConvertError, PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, LayerProfile
 from scheduler.timeline import Span, Timeline
 from scheduler.topology import Device
@@ -37,6 +39,11 @@ def plans(draw: st.DrawFn) -> Plan:
         streams=draw(st.integers(0, 64)),
         predicted_step_s=draw(seconds),
         reasons=tuple(draw(st.lists(names, max_size=3))),
+        codecs=PlanCodecs(
+            draw(st.sampled_from([(), ("kbit:bits=4",) * (n_stages - 1)])),
+            draw(st.sampled_from([(), ("fp16",) * (n_stages - 1)])),
+            draw(st.sampled_from([(), ("kbit",) * n_stages])),
+        ),
     )
 
 
@@ -133,3 +140,42 @@ def test_broken_spans_profiles_and_names_are_refused() -> None:
         cv.layer_from_message(pb.Layer(name="x", forward_flops=-1))
     with pytest.raises(ConvertError, match="file name"):
         cv.file_from_message(pb.LayerFile(name="../../etc/passwd"))
+
+
+uses = st.builds(
+    LinkUse,
+    st.just(3),
+    st.integers(-1, 99),
+    names,
+    names,
+    amounts,
+    amounts,
+    seconds,
+    seconds,
+    seconds,
+    amounts,
+)
+
+
+@given(st.lists(uses, max_size=4))
+def test_the_use_of_links_comes_back_equal(links: list[LinkUse]) -> None:
+    wire = [pb.LinkUse.FromString(cv.link_use_to_message(use).SerializeToString()) for use in links]
+    assert cv.links_from_messages(wire, 3) == tuple(links)
+
+
+def test_the_use_of_a_link_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConvertError, match=r"link\.encode_s: found nan"):
+        cv.links_from_messages([pb.LinkUse(encode_s=float("nan"))], 0)
+    with pytest.raises(ConvertError, match="links: found 20001 entries, required at most 20000"):
+        cv.links_from_messages([pb.LinkUse()] * (cv.MAX_LINKS + 1), 0)
+
+
+def test_codecs_of_a_plan_that_cannot_be_are_refused() -> None:
+    message = cv.plan_to_message(Plan(1, (("a", "b"),), ((0, 1), (1, 2)), (1,), "1f1b"))
+    message.activation_codecs.append("zip")
+    with pytest.raises(ConvertError, match=r"plan\.activation_codecs: found the codec 'zip'"):
+        cv.plan_from_message(message)
+    message.activation_codecs[0] = "kbit"
+    message.reduce_codecs.append("kbit")
+    with pytest.raises(ConvertError, match=r"plan\.reduce_codecs: found 1, required 2, or none"):
+        cv.plan_from_message(message)

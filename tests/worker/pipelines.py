@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
 from scheduler.plan import Plan
+from scheduler.samples import step_samples
 from worker.memory_transport import MemoryHub, MemoryTransport
 from worker.model import Head, Layer, build_layers, initialize, tied_parameter
 from worker.optimizer import StageOptimizer, learning_rate
@@ -22,6 +23,8 @@ from worker.step import LinkCodecs, StepContext, StepResult, boundary_dtype, run
 from worker.transport import Transport
 
 VOCAB = 48
+N_SAMPLES = 1 << 20
+"""So many that a short run sees none twice."""
 torch.set_num_threads(1)  # ranks are threads; more would only fight for the same cores
 T = TypeVar("T")
 
@@ -106,6 +109,10 @@ class Rank:
     context: StepContext
     stage: Stage
     optimizer: StageOptimizer
+    measure_errors: bool = False
+
+    def run_first(self) -> StepResult:
+        return self.run_step(0)
 
     def run_step(self, step: int, clock: Callable[[], float] = time.monotonic) -> StepResult:
         job, plan = self.context.job, self.context.plan
@@ -115,11 +122,18 @@ class Rank:
         def batch(mb: int) -> Tensor:
             return tokens[(first + mb) * plan.micro_batch : (first + mb + 1) * plan.micro_batch]
 
-        return run_step(self.context, self.stage, self.optimizer, step, batch, clock)
+        ids = step_samples(job.seed, N_SAMPLES, job.global_batch, step)
+
+        def samples(mb: int) -> tuple[int, ...]:
+            return ids[(first + mb) * plan.micro_batch : (first + mb + 1) * plan.micro_batch]
+
+        return run_step(
+            self.context, self.stage, self.optimizer, step, batch, clock, samples, self.measure_errors
+        )
 
 
 def make_rank(job: JobSpec, plan: Plan, rank: int, transport: Transport, timeout_s: float = 60.0) -> Rank:
-    context = StepContext(plan, rank, job, transport, LinkCodecs(job.compression), timeout_s)
+    context = StepContext(plan, rank, job, transport, LinkCodecs(plan, rank, job.seed), timeout_s)
     stage = make_stage(job, plan, rank)
     return Rank(context, stage, StageOptimizer(stage.layers, job.optimizer))
 

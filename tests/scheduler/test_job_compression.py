@@ -1,0 +1,65 @@
+"""The compression section: what may be written, what it means, and errors that name line and key."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.job import JobError, JobSpec, job_from_json, job_to_json, parse_job
+
+BASE = """name: c
+model: {hidden: 96, heads: 4}
+data: {files: [a.txt]}
+sequence_length: 16
+global_batch: 4
+micro_batch: 2
+steps: 2
+compression:
+  activations: %s
+"""
+
+
+def parsed(activations: str) -> JobSpec:
+    return parse_job(BASE % activations, "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("identity", "identity"),
+        ("fp16", "fp16"),
+        ("{kbit: {bits: 4, group: 32}}", "kbit:bits=4,group=32"),
+        ("{kbit: {scale: channel, rounding: stochastic}}", "kbit:scale=channel,rounding=stochastic"),
+    ],
+)
+def test_a_codec_is_a_name_or_a_name_with_options(text: str, name: str) -> None:
+    job = parsed(text)
+    assert job.compression.activations.spec().name == name
+    assert job.compression.gradients.spec().name == "identity"
+    assert job_from_json(job_to_json(job)) == job
+
+
+def test_auto_may_have_a_budget() -> None:
+    auto = parsed("{auto: {max_error: 0.05}}").compression.activations.auto
+    assert auto is not None
+    assert auto.max_error == 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("zip", "activations.zip: found an unknown key; required one of: identity, fp16, kbit"),
+        ("{kbit: {bits: 9}}", "activations.kbit.bits: found 9; required less than or equal to 8"),
+        ("{kbit: {bits: 0}}", "activations.kbit.bits: found 0; required greater than or equal to 1"),
+        ("{kbit: {bit: 4}}", "activations.kbit.bit: found an unknown key (did you mean 'bits'?)"),
+        ("kbit", "activations.kbit: found rows of 96 values; required a multiple of the group, 64"),
+        ("{kbit: {group: 32}, fp16: {}}", "activations: found a mapping; required exactly one codec"),
+        ("{}", "exactly one codec of"),
+        ("7", "activations: found 7; required"),
+        ("{auto: {max_error: 0}}", "activations.auto.max_error: found 0; required greater than 0"),
+    ],
+)
+def test_what_cannot_be_names_line_and_key(text: str, said: str) -> None:
+    with pytest.raises(JobError) as e:
+        parsed(text)
+    assert str(e.value).startswith("c.yaml:9: compression.activations")
+    assert said in str(e.value)

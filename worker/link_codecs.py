@@ -1,0 +1,58 @@
+"""The codecs of one rank: one for each (kind of frame, peer, direction) of its plan, kept from step to step.
+
+Knows which codec the plan names for which traffic; refuses to know tensors.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+from compression.codec import Codec, make_codec
+from scheduler.plan import Plan
+
+EVERYBODY = -1
+"""The peer of what is encoded once and sent to several."""
+
+
+@dataclass(slots=True)
+class LinkCodecs:
+    """For one rank of one plan; a new plan begins with new ones at both ends of every link."""
+
+    plan: Plan
+    rank: int
+    seed: int = 0
+    """The job's: with the link's name it draws the roundings."""
+    _codecs: dict[tuple[str, int, bool], Codec] = field(default_factory=dict)
+
+    def sender(self, kind: str, peer: int) -> Codec:
+        """What compresses frames of `kind` to `peer`."""
+        return self._of(kind, peer, sends=True)
+
+    def receiver(self, kind: str, peer: int) -> Codec:
+        """What reads frames of `kind` from `peer`."""
+        return self._of(kind, peer, sends=False)
+
+    def name(self, kind: str, sends: bool) -> str:
+        """The plan's codec for frames of `kind`; identity for kinds that it does not speak of."""
+        codecs, stage = self.plan.codecs, self.plan.stage_of(self.rank)
+        match kind:
+            case "activation":
+                return codecs.of_boundary(kind, stage if sends else stage - 1)
+            case "gradient":
+                return codecs.of_boundary(kind, stage - 1 if sends else stage)
+            case "shard" | "reduced":
+                return codecs.of_stage(stage)
+            case "tied":
+                return codecs.of_stage(0)
+            case _:
+                return "identity"
+
+    def _of(self, kind: str, peer: int, sends: bool) -> Codec:
+        key = (kind, peer, sends)
+        if key not in self._codecs:
+            # Every replica swaps the same tied gradient and must read the same from it, so all round alike.
+            end = f"stage {self.plan.stage_of(self.rank)}" if kind == "tied" else f"{self.rank} {peer}"
+            seed = zlib.crc32(f"{self.seed} {kind} {end}".encode())
+            self._codecs[key] = make_codec(self.name(kind, sends), seed)
+        return self._codecs[key]
