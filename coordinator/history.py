@@ -13,7 +13,7 @@ from typing import Any
 from scheduler.job import JobSpec, job_from_json
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
-from scheduler.plan_codecs import PlanCodecs
+from scheduler.plan_codecs import codecs_from_json
 from scheduler.timeline import Timeline
 
 from .store import Store, StoreError
@@ -115,7 +115,7 @@ def plan_from_json(raw: dict[str, Any]) -> Plan:
         streams=raw["streams"],
         predicted_step_s=raw["predicted_step_s"],
         reasons=tuple(raw["reasons"]),
-        codecs=PlanCodecs(**{kind: tuple(names) for kind, names in raw["codecs"].items()}),
+        codecs=codecs_from_json(raw["codecs"]),
     )
 
 

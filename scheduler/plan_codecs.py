@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 IDENTITY = "identity"
@@ -34,3 +35,8 @@ class PlanCodecs:
 
 NO_CODECS = PlanCodecs()
 """Identity everywhere."""
+
+
+def codecs_from_json(raw: Mapping[str, Sequence[str]]) -> PlanCodecs:
+    """Inverse of `dataclasses.asdict`, from JSON's lists. Raises TypeError for other keys or values."""
+    return PlanCodecs(**{kind: tuple(names) for kind, names in dict(raw).items()})

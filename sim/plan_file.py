@@ -7,7 +7,9 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from compression.spec import codec_spec
 from scheduler.plan import Plan, PlanError
+from scheduler.plan_codecs import codecs_from_json
 
 MAX_FILE_BYTES = 64 << 20
 _NESTED = ("placement", "partition", "micro_batches", "reasons")
@@ -35,9 +37,22 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(document, dict) or not needed <= set(document) <= set(known):
         found = ", ".join(document) if isinstance(document, dict) else type(document).__name__
         raise PlanError(f"{path}: found {found}; required {', '.join(sorted(needed))}, of {', '.join(known)}")
-    plan = Plan(**{k: _tuples(v) if k in _NESTED else v for k, v in document.items()})
+    plan = Plan(**{k: _value(k, v, path) for k, v in document.items()})
     _check(plan, path)
     return plan
+
+
+def _value(key: str, value: Any, path: Path) -> Any:
+    if key != "codecs":
+        return _tuples(value) if key in _NESTED else value
+    try:
+        codecs = codecs_from_json(value)
+        for _, names in codecs.named:
+            for name in names:
+                codec_spec(name)
+    except (TypeError, ValueError, AttributeError) as e:
+        raise PlanError(f"{path}: codecs: found {value!r}: {e}; required names of codecs by kind") from e
+    return codecs
 
 
 def _tuples(value: Any) -> Any:
@@ -69,6 +84,9 @@ def _check(plan: Plan, path: Path) -> None:
     mbs = plan.micro_batches
     require(len(mbs) == len(rows) and all(isinstance(m, int) and m >= 1 for m in mbs), "micro_batches", mbs)
     require(plan.schedule in ("gpipe", "1f1b"), "schedule", plan.schedule)
+    for kind, used in plan.codecs.named:
+        needed = len(plan.partition) - (kind != "reduce")
+        require(len(used) in (0, needed), f"codecs.{kind}", used)
     for name in ("version", "warmup_extra", "micro_batch", "streams"):
         value = getattr(plan, name)
         require(isinstance(value, int) and value >= 0, name, value)

@@ -171,7 +171,7 @@ def test_the_use_of_a_link_that_cannot_be_is_refused() -> None:
 
 
 def test_codecs_of_a_plan_that_cannot_be_are_refused() -> None:
-    message = cv.plan_to_message(Plan(1, (("a", "b"),), ((0, 1), (1, 2)), (1,), "1f1b"))
+    message = cv.plan_to_message(Plan(1, (("a", "b"),), ((0, 1), (1, 2)), (1,), "1f1b", micro_batch=2))
     message.activation_codecs.append("zip")
     with pytest.raises(ConvertError, match=r"plan\.activation_codecs: found the codec 'zip'"):
         cv.plan_from_message(message)

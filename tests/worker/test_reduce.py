@@ -59,6 +59,7 @@ def test_every_replica_holds_the_sum_in_replica_order(
     replicas: int, shapes: list[list[tuple[int, ...]]], seed: int
 ) -> None:
     job = make_job()
+    job = job.model_copy(update={"global_batch": 2 * replicas})
     ranks = make_ranks(job, make_plan(job, 1, (1,) * replicas))
     given_ = [gradients(r, shapes, seed) for r in range(replicas)]
 
