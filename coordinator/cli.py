@@ -17,10 +17,13 @@ from rich.console import Console
 
 from scheduler.exit_codes import EXITS, ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.plan import Plan
+from scheduler.plan_text import plan_of_document
 
 from .client import CallFailed, status_json
 from .client import drain as call_drain
 from .client import status as call_status
+from .planning import given, make
 from .progress import Bar, JsonLines, Show, human_bytes
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import PortInUse, RunOptions, run
@@ -64,6 +67,13 @@ def _read_job(path: Path, as_json: bool) -> JobSpec:
         _end(ExitCode.JOB_INVALID, f"{path}: found no job to read ({e})", as_json)
     except JobError as e:
         _end(ExitCode.JOB_INVALID, str(e), as_json)
+
+
+def _read_plan(path: Path, as_json: bool) -> Plan:
+    try:
+        return plan_of_document(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as e:  # a plan that cannot be is a ValueError too
+        _end(ExitCode.USAGE, f"--plan {path}: {e}", as_json)
 
 
 def _split_bind(bind: str, as_json: bool) -> tuple[str, int]:
@@ -130,6 +140,10 @@ def start(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Gather, measure, print the plan, release the workers, end.")
     ] = False,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Run this plan (as `sim run --json` prints it), whatever is measured."),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -145,6 +159,7 @@ def start(
     """
     job = _read_job(job_file, as_json)
     _require_safe(bind, insecure, as_json)
+    planner = given(_read_plan(plan_file, as_json)) if plan_file else make
     needed, why = (min_workers, "") if min_workers is not None else default_min_workers(job)
     try:
         opened = open_run(state_dir, job, resume=resume, resume_step=resume_step, now_s=time.time())
@@ -157,7 +172,7 @@ def start(
         show: Show = JsonLines() if as_json else Bar(Console(soft_wrap=True))
         options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run)
         with show:
-            code = asyncio.run(run(job, opened, options, secret, show))
+            code = asyncio.run(run(job, opened, options, secret, show, planner))
     except OpenError as e:
         _end(e.code, str(e), as_json)
     except PortInUse as e:

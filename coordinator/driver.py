@@ -33,6 +33,7 @@ from .commands import (
     WorkerCommand,
     WriteManifest,
 )
+from .measurements import keep_measurements
 from .planning import Planner, Planning, describe
 from .records import OVER, State
 from .resume import OpenRun
@@ -190,6 +191,7 @@ class Driver:
         if self.state.phase == "planning" and planning.plan.version == self.state.plan_version:
             self.planning = planning
             self.timelines.planned(planning)
+            keep_measurements(self.opened.state_dir, planning)
             self._keep(lambda store, now_s: store.plan(planning.plan, now_s))
             self.tell("plan", **asdict(planning.plan))
             if self.state.options.dry_run:

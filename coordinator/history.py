@@ -13,7 +13,7 @@ from typing import Any
 from scheduler.job import JobSpec, job_from_json
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
-from scheduler.plan_codecs import codecs_from_json
+from scheduler.plan_text import plan_of_document
 from scheduler.timeline import Timeline
 
 from .store import Store, StoreError
@@ -101,24 +101,6 @@ class History:
         return sum(s.sent_bytes for s in self.steps)
 
 
-def plan_from_json(raw: dict[str, Any]) -> Plan:
-    """The plan as the store keeps it (dataclasses.asdict)."""
-    return Plan(
-        version=raw["version"],
-        placement=tuple(tuple(row) for row in raw["placement"]),
-        partition=tuple((a, b) for a, b in raw["partition"]),
-        micro_batches=tuple(raw["micro_batches"]),
-        schedule=raw["schedule"],
-        warmup_extra=raw["warmup_extra"],
-        micro_batch=raw["micro_batch"],
-        recompute=raw["recompute"],
-        streams=raw["streams"],
-        predicted_step_s=raw["predicted_step_s"],
-        reasons=tuple(raw["reasons"]),
-        codecs=codecs_from_json(raw["codecs"]),
-    )
-
-
 def read_history(state_dir: Path) -> History:
     """Raises StoreError if the directory holds no run that this version can read."""
     with Store(state_dir, read_only=True) as store:
@@ -126,7 +108,7 @@ def read_history(state_dir: Path) -> History:
         if run is None:
             raise StoreError(f"{state_dir}: found no run, required the state directory of one")
         plans = store.rows("SELECT plan FROM plans ORDER BY attempt DESC, version DESC LIMIT 1")
-        plan = plan_from_json(json.loads(plans[0]["plan"])) if plans else None
+        plan = plan_of_document(json.loads(plans[0]["plan"]), str(state_dir)) if plans else None
         steps = store.rows(
             "SELECT step, at_s, attempt, loss, tokens, grad_norm, duration_s, predicted_s,"
             " sent_bytes, raw_bytes FROM steps WHERE discarded = 0 ORDER BY step"

@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.cost import predict
 from scheduler.job import JobSpec
-from scheduler.plan import Plan
+from scheduler.plan import Plan, PlanError
 from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
 from scheduler.timeline import Timeline
@@ -59,6 +59,32 @@ def make(job: JobSpec, request: MakePlan) -> Planning:
     topology = topology_of(request)
     plan = make_plan(job, request.model, request.profiles, topology, request.version)
     return Planning(request, topology, plan, predict(plan, request.model, request.profiles, topology))
+
+
+def given(plan: Plan) -> Planner:
+    """A planner that takes `plan`, decided by somebody else, and prices it with what was measured."""
+
+    def planner(job: JobSpec, request: MakePlan) -> Planning:
+        known = [d.name for d in request.devices]
+        strange = sorted({plan.device(r) for r in range(plan.n_ranks)} - set(known))
+        if strange:
+            raise PlanError(
+                f"the plan that was given needs {', '.join(strange)}; found the workers {', '.join(known)}"
+            )
+        asked = replace(
+            plan, version=request.version, micro_batch=plan.micro_batch or job.profiled_micro_batch
+        )
+        if asked.samples != job.global_batch or asked.partition[-1][1] != job.n_layers:
+            raise PlanError(
+                f"the plan that was given takes {asked.samples} samples a step and has "
+                f"{asked.partition[-1][1]} layers; the job requires {job.global_batch} and {job.n_layers}"
+            )
+        topology = topology_of(request)
+        predicted = predict(asked, request.model, request.profiles, topology)
+        priced = replace(asked, predicted_step_s=predicted.duration_s, reasons=("The plan was given.",))
+        return Planning(request, topology, priced, predicted)
+
+    return planner
 
 
 def describe(planning: Planning) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,6 +80,37 @@ def local(
         typer.echo(f"error: {failure}", err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+@app.command()
+def emulate(
+    job: Annotated[Path, typer.Argument(help="The job file; its `steps` are what each run does.")],
+    trace: Annotated[list[str], typer.Option(help="A trace that shapes the links; repeated.")],
+    placements: Annotated[int, typer.Option(min=1, help="Placements to run on each trace.")] = 5,
+    workers: Annotated[int, typer.Option(min=2, help="Worker processes.")] = 4,
+    window_bytes: Annotated[int, typer.Option(min=0, help="Window of one TCP flow; 0: unlimited.")] = 0,
+    state_dir: Annotated[Path, typer.Option(help="Where the runs keep their state.")] = Path("runs/emulate"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Hold the simulator against real runs: JOB on WORKERS behind links shaped like TRACE, predicted and
+    measured, for several placements."""
+    from deploy.emulate import Emulation, outcomes, table
+    from scheduler.job import parse_job
+
+    found = []
+    try:
+        spec = parse_job(job.read_text(encoding="utf-8"), str(job))
+        emulation = Emulation(job, tuple(trace), placements, workers, window_bytes, state_dir)
+        for o in outcomes(emulation, spec):
+            found.append(o)
+            line = {"trace": o.trace, "placement": o.placement, "predicted_s": o.predicted_s}
+            line |= {"measured_s": o.measured_s, "error": o.error, "kinds": o.kinds}
+            typer.echo(json.dumps(line) if as_json else table([o]).splitlines()[1])
+    except (OSError, ValueError, ProcessFailed) as failure:
+        typer.echo(f"error: {failure}", err=True)
+        raise typer.Exit(1) from None
+    if not as_json:
+        typer.echo("\n" + table(found))
 
 
 def main() -> None:

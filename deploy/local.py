@@ -50,6 +50,8 @@ class LocalOptions:
     streams: int = 2
     data_dir: Path | None = None
     """What paths of the job are relative to; None: the job file's directory."""
+    plan: Path | None = None
+    """A plan to run, as JSON; None: the coordinator makes one."""
 
 
 def _free_port() -> int:
@@ -139,6 +141,7 @@ class LocalCluster:
         return command(
             "coordinator", "start", str(self.job), "--bind", "127.0.0.1:0", "--state-dir", str(o.state_dir),
             "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume else []),
+            *(["--plan", str(o.plan)] if o.plan else []),
         )  # fmt: skip
 
     def _worker_argv(self, name: str, place: str, site: Site) -> list[str]:

@@ -1,92 +1,24 @@
-"""A plan as JSON, to and from a file: the plan's own fields, strictly."""
+"""Reads a plan from a JSON file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
 
-from compression.spec import codec_spec
 from scheduler.plan import Plan, PlanError
-from scheduler.plan_codecs import codecs_from_json
+from scheduler.plan_text import plan_of_document
 
 MAX_FILE_BYTES = 64 << 20
-_NESTED = ("placement", "partition", "micro_batches", "reasons")
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON has it."""
-    return asdict(plan)
 
 
 def read_plan(path: Path) -> Plan:
     """The plan in `path`: the document itself, or what stands under its key `plan`. Raises PlanError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise PlanError(f"{path}: found {path.stat().st_size} bytes, required at most {MAX_FILE_BYTES}")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as e:
-        if isinstance(e, PlanError):
-            raise
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= MAX_FILE_BYTES else ""
+        document = json.loads(text) if text else None
+    except (OSError, ValueError) as e:
         raise PlanError(f"{path}: cannot be read as a plan: {e}") from e
-    if isinstance(document, dict) and isinstance(document.get("plan"), dict):
-        document = document["plan"]
-    known = {f.name: f for f in fields(Plan)}
-    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    if not isinstance(document, dict) or not needed <= set(document) <= set(known):
-        found = ", ".join(document) if isinstance(document, dict) else type(document).__name__
-        raise PlanError(f"{path}: found {found}; required {', '.join(sorted(needed))}, of {', '.join(known)}")
-    plan = Plan(**{k: _value(k, v, path) for k, v in document.items()})
-    _check(plan, path)
-    return plan
-
-
-def _value(key: str, value: Any, path: Path) -> Any:
-    if key != "codecs":
-        return _tuples(value) if key in _NESTED else value
-    try:
-        codecs = codecs_from_json(value)
-        for _, names in codecs.named:
-            for name in names:
-                codec_spec(name)
-    except (TypeError, ValueError, AttributeError) as e:
-        raise PlanError(f"{path}: codecs: found {value!r}: {e}; required names of codecs by kind") from e
-    return codecs
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def _check(plan: Plan, path: Path) -> None:
-    """What the engine relies on; whether devices and layers exist is for whoever uses it."""
-
-    def require(good: bool, what: str, found: object) -> None:
-        if not good:
-            raise PlanError(
-                f"{path}: {what}: found {found!r}; required stages x replicas of different names, layers "
-                "from 0 on without a gap, one micro-batch or more a replica, numbers of 0 or more"
-            )
-
-    rows = plan.placement
-    require(
-        isinstance(rows, tuple) and bool(rows) and all(isinstance(r, tuple) for r in rows), "placement", rows
-    )
-    at = 0
-    for cut in plan.partition:
-        whole = isinstance(cut, tuple) and len(cut) == 2 and all(isinstance(x, int) for x in cut)
-        require(whole and cut[0] == at and cut[1] > at, "partition", plan.partition)
-        at = cut[1]
-    require(all(len(r) == len(plan.partition) for r in rows), "placement", rows)
-    names = [name for row in rows for name in row]
-    require(all(isinstance(n, str) for n in names) and len(set(names)) == len(names), "placement", rows)
-    mbs = plan.micro_batches
-    require(len(mbs) == len(rows) and all(isinstance(m, int) and m >= 1 for m in mbs), "micro_batches", mbs)
-    require(plan.schedule in ("gpipe", "1f1b"), "schedule", plan.schedule)
-    for kind, used in plan.codecs.named:
-        needed = len(plan.partition) - (kind != "reduce")
-        require(len(used) in (0, needed), f"codecs.{kind}", used)
-    for name in ("version", "warmup_extra", "micro_batch", "streams"):
-        value = getattr(plan, name)
-        require(isinstance(value, int) and value >= 0, name, value)
+    if document is None:
+        raise PlanError(f"{path}: found {size} bytes, required a plan as JSON of at most {MAX_FILE_BYTES}")
+    return plan_of_document(document, str(path))

@@ -21,6 +21,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.gpus import ACHIEVABLE
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
+from scheduler.plan_text import plan_document
 from scheduler.planner import make_plan
 from scheduler.timeline import Timeline, use_by_rank
 from scheduler.topology import Topology
@@ -29,7 +30,7 @@ from sim import inputs as i
 from sim.fault_script import read_faults
 from sim.faults import Faults
 from sim.network import NetworkOverTime
-from sim.plan_file import plan_document, read_plan
+from sim.plan_file import read_plan
 from sim.prices import Bill, Prices, bill, read_prices
 from sim.replay import Work, require_devices
 from sim.run import Planner, RunOptions, RunResult, simulate_run

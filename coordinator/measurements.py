@@ -1,0 +1,61 @@
+"""What a plan was made from, kept in STATE/measured.json: layers, devices, links, as workers measured them.
+
+For whoever wants to price other plans for the same machines, or the same plan on other links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
+from scheduler.topology import Device, Topology
+
+from .commands import MakePlan
+from .events import LinkSample
+from .planning import Planning, topology_of
+
+MEASURED_FILE = "measured.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """`topology`: the measured links between the devices."""
+
+    model: ModelProfile
+    profiles: tuple[DeviceProfile, ...]
+    topology: Topology
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return self.topology.devices
+
+
+def keep_measurements(state_dir: Path, planning: Planning) -> None:
+    """Write the file, replacing an earlier plan's."""
+    path = state_dir / MEASURED_FILE
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(asdict(planning.request)))
+    os.replace(part, path)
+
+
+def read_measurements(state_dir: Path) -> Measurements:
+    """What the run's last plan was made from. Raises FileNotFoundError before there was a plan."""
+    raw: dict[str, Any] = json.loads((state_dir / MEASURED_FILE).read_text())
+    model = raw["model"]
+    request = MakePlan(
+        raw["version"],
+        ModelProfile(**(model | {"layers": tuple(LayerProfile(**x) for x in model["layers"])})),
+        tuple(Device(**d) for d in raw["devices"]),
+        tuple(_profile(p) for p in raw["profiles"]),
+        tuple((src, LinkSample(**sample)) for src, sample in raw["links"]),
+    )
+    return Measurements(request.model, request.profiles, topology_of(request))
+
+
+def _profile(raw: dict[str, Any]) -> DeviceProfile:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return DeviceProfile(**fields)

@@ -1,0 +1,86 @@
+"""The simulator against real runs: the demo's model on four workers behind shaped links.
+
+    python -m tests.benchmarks.emulate [--quick]
+
+Three traces (four cities, DT-FM's country, a day that moves), five placements each, 12 steps a run; compute
+is measured by the workers, links are the trace's. Ends with one JSON line and exits with 1 when a goal is
+missed: the median error of the predicted step at most 10 %, and nine in ten of the pairs of placements whose
+measured steps differ by more than the noise (10 %) in the measured order. --quick: one trace, two placements.
+
+Other work on the same cores makes computations longer in some runs than in others: run it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from deploy.emulate import Emulation, Outcome, outcomes, table
+from scheduler.job import parse_job
+
+TEXT = Path(__file__).parent.parent / "data" / "text.txt"
+TRACES = ("four_cities", "dtfm_regional", "synthetic_day")
+MAX_ERROR, MIN_ORDERED, NOISE = 0.10, 0.9, 0.10
+JOB = f"""
+name: emulate
+model: {{preset: demo}}
+data: {{files: ["{TEXT}"], eval_samples: 0}}
+sequence_length: 128
+global_batch: 32
+micro_batch: 4
+steps: 12
+optimizer: {{lr: 1.5e-3, warmup_steps: 10}}
+checkpoint: {{every: 0}}
+"""
+
+
+def ordered(found: list[Outcome]) -> float:
+    """Share of the pairs of one trace that differ by more than the noise and stand in the measured order."""
+    agree = [
+        (a.predicted_s < b.predicted_s) == (a.measured_s < b.measured_s)
+        for i, a in enumerate(found)
+        for b in found[i + 1 :]
+        if a.trace == b.trace and abs(a.measured_s / b.measured_s - 1) > NOISE
+    ]
+    return sum(agree) / len(agree) if agree else 1.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory() as folder:
+        job = Path(folder) / "job.yaml"
+        job.write_text(JOB)
+        emulation = Emulation(
+            job, TRACES[:1] if quick else TRACES, 2 if quick else 5, state_dir=Path(folder) / "runs"
+        )
+        found = []
+        for outcome in outcomes(emulation, parse_job(JOB, str(job))):
+            found.append(outcome)
+            told = f"{outcome.predicted_s:.3f} s predicted, {outcome.measured_s:.3f} s measured"
+            print(f"{outcome.trace}: {told}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    print(table(found))
+    kinds = {k: [sum(o.kinds.get(k, (0, 0))[i] for o in found) for i in (0, 1)] for k in found[0].kinds}
+    print("seconds of spans, predicted and measured: "
+          + ", ".join(f"{k} {a:.2f} {b:.2f}" for k, (a, b) in kinds.items()))  # fmt: skip
+    error, order = median(abs(o.error) for o in found), ordered(found)
+    missed = [f"median error {error:.1%}, required {MAX_ERROR:.0%}"] if error > MAX_ERROR else []
+    missed += (
+        [f"{order:.0%} of the pairs in order, required {MIN_ORDERED:.0%}"] if order < MIN_ORDERED else []
+    )
+    print("\n".join(f"missed: {m}" for m in missed) or "all goals met")
+    rows = [[o.trace, o.placement, round(o.predicted_s, 4), round(o.measured_s, 4)] for o in found]
+    print(json.dumps({"benchmark": "emulate", "median_error": error, "ordered": order, "rows": rows}))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What is emulated and how it is judged; that processes run is for the benchmark to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy.emulate import Emulation, Outcome, concordance, placements_of, plans_for, table
+from scheduler.job import DataSpec, JobSpec, ModelSpec
+from scheduler.plan import Plan
+
+JOB = JobSpec(
+    name="j", model=ModelSpec(preset="demo"), data=DataSpec(files=("x",)), sequence_length=128,
+    global_batch=32, micro_batch=4, steps=1,
+)  # fmt: skip
+
+
+def an_outcome(predicted_s: float, measured_s: float) -> Outcome:
+    return Outcome("t", Plan(1, (("a", "b"),), ((0, 1), (1, 2)), (1,), "1f1b"), predicted_s, measured_s, {})
+
+
+def test_placements_differ_and_are_the_same_every_time() -> None:
+    found = placements_of(["a", "b", "c", "d"], 5)
+    assert len(set(found)) == 5
+    assert found == placements_of(["a", "b", "c", "d"], 5)
+    assert [len(p) for p in found] == [1, 1, 1, 1, 2]
+    for placement in found:
+        assert sorted(name for row in placement for name in row) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("trace", ["four_cities", "dtfm_worldwide", "synthetic_day"])
+def test_plans_are_for_the_workers_that_will_be_started(trace: str) -> None:
+    plans = plans_for(Emulation(Path("job.yaml"), (trace,)), JOB, trace)
+    assert len(plans) == 5
+    for plan in plans:
+        assert sorted(plan.device(r)[:2] for r in range(4)) == ["w0", "w1", "w2", "w3"]
+        assert plan.samples == 32
+        assert plan.partition[-1][1] == JOB.n_layers
+
+
+def test_the_error_is_of_the_prediction_and_pairs_say_how_placements_rank() -> None:
+    found = [an_outcome(1.1, 1.0), an_outcome(2.0, 2.5), an_outcome(3.0, 2.0)]
+    assert found[0].error == pytest.approx(0.1)
+    assert concordance(found) == pytest.approx(2 / 3)
+    shown = table(found)
+    assert "+10.0%" in shown
+    assert "t: 67% of the pairs of placements in the measured order" in shown
+    assert "median error: 20.0%" in shown
