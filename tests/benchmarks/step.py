@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ from torch import Tensor
 
 from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
 from scheduler.plan import Plan
+from tests.benchmarks.tokens import tokens_of
 from worker.addresses import PeerAddress
 from worker.model import Head, build_layers, initialize
 from worker.optimizer import StageOptimizer
 from worker.stage import Stage
-from worker.step import LinkCodecs, StepContext, run_step
+from worker.step import LinkCodecs, StepContext, StepResult, run_step
 from worker.zmq_transport import DataEndpoint
 
 CORES = 2
@@ -76,11 +78,6 @@ def make_plan(job: JobSpec, version: int, stages: int, replicas: int) -> Plan:
     )
 
 
-def tokens_of(job: JobSpec, step: int) -> Tensor:
-    rng = torch.Generator().manual_seed(step)
-    return torch.randint(257, (job.global_batch, job.sequence_length + 1), generator=rng)
-
-
 @dataclass(frozen=True)
 class Ran:
     """`steps` steps of one process: clock at both ends, its processor time, time waited too long."""
@@ -109,7 +106,8 @@ def serve(pipe: Connection, quick: bool) -> None:
             step = plain(job)
             pipe.send("ready")
         elif what == "plan":
-            step = stage_of(job, endpoint, *arguments)
+            stage = stage_of(job, endpoint, *arguments)
+            step = partial(late_s_of, stage)
             pipe.send("ready")
         elif what == "run":
             assert step is not None
@@ -148,9 +146,13 @@ def plain(job: JobSpec) -> Callable[[int], float]:
     return step
 
 
+def late_s_of(step: Callable[[int], StepResult], i: int) -> float:
+    return step(i).late_s
+
+
 def stage_of(
     job: JobSpec, endpoint: DataEndpoint, plan: Plan, rank: int, addresses: Sequence[str]
-) -> Callable[[int], float]:
+) -> Callable[[int], StepResult]:
     """One rank of the plan, as the worker runs it."""
     peers = {r: PeerAddress(a) for r, a in enumerate(addresses) if r != rank}
     transport = endpoint.open(run="step", plan_version=plan.version, rank=rank, peers=peers)
@@ -161,17 +163,18 @@ def stage_of(
     layers = build_layers(job.shape, start, stop)
     for i, layer in enumerate(layers):
         initialize(layer, 0, start + i)
-    stage = Stage(layers, context.stage == 0, context.stage == plan.n_stages - 1)
+    is_first, is_last = context.stage == 0, context.stage == plan.n_stages - 1
+    stage = Stage(layers, is_first, is_last, recompute=plan.recompute)
     optimizer = StageOptimizer(layers, job.optimizer)
     first = plan.first_micro_batch(context.replica)
 
-    def step(i: int) -> float:
+    def step(i: int) -> StepResult:
         tokens = tokens_of(job, i)
 
         def batch(mb: int) -> Tensor:
             return tokens[(first + mb) * plan.micro_batch :][: plan.micro_batch]
 
-        return run_step(context, stage, optimizer, i, batch, time.monotonic).late_s
+        return run_step(context, stage, optimizer, i, batch, time.monotonic)
 
     return step
 

@@ -1,0 +1,321 @@
+"""Isthmus beside its peers: one model, one batch, four workers behind four cities' links, in one run.
+
+    python -m tests.benchmarks.peers [--quick] [--out FILE] [--hivemind-python PATH]
+
+Four processes in network namespaces, joined by the packet switch, so that everybody's TCP is real;
+the demo's model (untied) and batch of 32 x 128 tokens; the same weights, tokens, loss and optimizer
+for all. Contenders take turns round by round, each begins a round anew, its first step (connections,
+buffers) is left out, and the median over rounds counts:
+
+    Isthmus        its workers' step over its own transport: as its planner cuts it for these links, and
+                   as four replicas, and as four stages, to be compared with one peer each
+    torch DDP      data parallel over gloo, plain and with its fp16 hook
+    torch pipelining  torch.distributed.pipelining over gloo, 1F1B and GPipe
+    hivemind       its averager on every step's gradients, plain and fp16; in a Python of its own, as it
+                   wants an older numpy (--hivemind-python: one that has it; else the row says so)
+
+The ratio is tokens/s against the planner's Isthmus in the same round. Neither side pays for a control
+plane: Isthmus without its coordinator, torch without its elastic agent. `loss` is that of the last step
+of the last round, to show that all did the same work. Replicas take their 8 samples in one pass,
+pipelines 8 micro-batches of 4. The last line is JSON; the exit code is 1 if Isthmus, as planned, is
+slower than a peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from scheduler.job import JobSpec, ParallelismSpec, ScheduleSpec
+from scheduler.plan import Plan
+from scheduler.planner import make_plan
+from scheduler.profile import ModelProfile
+from scheduler.topology import Device, Topology
+from scheduler.trace import Sampler
+from sim.trace import load
+from tests.benchmarks.peer_ranks import JOB, MICRO_BATCH, N_RANKS, SCALE, Ran
+from tests.benchmarks.switched import Space, switched, why_not
+
+TRACE = "four_cities"
+PLACES = ("Oregon", "Virginia", "London", "Tokyo")
+STREAMS = 4
+TENSOR_PORT, STORE_PORT = 29530, 29600
+ANSWER_S = 150.0
+"""Whoever has not answered by then has failed."""
+TOKENS = JOB.global_batch * JOB.sequence_length
+PLANNED = "Isthmus, as planned"
+OPEN: dict[str, Any] = {
+    "parallelism": "auto",
+    "schedule": ScheduleSpec(name="auto", warmup_extra="auto"),
+    "micro_batch": "auto",
+}
+"""What the planner is asked to choose."""
+
+
+class Failed(Exception):
+    """A contender could not do it: the reason in its words."""
+
+
+@dataclass
+class Row:
+    """A contender, and what became of it."""
+
+    name: str
+    tokens_per_s: list[float] = field(default_factory=list)
+    loss: float = 0.0
+    why_not: str = ""
+
+
+@dataclass
+class Team:
+    """Four processes, a namespace each, and the lines to them."""
+
+    spaces: Sequence[Space]
+    pipes: Sequence[Connection]
+
+    def ask(self, *order: Any) -> list[Any]:
+        """Give all the same order, wait for all. Raises Failed."""
+        for pipe in self.pipes:
+            pipe.send(order)
+        return [self.answer(pipe) for pipe in self.pipes]
+
+    def answer(self, pipe: Connection) -> Any:
+        try:
+            if not pipe.poll(ANSWER_S):
+                raise Failed(f"no answer within {ANSWER_S:g} s")
+            said = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise Failed(f"its process ended ({error!r})") from error
+        if isinstance(said, Exception):
+            raise Failed(str(said))
+        return said
+
+
+@contextmanager
+def team(python: str, spaces: Sequence[Space], log: Path) -> Iterator[Team]:
+    """Start a process in each namespace, end them all at last."""
+    with TemporaryDirectory(prefix="isthmus-peers-") as folder, ExitStack() as exit_stack:
+        listener = exit_stack.enter_context(Listener(f"{folder}/line", "AF_UNIX", backlog=N_RANKS))
+        lines = exit_stack.enter_context(log.open("a"))
+        for rank, space in enumerate(spaces):
+            argv = [*space.enter, python, "-m", "tests.benchmarks.peer_ranks", f"{folder}/line", str(rank)]
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=lines, stderr=lines)
+            exit_stack.callback(_end, process)
+        pipes: dict[int, Connection] = {}
+        while len(pipes) < len(spaces):
+            pipe = listener.accept()
+            pipes[pipe.recv()] = pipe
+        try:
+            yield Team(spaces, [pipes[rank] for rank in range(len(spaces))])
+        finally:
+            for pipe in pipes.values():
+                with pipe:
+                    _tell_to_stop(pipe)
+
+
+def _tell_to_stop(pipe: Connection) -> None:
+    try:
+        pipe.send(("stop",))
+    except OSError:
+        return  # it has ended already
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# ---- what the contenders are told
+
+
+Begin = Callable[[Team], list[tuple[Any, ...]]]
+"""The arguments of each rank's `begin`."""
+
+
+@dataclass
+class Contender:
+    row: Row
+    what: str
+    begin: Begin
+    in_hivemind_python: bool = False
+
+
+class Plans:
+    """Plans for Isthmus; each round wants a version of its own."""
+
+    def __init__(self, workers: Team, bandwidth_scale: float) -> None:
+        workers.pipes[0].send(("profile",))  # one alone: the others would share its cores
+        layers, profile = workers.answer(workers.pipes[0])
+        self._model = ModelProfile(layers, JOB.profiled_micro_batch, JOB.sequence_length)
+        names = [str(rank) for rank in range(N_RANKS)]
+        self._profiles = [replace(profile, device=name) for name in names]
+        matrices = Sampler(load(TRACE).subset(PLACES)).at(0.0)
+        devices = tuple(
+            Device(name, region=place, host="here", host_cores=2)
+            for name, place in zip(names, PLACES, strict=True)
+        )
+        self._topology = Topology(devices, matrices.one_way_s, matrices.bandwidth_Bps * bandwidth_scale)
+        self._version = 0
+
+    def make(self, **choices: Any) -> Plan:
+        self._version += 1
+        job: JobSpec = JOB.model_copy(update=choices)
+        return make_plan(job, self._model, self._profiles, self._topology, self._version)
+
+    def begin(self, **choices: Any) -> Begin:
+        def arguments(workers: Team) -> list[tuple[Any, ...]]:
+            plan = self.make(**choices)
+            addresses = [f"{space.address}:{TENSOR_PORT}" for space in workers.spaces]
+            return [(plan, addresses, STREAMS)] * N_RANKS
+
+        return arguments
+
+
+def by_store(*more: Any) -> Begin:
+    def arguments(workers: Team) -> list[tuple[Any, ...]]:
+        return [(f"{workers.spaces[0].address}:{STORE_PORT}", *more)] * N_RANKS
+
+    return arguments
+
+
+def by_peers(fp16: bool) -> Begin:
+    """The first is found by the others, so it begins before them."""
+
+    def arguments(workers: Team) -> list[tuple[Any, ...]]:
+        first = workers.pipes[0]
+        first.send(("begin", "hivemind", ([], workers.spaces[0].address, fp16)))
+        workers.answer(first)
+        first.send(("addresses",))
+        peers = workers.answer(first)
+        return [(peers, space.address, fp16) for space in workers.spaces]
+
+    return arguments
+
+
+def contenders(plans: Plans) -> list[Contender]:
+    each = JOB.global_batch // N_RANKS
+    replicas = {"parallelism": ParallelismSpec(stages=1, replicas=N_RANKS), "micro_batch": each}
+    stages = {"parallelism": ParallelismSpec(stages=N_RANKS, replicas=1), "micro_batch": MICRO_BATCH}
+    told: list[tuple[str, str, Begin, bool]] = [
+        (PLANNED, "isthmus", plans.begin(**OPEN), False),
+        ("Isthmus, 4 replicas", "isthmus", plans.begin(**replicas), False),
+        ("Isthmus, 4 stages, 1F1B", "isthmus", plans.begin(**stages), False),
+        ("torch DDP, gloo", "ddp", by_store(False), False),
+        ("torch DDP, gloo, fp16 hook", "ddp", by_store(True), False),
+        ("torch pipelining, 1F1B, gloo", "pipelining", by_store("1f1b"), False),
+        ("torch pipelining, GPipe, gloo", "pipelining", by_store("gpipe"), False),
+        ("hivemind averaging", "hivemind", by_peers(False), True),
+        ("hivemind averaging, fp16", "hivemind", by_peers(True), True),
+    ]
+    return [Contender(Row(name), what, begin, apart) for name, what, begin, apart in told]
+
+
+# ---- measuring
+
+
+def measure(contender: Contender, workers: Team, n_steps: int) -> None:
+    """One round. Raises Failed."""
+    arguments = contender.begin(workers)
+    for pipe, own in zip(workers.pipes, arguments, strict=True):
+        pipe.send(("begin", contender.what, own))
+    for pipe in workers.pipes:
+        workers.answer(pipe)
+    workers.ask("run", 0, 1)
+    ran: list[Ran] = workers.ask("run", 1, n_steps)
+    starts_s, ends_s, losses = zip(*ran, strict=True)
+    step_s = (max(ends_s) - min(starts_s)) / n_steps
+    contender.row.tokens_per_s.append(TOKENS / step_s)
+    contender.row.loss = sum(losses) * SCALE
+
+
+def compare(
+    bandwidth_scale: float, n_rounds: int, n_steps: int, hivemind: str, log: Path
+) -> tuple[Plan, list[Row]]:
+    """The planner's choice and all contenders over the trace's links with their bandwidth scaled."""
+    with ExitStack() as exit_stack:
+        scale = ("--bandwidth-scale", str(bandwidth_scale))
+        spaces = exit_stack.enter_context(switched(TRACE, PLACES, *scale))
+        workers = exit_stack.enter_context(team(sys.executable, spaces, log))
+        apart = exit_stack.enter_context(team(hivemind, spaces, log)) if hivemind else None
+        plans = Plans(workers, bandwidth_scale)
+        told = contenders(plans)
+        for _ in range(n_rounds):
+            for contender in told:
+                who = apart if contender.in_hivemind_python else workers
+                if who is None:
+                    contender.row.why_not = (
+                        "not in this Python, whose numpy is too new for it; give --hivemind-python"
+                    )
+                if who is None or contender.row.why_not:
+                    continue
+                try:
+                    measure(contender, who, n_steps)
+                except Failed as why:
+                    contender.row.why_not = str(why)
+        return plans.make(**OPEN), [contender.row for contender in told]
+
+
+def benchmark(quick: bool, hivemind: str, log: Path) -> tuple[list[str], bool]:
+    n_rounds, n_steps = (1, 2) if quick else (3, 3)
+    lines = [
+        f"{N_RANKS} workers, {', '.join(PLACES)}; {TOKENS} tokens a step; packet switch;"
+        f" median of {n_rounds} rounds of {n_steps} steps"
+    ]
+    results: dict[str, Any] = {}
+    behind = []
+    for scale in (1.0,) if quick else (1.0, 0.1):
+        plan, rows = compare(scale, n_rounds, n_steps, hivemind, log)
+        where = f"{TRACE}, bandwidth x {scale:g}"
+        cut = f"{plan.n_stages} stages x {plan.n_replicas} replicas, micro-batches of {plan.micro_batch}"
+        lines += ["", f"planned: {cut}, {plan.schedule}, {plan.predicted_step_s:.2f} s a step predicted"]
+        lines += [f"{where:34}{'tokens/s':>9}{'s a step':>9}{'ratio':>7}{'loss':>8}"]
+        ours = rows[0].tokens_per_s
+        results[where] = {}
+        for row in rows:
+            if row.why_not or not ours:
+                lines.append(f"{row.name:34}{row.why_not or rows[0].why_not}")
+                results[where][row.name] = {"why_not": row.why_not}
+                continue
+            ratio = median(theirs / own for theirs, own in zip(row.tokens_per_s, ours, strict=False))
+            speed = median(row.tokens_per_s)
+            lines.append(f"{row.name:34}{speed:9.0f}{TOKENS / speed:9.2f}{ratio:7.2f}{row.loss:8.4f}")
+            results[where][row.name] = {"tokens_per_s": round(speed, 1), "ratio": round(ratio, 3)}
+            if ratio > 1 and not row.name.startswith("Isthmus"):
+                behind.append(f"{where}: {row.name} is {ratio:.2f} x as fast as {PLANNED}")
+    lines += ["", *(behind or ["no peer is faster"])]
+    lines.append(json.dumps({"benchmark": "peers", "passed": not behind, "links": results}))
+    return lines, bool(behind)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="one setting of the links, fewer rounds")
+    parser.add_argument("--out", type=Path, help="also write what is printed to this file")
+    parser.add_argument("--hivemind-python", default="", help="a Python that has torch and hivemind 1.1.12")
+    parser.add_argument("--log", type=Path, default=Path("/dev/null"), help="what the ranks themselves say")
+    options = parser.parse_args(arguments)
+    if reason := why_not():
+        print(f"not measured: {reason}\n" + json.dumps({"benchmark": "peers", "why_not": reason}))
+        return 0
+    lines, missed = benchmark(options.quick, options.hivemind_python, options.log)
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
