@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from coordinator.history import History
@@ -10,50 +9,60 @@ from coordinator.progress import human_bytes
 from coordinator.timelines import RecordedStep
 from deploy.local import LocalOptions
 from scheduler.timeline import Timeline
-from sim.report import RunReport, page
+from sim import report
+from sim.plot import Placed, placed_by
+from sim.trace import load
 
 
 def write_report(history: History, directory: Path, options: LocalOptions, sample: str) -> Path:
-    """Write `index.html` into `directory`; returns its path."""
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / "index.html"
-    target.write_text(page(build_report(history, options, sample)), encoding="utf-8")
-    return target
+    """Write the page, its pictures and traces into `directory`; returns the page's path."""
+    return report.write_report(directory, contents(history, options, sample))
 
 
-def build_report(history: History, options: LocalOptions, sample: str) -> RunReport:
+def contents(history: History, options: LocalOptions, sample: str) -> report.Contents:
     """What the page shows of `history`. Steps count from 1 on the page, from 0 in the history."""
     recorded = _typical(history)
-    return RunReport(
+    steps = []
+    if history.predicted is not None:
+        steps.append(report.Step("predicted", history.predicted, history.devices))
+    if recorded is not None:
+        steps.append(report.Step("measured", recorded.timeline, history.devices))
+    return report.Contents(
         title=f"Isthmus: {history.job.name}",
         subtitle=_subtitle(history, options),
         figures=_figures(history),
+        placed=_placed(history, options, steps[-1].timeline) if steps else None,
+        steps=tuple(steps),
         loss=tuple((s.step + 1, s.loss) for s in history.steps),
         held_out=tuple((e.step, e.loss) for e in history.evals),
-        measured_s=tuple((s.step + 1, s.duration_s) for s in history.steps),
-        predicted_s=tuple((s.step + 1, s.predicted_s) for s in history.steps if s.predicted_s > 0),
-        timeline_step=recorded.step + 1 if recorded else 0,
-        predicted=_rounded(history.predicted),
-        measured=_rounded(recorded.timeline) if recorded else None,
-        labels=history.devices,
+        step_times=(
+            ("measured", tuple((s.step + 1, s.duration_s) for s in history.steps)),
+            ("predicted", tuple((s.step + 1, s.predicted_s) for s in history.steps if s.predicted_s > 0)),
+        ),
         tables=(_placement(history),),
         reasons=history.plan.reasons if history.plan else (),
         sample=sample,
     )
 
 
+def _placed(history: History, options: LocalOptions, timeline: Timeline) -> Placed | None:
+    """Who holds what; on a map if the links are shaped like a trace that knows where its nodes are."""
+    if history.plan is None:
+        return None
+    regions = {w.name: w.region for w in history.workers}
+    nodes = load(options.links.trace).nodes if options.links.trace else {}
+    positions = {
+        n.name: (n.latitude, n.longitude)
+        for n in nodes.values()
+        if n.latitude is not None and n.longitude is not None
+    }
+    return placed_by(history.plan, timeline, regions, positions)
+
+
 def _typical(history: History) -> RecordedStep | None:
     """Of the recorded steps the one of median duration, so that the picture shows no hiccup."""
     ordered = sorted(history.measured, key=lambda r: r.timeline.duration_s)
     return ordered[len(ordered) // 2] if ordered else None
-
-
-def _rounded(timeline: Timeline | None) -> Timeline | None:
-    """Without spans too short to be seen, which would only make the page heavy."""
-    if timeline is None:
-        return None
-    seen = timeline.duration_s / 4000
-    return replace(timeline, spans=tuple(s for s in timeline.spans if s.end_s - s.start_s >= seen))
 
 
 def _subtitle(history: History, options: LocalOptions) -> str:
@@ -87,7 +96,7 @@ def _figures(history: History) -> tuple[tuple[str, str], ...]:
     return tuple(figures)
 
 
-def _placement(history: History) -> tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _placement(history: History) -> report.Table:
     plan = history.plan
     regions = {w.name: w.region for w in history.workers}
     rows = []
@@ -97,4 +106,4 @@ def _placement(history: History) -> tuple[str, tuple[str, ...], tuple[tuple[str,
         first, stop = plan.partition[plan.stage_of(rank)]
         stage, replica = str(plan.stage_of(rank)), str(plan.replica_of(rank))
         rows.append((name, regions.get(name, ""), stage, replica, f"{first} to {stop - 1}"))
-    return "Who holds what", ("worker", "region", "stage", "replica", "layers"), tuple(rows)
+    return report.Table("Who holds what", ("worker", "region", "stage", "replica", "layers"), tuple(rows))

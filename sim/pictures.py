@@ -1,135 +1,339 @@
-"""Pictures as SVG text: a curve over steps, a timeline of one step. No plotting library, no scripts.
+"""What pictures show: curves, bars of where the time goes, a timeline of one step. Takes plain values.
 
-Colours are CSS variables, so one picture serves light and dark pages; each hue is from the
-Okabe-Ito palette, which people with colour-blindness tell apart. Knows nothing of runs.
+Every picture has a title with its units, labels at the lines themselves, and a description in words.
+`width` is 900 for a page and a file, NARROW for a phone. Knows nothing of runs, files or pages.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from math import ceil, floor, log10
+from itertools import pairwise
+from math import floor, log10
 
-from scheduler.timeline import Timeline
+from scheduler.timeline import Span, Timeline
+from scheduler.units import count, duration
+from sim.canvas import (
+    HUES,
+    Boxes,
+    Clipped,
+    Dot,
+    Line,
+    Picture,
+    Rect,
+    Shape,
+    Text,
+    TimeAxis,
+    text_px,
+    ticks,
+)  # fmt: skip
+
+WIDE, NARROW = 900.0, 390.0
+TITLE_PX = 15.0
 
 COLOURS = {
-    "forward": "#56b4e9",
-    "backward": "#0072b2",
-    "wait": "var(--wait)",
-    "reduce": "#e69f00",
-    "optimizer": "#cc79a7",
-    "encode": "#009e73",
-    "decode": "#009e73",
-    "send": "#d55e00",
+    "forward": "hue5",
+    "backward": "hue0",
+    "wait": "wait",
+    "reduce": "hue4",
+    "optimizer": "hue3",
+    "encode": "hue2",
+    "decode": "hue2",
+    "send": "hue1",
 }
 """One colour a kind of span; waiting is the page's own faint tone, so that work stands out."""
+
+DARK_INK = "#1b1f24"
+"""On hues that are light on either paper."""
+MAX_TIPS = 2500
+"""Spans up to which each is a shape of its own that says what it is under a pointer."""
+
+
+def heading(title: str, note: str = "", width: float = WIDE) -> tuple[list[Shape], float]:
+    """The title, broken to the width, and a note under it; and where what follows may begin."""
+    out: list[Shape] = []
+    y = 0.0
+    for text, size, bold, ink in ((title, TITLE_PX, True, "ink"), (note, 12.0, False, "soft")):
+        for line in wrapped(text, width / (size * (0.6 if bold else 0.54))):
+            y += size + 6
+            out.append(Text(0, y, line, ink=ink, size=size, bold=bold))
+    return out, y + 10
+
+
+def wrapped(text: str, letters: float) -> list[str]:
+    """The text in lines of at most so many letters, broken at spaces."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= letters:
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
+    return lines
+
+
+# ---- curves
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points (x, y) under one label, drawn as a line, or as dots when `dots`."""
+    """Points (x, y) under one label, drawn as a line, or as dots when `dots`; `held`: as steps."""
 
     label: str
     points: tuple[tuple[float, float], ...]
-    colour: str = "var(--accent)"
+    colour: str = ""
+    """Empty: the palette's, by the series' place."""
     dots: bool = False
+    held: bool = False
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values inside [low, high], some `about` of them: steps of 1, 2 or 5 times a power of ten."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / about
-    power = 10.0 ** floor(log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first = ceil(low / step - 1e-9)
-    return [k * step for k in range(first, floor(high / step + 1e-9) + 1)]
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What a direction means, with its unit; `log`: decades are equally far apart."""
+
+    label: str
+    log: bool = False
+    from_zero: bool = False
 
 
-def _text(x: float, y: float, s: str, anchor: str = "start", css: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(s)}</text>'
-
-
-def curve(series: Sequence[Series], x_label: str, y_label: str, width: int = 900, height: int = 320) -> str:
-    """A line chart as one <svg>. `y_label` and `x_label` carry the units. Empty series are left out."""
-    shown = [s for s in series if s.points]
+def curve(
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    title: str,
+    width: float = WIDE,
+    height: float = 320,
+    note: str = "",
+) -> Picture:
+    """A line chart. Series without points are left out; without any, the picture says so."""
+    shown = [s if s.colour else _coloured(s, k) for k, s in enumerate(series) if s.points]
+    out, top = heading(title, note, width) if title else ([], 0.0)
     if not shown:
-        empty = _text(10, 24, "nothing was recorded", css="soft")
-        return f'<svg viewBox="0 0 {width} 40" role="img">{empty}</svg>'
-    xs = [x for s in shown for x, _ in s.points]
-    ys = [y for s in shown for _, y in s.points]
-    x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
-    pad = 0.05 * (max(ys) - min(ys)) or max(abs(max(ys)) * 0.05, 1e-9)
-    y0, y1 = min(ys) - pad, max(ys) + pad
-    left, right, top, bottom = 56, width - 120, 28, height - 40
-
-    def px(x: float) -> float:
-        return left + (x - x0) / (x1 - x0) * (right - left)
-
-    def py(y: float) -> float:
-        return bottom - (y - y0) / (y1 - y0) * (bottom - top)
-
-    label = escape(f"{y_label} over {x_label}")
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
-    for t in ticks(y0, y1):
-        out.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{py(t):.1f}" y2="{py(t):.1f}"/>')
-        out.append(_text(left - 8, py(t) + 4, f"{t:g}", "end", "soft"))
-    out += [_text(px(t), bottom + 18, f"{t:g}", "middle", "soft") for t in ticks(x0, x1, 8)]
-    out.append(_text(left - 48, 14, y_label, css="soft"))
-    out.append(_text((left + right) / 2, height - 6, x_label, "middle", "soft"))
+        out.append(Text(0, top + 14, "nothing was recorded", ink="soft"))
+        return Picture(width, top + 30, title, "Nothing was recorded.", tuple(out))
+    room = max(text_px(s.label) for s in shown) + 16
+    if beside := room < 0.25 * width:
+        right = width - room
+    else:  # a phone: the labels stand above, as a legend
+        keys, top = legend([(s.label, s.colour) for s in shown], top, width)
+        out += keys
+        right = width - 10
+    frame = _Frame(shown, x, y, 52, right, top + 22, height - 42)
+    out.append(Text(0, top + 10, y.label, ink="soft"))
+    out += frame.grid(x, y)
     ends: list[float] = []
-    for s in shown:
+    for s in sorted(shown, key=lambda s: frame.y(s.points[-1][1])):
+        points = [(frame.x(a), frame.y(b)) for a, b in s.points]
         if s.dots:
-            out += [
-                f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{s.colour}"/>' for x, y in s.points
-            ]
+            out += [Dot(px, py, 4, s.colour) for px, py in points]
         else:
-            path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in s.points)
-            out.append(f'<polyline points="{path}" fill="none" stroke="{s.colour}" stroke-width="2"/>')
-        x, y = s.points[-1]
-        at = py(y) + 4
-        while any(abs(at - e) < 15 for e in ends):  # labels of lines that end together stand below each other
-            at += 15
-        ends.append(at)
-        out.append(f'<text x="{px(x) + 8:.1f}" y="{at:.1f}" style="fill:{s.colour}">{escape(s.label)}</text>')
-    out.append("</svg>")
-    return "".join(out)
+            out.append(Line(tuple(_steps(points) if s.held else points), s.colour, 2))
+        if beside:
+            at = points[-1][1] + 4
+            while any(abs(at - e) < 15 for e in ends):
+                at += 1
+            ends.append(at)
+            out.append(Text(points[-1][0] + 8, at, s.label, ink=s.colour, bold=True))
+    said = "; ".join(f"{s.label} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in shown)
+    return Picture(width, height, title, f"{y.label} over {x.label}: {said}.", tuple(out))
 
 
-def gantt(timeline: Timeline, labels: Sequence[str], title: str, end_s: float, width: int = 900) -> str:
-    """One step as one <svg>: a row a rank with its compute and waits, and its sends as a thin line below.
+def _coloured(s: Series, place: int) -> Series:
+    return Series(s.label, s.points, HUES[place % len(HUES)], s.dots, s.held)
+
+
+def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Sample-and-hold: level until the next point."""
+    out = [points[0]]
+    for (_, before), (px, py) in pairwise(points):
+        out += [(px, before), (px, py)]
+    return out
+
+
+class _Frame:
+    """From values to pixels, with ticks."""
+
+    def __init__(
+        self, shown: Sequence[Series], x: Axis, y: Axis, left: float, right: float, top: float, bottom: float
+    ) -> None:
+        self.left, self.right, self.top, self.bottom = left, right, top, bottom
+        self._x = self._range([a for s in shown for a, _ in s.points], x, 0.0)
+        self._y = self._range([b for s in shown for _, b in s.points], y, 0.05)
+        self._log = x.log, y.log
+
+    def _range(self, values: Sequence[float], axis: Axis, pad: float) -> tuple[float, float]:
+        scaled = [log10(max(v, 1e-12)) for v in values] if axis.log else list(values)
+        low, high = min(scaled), max(scaled)
+        pad *= (high - low) or abs(high) or 1.0
+        low = min(0.0, low) if axis.from_zero and not axis.log else low - pad
+        return low, max(high + pad, low + 1e-9)
+
+    def x(self, value: float) -> float:
+        low, high = self._x
+        at = log10(max(value, 1e-12)) if self._log[0] else value
+        return self.left + (at - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        low, high = self._y
+        at = log10(max(value, 1e-12)) if self._log[1] else value
+        return self.bottom - (at - low) / (high - low) * (self.bottom - self.top)
+
+    def grid(self, x: Axis, y: Axis) -> list[Shape]:
+        out: list[Shape] = []
+        for t in self._ticks(self._y, y.log, max(3, int((self.bottom - self.top) / 50))):
+            out.append(Line(((self.left, self.y(t)), (self.right, self.y(t))), "line"))
+            out.append(Text(self.left - 8, self.y(t) + 4, short(t), "end", "soft", 11))
+        across = self._ticks(self._x, x.log, max(4, int((self.right - self.left) / 90)))
+        out += [Text(self.x(t), self.bottom + 16, short(t), "middle", "soft", 11) for t in across]
+        out.append(Text((self.left + self.right) / 2, self.bottom + 34, x.label, "middle", "soft"))
+        return out
+
+    @staticmethod
+    def _ticks(span: tuple[float, float], log: bool, about: int) -> list[float]:
+        if not log:
+            return ticks(*span, about)
+        steps = (1,) if span[1] - span[0] > 3 else (1, 3) if span[1] - span[0] > 1.2 else (1, 2, 5)
+        found = [m * 10.0**e for e in range(floor(span[0]), floor(span[1]) + 1) for m in steps]
+        return [v for v in found if span[0] - 1e-9 <= log10(v) <= span[1] + 1e-9]
+
+
+def short(value: float) -> str:
+    """`12,000`, `0.25`, `3.2e-07`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}" if abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def legend(entries: Sequence[tuple[str, str]], top: float, width: float) -> tuple[list[Shape], float]:
+    """(label, colour) as a row, broken to the width; and where what follows may begin."""
+    out: list[Shape] = []
+    x, y = 0.0, top + 4
+    for label, fill in entries:
+        needed = text_px(label) + 34
+        if x and x + needed > width:
+            x, y = 0.0, y + 20
+        out += [Rect(x, y, 12, 12, fill, radius=3), Text(x + 18, y + 10.5, label, ink="soft")]
+        x += needed
+    return out, y + 22
+
+
+# ---- where the time goes
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One stacked bar: its parts (label, seconds), the same labels in every bar."""
+
+    label: str
+    parts: tuple[tuple[str, float], ...]
+
+    @property
+    def total(self) -> float:
+        return sum(v for _, v in self.parts)
+
+
+PART_COLOURS = {
+    "compute": "hue0",
+    "exposed communication": "hue1",
+    "bubble": "wait",
+    "reduction": "hue4",
+}
+
+
+def bars(given: Sequence[Bar], title: str, width: float = WIDE, note: str = "") -> Picture:
+    """Stacked bars, the seconds of each part written on it where there is room, the total at its end."""
+    out, top = heading(title, note, width)
+    names = list(dict.fromkeys(name for b in given for name, _ in b.parts))
+    colours = {n: PART_COLOURS.get(n, HUES[k % len(HUES)]) for k, n in enumerate(names)}
+    keys, top = legend([(n, colours[n]) for n in names], top, width)
+    out += keys
+    widest = max((text_px(b.label) for b in given), default=0.0)
+    above = widest > 0.3 * width
+    left, right = (0.0 if above else widest + 12), width - 64
+    longest = max((b.total for b in given), default=0.0) or 1.0
+    y = top + 4
+    for b in given:
+        if above:
+            out.append(Text(0, y + 12, b.label))
+            y += 18
+        else:
+            out.append(Text(left - 10, y + 18, b.label, "end"))
+        x = left
+        for name, value in b.parts:
+            w = value / longest * (right - left)
+            said = duration(value)
+            out.append(Rect(x, y, w, 26, colours[name], tip=f"{b.label}: {name} {said}"))
+            if w > text_px(said, 11) + 8:
+                ink = "ink" if colours[name] == "wait" else DARK_INK if colours[name] == "hue4" else "on"
+                out.append(Text(x + w / 2, y + 17, said, "middle", ink, 11))
+            x += w
+        out.append(Text(x + 8, y + 18, duration(b.total), bold=True))
+        y += 38
+    said = "; ".join(
+        f"{b.label} {duration(b.total)}: " + ", ".join(f"{n} {duration(v)}" for n, v in b.parts)
+        for b in given
+    )
+    return Picture(width, y + 4, title, said + ".", tuple(out))
+
+
+# ---- one step
+
+
+def gantt(
+    timeline: Timeline, labels: Sequence[str], title: str, end_s: float, width: float = WIDE
+) -> Picture:
+    """One step: a row a rank with its compute and waits, and its sends as a thin line below.
 
     `labels[rank]` names the row; `end_s` is the right edge, so that two timelines can share a scale.
     """
-    left, right, row, top = 170, width - 16, 34, 30
-    height = top + row * timeline.n_ranks + 34
-    scale = (right - left) / max(end_s, 1e-9)
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    out.append(f'<text x="0" y="15" style="font-weight:600">{escape(title)}</text>')
-    for t in ticks(0, end_s, 8):
-        x = left + t * scale
-        out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{height - 28}"/>')
-        out.append(_text(x, height - 12, f"{t:g} s", "middle", "soft"))
-    out += [_text(left - 10, top + row * r + 16, labels[r], "end") for r in range(timeline.n_ranks)]
-    for s in timeline.spans:
-        y = top + row * s.rank
-        x, w = left + s.start_s * scale, max((s.end_s - s.start_s) * scale, 0.4)
+    n = timeline.n_ranks
+    out, top = heading(title, width=width)
+    used = [
+        k
+        for k in ("forward", "backward", "wait", "send", "reduce", "optimizer")
+        if any(s.kind == k for s in timeline.spans)
+    ]
+    keys, top = legend([(k, COLOURS[k]) for k in used], top, width)
+    out += keys
+    row = 34.0 if n <= 16 else 22.0 if n <= 48 else max(4.0, 1400.0 / n)
+    named = row >= 10
+    left = min(max((text_px(name) for name in labels), default=0.0) + 14, 0.3 * width) if named else 8.0
+    bottom = top + row * n
+    axis = TimeAxis(left, width - 14, top, bottom + 4, end_s)
+    out.append(axis)
+    letters = int((left - 10) / text_px("x"))
+    if named:
+        for r in range(n):
+            name = labels[r] if len(labels[r]) <= letters else labels[r][: letters - 1] + "…"
+            out.append(Text(left - 8, top + row * r + row * 0.55, name, "end", size=min(12.0, row * 0.6)))
+    out.append(Clipped((left, top, width - 14 - left, row * n), tuple(_spans(timeline, axis, row))))
+    shares = {
+        k: sum(s.duration_s for s in timeline.spans if s.kind == k) / max(n * timeline.duration_s, 1e-12)
+        for k in used
+    }
+    said = ", ".join(f"{k} {v:.0%}" for k, v in shares.items() if k != "send")
+    description = f"{count(n, 'device')} over {duration(timeline.duration_s)}; of their time: {said}."
+    return Picture(width, bottom + 24, title, description, tuple(out), zoom=axis)
+
+
+def _spans(timeline: Timeline, axis: TimeAxis, row: float) -> list[Shape]:
+    scale = (axis.right - axis.left) / max(axis.end_s, 1e-12)
+    least = timeline.duration_s / 4000  # narrower than can be seen
+    seen = [s for s in timeline.spans if s.duration_s >= least]
+
+    def box(s: Span) -> tuple[float, float, float, float]:
         thin = s.kind == "send"
-        mb = f" of micro-batch {s.mb}" if s.mb >= 0 else ""
-        tip = f"{s.kind}{mb}: {s.start_s:.3f} to {s.end_s:.3f} s" + (
-            f", {s.n_bytes:,} bytes" if s.n_bytes else ""
-        )
-        out.append(
-            f'<rect x="{x:.1f}" y="{y + (25 if thin else 4)}" width="{w:.2f}" height="{3 if thin else 20}" '
-            f'fill="{COLOURS[s.kind]}"><title>{escape(tip)}</title></rect>'
-        )
-    out.append("</svg>")
-    return "".join(out)
+        y = axis.top + row * s.rank + (row * 0.74 if thin else row * 0.1)
+        high = max(row * 0.1, 1.0) if thin else row * 0.6
+        return axis.left + s.start_s * scale, y, max(s.duration_s * scale, 0.4), high
+
+    if len(seen) <= MAX_TIPS:
+        return [Rect(*box(s), COLOURS[s.kind], tip=_tip(s)) for s in seen]
+    by_kind: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for s in seen:
+        by_kind[COLOURS[s.kind]].append(box(s))
+    return [Boxes(tuple(boxes), fill) for fill, boxes in by_kind.items()]
 
 
-def legend(kinds: Sequence[str]) -> str:
-    """The colours of `kinds` as a row of <span>s."""
-    return "".join(
-        f'<span class="key"><i style="background:{COLOURS[k]}"></i>{escape(k)}</span>' for k in kinds
-    )
+def _tip(s: Span) -> str:
+    mb = f" of micro-batch {s.mb}" if s.mb >= 0 else ""
+    size = f", {s.n_bytes:,} bytes" if s.n_bytes else ""
+    return f"{s.kind}{mb}: {s.start_s:.3f} to {s.end_s:.3f} s{size}"

@@ -1,255 +1,360 @@
-"""Draws a placement: on a map where positions are known, and as a grid of replicas and stages.
+"""Draws where a plan runs: on a map where positions are known, and as a grid of replicas and stages.
 
-Colours are from Paul Tol's "muted" and "light" sets, told apart by colour-blind readers; every
-region is also named where it stands. matplotlib is imported only here. Knows no objective: it is told
-which links and which device the step waits for.
+Arcs are pipelines, coloured by replica, as wide as the bytes they carry; cells and dots are tinted by
+region, and every region is named where it stands. Knows no objective: it is told what a step waits for.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from itertools import pairwise
+from math import hypot
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from scheduler.explain_placement import Hop
+from scheduler.plan import Plan
+from scheduler.timeline import Timeline
 from scheduler.topology import Topology
+from scheduler.units import count, duration, size
+from sim.canvas import HUES, Clipped, Dot, Line, Picture, Rect, Shape, Text, stacked, text_px
+from sim.pictures import DARK_INK, WIDE, heading, legend
+from sim.svg import save
 from sim.topology_file import Positions
 
-PALETTE = (
-    "#88CCEE",
-    "#DDCC77",
-    "#CC6677",
-    "#44AA99",
-    "#AA4499",
-    "#999933",
-    "#6699CC",
-    "#EE8866",
-    "#BBCC33",
-    "#DDDDDD",
-)
-INK, FAINT, ALARM = "#222222", "#c9ced6", "#b2182b"
+TINTS = (
+    "#88CCEE", "#DDCC77", "#EE99AA", "#44BB99", "#CC99BB",
+    "#BBCC33", "#99DDFF", "#EE8866", "#FFAABB", "#DDDDDD",
+)  # fmt: skip
+"""For regions: from Paul Tol's light set, to be read dark on."""
+ALARM = "alarm"
 MAX_LABELLED = 24
 """Columns or rows up to which cells carry their device's name."""
+MAX_ROWS = 48
+"""Replicas that the grid shows."""
+Point = tuple[float, float]
 
 
-def draw_placement(
-    path: Path,
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Who holds what, where, and what it sends. Devices by name."""
+
+    stages: tuple[tuple[str, ...], ...]
+    """[stage][replica]"""
+    regions: Mapping[str, str]
+    """device -> region"""
+    positions: Positions
+    hop_bytes: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(source, destination) -> bytes a step; empty: every hop counts the same."""
+    waits: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The hop that each boundary of stages waits for, in s."""
+    slowest: str = ""
+    """The device whose gradient exchange the step waits for."""
+
+    def tints(self) -> dict[str, str]:
+        """A tint for each region, in the order of devices."""
+        regions = dict.fromkeys(self.regions[d] for stage in self.stages for d in stage)
+        return {r: TINTS[k % len(TINTS)] for k, r in enumerate(regions)}
+
+
+def placed_of(
     topology: Topology,
     stages: Sequence[Sequence[int]],
     hops: Sequence[Hop],
     slowest: int | None,
     positions: Positions,
-    title: str,
-) -> None:
-    """Write the picture to `path` (its suffix is the format). ValueError for an unknown format."""
-    regions = list(dict.fromkeys(_region(topology, d) for d in range(len(topology))))
-    colour = {r: PALETTE[k % len(PALETTE)] for k, r in enumerate(regions)}
-    on_map = len(positions) > 1 and all(r in positions for r in regions)
-    n_stages, n_replicas = len(stages), len(stages[0])
-    width = min(16.0, max(9.0, 1.1 * n_stages + 1.5))
-    grid_height = min(12.0, max(2.6, 0.46 * n_replicas + 1.3))
-    figure = Figure(figsize=(width, grid_height + (4.6 if on_map else 0.0)), dpi=140, facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=13, color=INK, fontweight="bold")
-    if on_map:
-        upper, lower = figure.subplots(2, 1, height_ratios=[4.3, grid_height])
-        _map(upper, topology, stages, hops, positions, colour)
-    else:
-        lower = figure.subplots()
-    _grid(lower, topology, stages, hops, slowest, colour)
-    figure.tight_layout(rect=(0, 0, 1, 0.97))
-    figure.savefig(path)
+) -> Placed:
+    """Of a search's placement: devices by index in `topology`."""
+    names = [d.name for d in topology.devices]
+    return Placed(
+        tuple(tuple(names[d] for d in stage) for stage in stages),
+        {d.name: d.region or d.name for d in topology.devices},
+        positions,
+        waits={(names[h.src], names[h.dst]): h.seconds for h in hops},
+        slowest="" if slowest is None else names[slowest],
+    )
 
 
-def _region(topology: Topology, device: int) -> str:
-    d = topology.devices[device]
-    return d.region or d.name
+def placed_by(plan: Plan, timeline: Timeline, regions: Mapping[str, str], positions: Positions) -> Placed:
+    """Of a plan, with the bytes that a step's timeline sent. `regions`: of each device; '' for unknown."""
+    traffic: dict[tuple[str, str], float] = defaultdict(float)
+    for s in timeline.spans:
+        if s.kind == "send" and s.peer >= 0:
+            traffic[plan.device(s.rank), plan.device(s.peer)] += s.n_bytes
+    stages = tuple(tuple(plan.device(r) for r in plan.group(s)) for s in range(plan.n_stages))
+    return Placed(stages, {d: regions.get(d) or d for stage in stages for d in stage}, positions, traffic)
 
 
-def _map(
-    axes: Any,
-    topology: Topology,
-    stages: Sequence[Sequence[int]],
-    hops: Sequence[Hop],
-    positions: Positions,
-    colour: dict[str, str],
-) -> None:
-    """Regions where they are; lines as thick as pipelines cross; the slowest link of a hop in red."""
-    shown = {r: positions[r] for r in colour}
-    lat, lon = np.array(list(shown.values())).T
-    # The widest empty arc of longitude becomes the map's edge, so that no link runs round the world in vain.
-    around = np.sort(lon)
-    gap = np.diff(np.append(around, around[0] + 360))
-    west = around[(int(gap.argmax()) + 1) % len(around)] - 12
-    place = {r: ((b - west) % 360 + west, a) for r, (a, b) in shown.items()}
-    x = np.array([p[0] for p in place.values()])
-    axes.set_xlim(x.min() - 14, x.max() + 14)
-    axes.set_ylim(max(-75, lat.min() - 14), min(80, lat.max() + 14))
-    for meridian in np.arange(-180, 721, 15):
-        axes.axvline(meridian, color=FAINT, lw=0.5, zorder=0)
-    for parallel in np.arange(-75, 90, 15):
-        axes.axhline(parallel, color=FAINT, lw=0.5, zorder=0)
-    crossings: Counter[tuple[str, str]] = Counter()
-    for a, b in pairwise(stages):
-        for d, e in zip(a, b, strict=True):
-            i, j = sorted((_region(topology, d), _region(topology, e)))
-            crossings[i, j] += 1
-    worst = max((h.seconds for h in hops), default=0.0)
-    slow: dict[tuple[str, str], float] = {}
-    for h in hops:
-        i, j = sorted((_region(topology, h.src), _region(topology, h.dst)))
-        if h.seconds >= 0.999 * worst:
-            slow[i, j] = h.seconds
-    for (here, there), count in crossings.items():
-        if here != there:
-            axes.add_patch(_arc(place[here], place[there], INK, 0.7 + 0.35 * count**0.7, 0.45))
-    for here, there in slow:
-        if here != there:
-            axes.add_patch(_arc(place[here], place[there], ALARM, 2.6, 0.95))
-    held = Counter(_region(topology, d) for stage in stages for d in stage)
-    label_at = _label_places(place)
-    for region, (px, py) in place.items():
-        inside = crossings[region, region]
-        edge = ALARM if (region, region) in slow else INK
-        axes.scatter([px], [py], s=230, color=colour[region], edgecolor=edge, lw=1.6, zorder=3)
-        note = f"{region}  ·  {held[region]}" + (f"\n{inside} hops inside" if inside else "")
-        dx, dy, align = label_at[region]
-        axes.annotate(
-            note,
-            (px, py),
-            (dx, dy),
-            textcoords="offset points",
-            ha=align,
-            va="center",
-            fontsize=8.5,
-            color=INK,
-            zorder=2.5,
-            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.55},
+def draw_placement(path: Path, placed: Placed, title: str) -> None:
+    """Write map and grid, one below the other, to `path` (its suffix is the format). ValueError, OSError."""
+    pictures = [
+        p
+        for p in (placement_map(placed, title), placement_grid(placed, "" if located(placed) else title))
+        if p
+    ]
+    save(path, stacked(pictures, title))
+
+
+# ---- the map
+
+
+def located(placed: Placed) -> bool:
+    """Whether there is a map to draw: two places or more, all of them known."""
+    regions = set(placed.tints())
+    return len(regions) > 1 and regions <= placed.positions.keys()
+
+
+@cache
+def _land() -> tuple[tuple[Point, ...], ...]:
+    """Coastlines as rings of (longitude, latitude)."""
+    text = files("sim").joinpath("land.txt").read_text(encoding="utf-8")
+    rings = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            points = [p.partition(",") for p in line.split()]
+            rings.append(tuple((float(lon), float(lat)) for lon, _, lat in points))
+    return tuple(rings)
+
+
+class Globe:
+    """Longitude and latitude to pixels: equidistant, cut where nobody is, wide enough for all places."""
+
+    def __init__(self, positions: Positions, width: float, top: float) -> None:
+        lon = np.sort(np.array([b for _, b in positions.values()]))
+        lat = np.array([a for a, _ in positions.values()])
+        # The widest empty arc of longitude becomes the edge, so that no link runs round the world in vain.
+        gap = np.diff(np.append(lon, lon[0] + 360))
+        self._west = lon[(int(gap.argmax()) + 1) % len(lon)]
+        span = 360 - gap.max()
+        margin = max(14.0, 0.1 * span)
+        self._west -= margin
+        degrees = span + 2 * margin
+        low, high = max(-60.0, lat.min() - margin), min(80.0, lat.max() + margin)
+        self._scale = width / degrees
+        self._tall = 1.25  # a degree of latitude beside one of longitude, about right at 40 degrees
+        height = (high - low) * self._scale * self._tall
+        if (least := 0.42 * width) > height:  # a band is no map: show more of north and south
+            more = (least - height) / self._scale / self._tall / 2
+            low, high, height = low - more, high + more, least
+        if (most := 0.62 * width) < height:
+            self._tall *= most / height
+            height = most
+        self._north = high
+        self.frame = (0.0, top, width, height)
+
+    def at(self, lat: float, lon: float) -> Point:
+        return self._to((lon - self._west) % 360, lat)
+
+    def _to(self, east: float, lat: float) -> Point:
+        return east * self._scale, self.frame[1] + (self._north - lat) * self._scale * self._tall
+
+    def land(self) -> list[Shape]:
+        """What is seen of the coastlines, each also a turn of the earth to the east and west."""
+        out: list[Shape] = []
+        _, top, width, height = self.frame
+        for ring in _land():
+            for turn in (-360, 0, 360):
+                points = [self._to(lon - self._west + turn, lat) for lon, lat in ring]
+                xs, ys = [p[0] for p in points], [p[1] for p in points]
+                if max(xs) > 0 and min(xs) < width and max(ys) > top and min(ys) < top + height:
+                    out.append(Line(tuple(points), stroke="", fill="land"))
+        return out
+
+
+def placement_map(placed: Placed, title: str, width: float = WIDE) -> Picture | None:
+    """Regions where they are, pipelines as arcs between them; None without positions."""
+    if not located(placed):
+        return None
+    tints = placed.tints()
+    shown = {r: placed.positions[r] for r in tints}
+    what = "as wide as the bytes a step sends" if placed.hop_bytes else "as wide as their crossings"
+    out, top = heading(title, f"Arcs are pipelines between regions, coloured by replica, {what}.", width)
+    n_replicas = len(placed.stages[0])
+    if n_replicas <= len(HUES):
+        keys, top = legend([(f"replica {r}", HUES[r]) for r in range(n_replicas)], top - 6, width)
+        out += keys
+    globe = Globe(shown, width, top)
+    places = {r: globe.at(*p) for r, p in shown.items()}
+    inside: list[Shape] = [Rect(*globe.frame, "paper"), *globe.land()]
+    flows = _flows(placed)
+    heaviest = max((v for (a, b, _), v in flows.items() if a != b), default=1.0) or 1.0
+    lanes: Counter[tuple[str, str]] = Counter()
+    step, broad = 0.13 / max(n_replicas - 1, 3), 4.3 if n_replicas <= 4 else 2.4
+    for (a, b, replica), weight in sorted(flows.items(), key=lambda f: -f[1]):
+        if a != b:
+            lanes[a, b] += 1
+            said = size(weight) if placed.hop_bytes else count(int(weight), "crossing")
+            tip = f"replica {replica}: {a} to {b}, {said}"
+            arc = _arc(places[a], places[b], 0.09 + step * (lanes[a, b] - 1))
+            thick = 1.2 + broad * weight / heaviest
+            inside.append(Line(arc, HUES[replica % len(HUES)], round(thick, 2), 0.8, tip=tip))
+    inside += _slow(placed, places)
+    held = Counter(placed.regions[d] for stage in placed.stages for d in stage)
+    within = Counter(a for a, b, _ in flows if a == b)
+    labels = {r: f"{r} · {held[r]}" for r in places}
+    sides = _label_places(places, labels, globe.frame)
+    for region, (x, y) in places.items():
+        dx, dy, anchor = sides[region]
+        tip = f"{region}: {count(held[region], 'device')}, {count(within[region], 'hop')} inside"
+        inside.append(Dot(x, y, 5 + 1.1 * min(held[region], 16) ** 0.5, tints[region], "ink", tip))
+        inside.append(Text(x + dx, y + dy + 4, labels[region], anchor, size=11.5, bold=True, halo=True))
+    out.append(Clipped(globe.frame, tuple(inside)))
+    bottom = top + globe.frame[3]
+    out.append(
+        Text(
+            width, bottom + 15, "Coastlines: Natural Earth. Beside a region: its devices.", "end", "soft", 10
         )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(
-        "Where the pipelines run: devices by region, lines where pipelines cross, the slowest in red",
-        loc="left",
-        fontsize=9.5,
-        color=INK,
     )
-    for spine in axes.spines.values():
-        spine.set_color(FAINT)
+    crossed = sum(v for (a, b, _), v in flows.items() if a != b)
+    carried = size(crossed) if placed.hop_bytes else count(int(crossed), "crossing")
+    where = ", ".join(f"{r} {n}" for r, n in held.items())
+    return Picture(
+        width, bottom + 22, title, f"Devices: {where}. Between regions: {carried} a step.", tuple(out)
+    )
 
 
-def _arc(
-    a: tuple[float, float], b: tuple[float, float], ink: str, width: float, alpha: float
-) -> FancyArrowPatch:
+def _flows(placed: Placed) -> dict[tuple[str, str, int], float]:
+    """(region, region, replica) -> what its pipeline carries between them; regions in one order."""
+    flows: dict[tuple[str, str, int], float] = defaultdict(float)
+    for here, there in pairwise(placed.stages):
+        for replica, (d, e) in enumerate(zip(here, there, strict=True)):
+            a, b = sorted((placed.regions[d], placed.regions[e]))
+            both = placed.hop_bytes.get((d, e), 0.0) + placed.hop_bytes.get((e, d), 0.0)
+            flows[a, b, replica] += both if placed.hop_bytes else 1.0
+    return flows
+
+
+def _arc(a: Point, b: Point, bow: float) -> tuple[Point, ...]:
+    """A curve from a to b that leaves the straight line upwards by `bow` of its length."""
     (ax, ay), (bx, by) = sorted((a, b))
-    return FancyArrowPatch(
-        (ax, ay),
-        (bx, by),
-        connectionstyle="arc3,rad=-0.18",
-        arrowstyle="-",
-        color=ink,
-        lw=width,
-        alpha=alpha,
-        zorder=2,
+    length = hypot(bx - ax, by - ay) or 1.0
+    mx, my = (ax + bx) / 2 + (by - ay) / length * bow * length * 2, (ay + by) / 2 - (bx - ax) * bow * 2
+    steps = [k / 32 for k in range(33)]
+    return tuple(
+        (
+            (1 - t) ** 2 * ax + 2 * t * (1 - t) * mx + t * t * bx,
+            (1 - t) ** 2 * ay + 2 * t * (1 - t) * my + t * t * by,
+        )
+        for t in steps
     )
 
 
-def _label_places(place: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float, str]]:
-    """Each label where it covers least of the dots and labels before it: (dx, dy, alignment), in points.
-
-    A degree is taken as 3.6 points, a label as 72 x 24.
-    """
-    sides = [(dx, dy, "left" if dx > 0 else "right") for dy in (0, 13, -13, 24, -24) for dx in (13, -13)]
-    dots = {r: (x * 3.6, y * 5.0) for r, (x, y) in place.items()}
-    boxes: list[tuple[float, float]] = []
-    out: dict[str, tuple[float, float, str]] = {}
-    for region in sorted(dots, key=lambda r: -dots[r][0]):
-        x, y = dots[region]
-
-        def covered(side: tuple[int, int, str], x: float = x, y: float = y, region: str = region) -> float:
-            cx, cy = x + side[0] + (36 if side[0] > 0 else -36), y + side[1]
-            hits = [(px, py, 36 + 10, 12 + 9) for r, (px, py) in dots.items() if r != region]
-            hits += [(px, py, 74, 25) for px, py in boxes]
-            return sum(max(0, w - abs(cx - px)) * max(0, h - abs(cy - py)) for px, py, w, h in hits)
-
-        best = min(sides, key=covered)
-        boxes.append((x + best[0] + (36 if best[0] > 0 else -36), y + best[1]))
-        out[region] = (float(best[0]), float(best[1]), best[2])
+def _slow(placed: Placed, places: Mapping[str, Point]) -> list[Shape]:
+    """The link that a step waits for longest, dashed over its arc, with its seconds."""
+    worst = max(placed.waits.values(), default=0.0)
+    out: list[Shape] = []
+    for (d, e), seconds in placed.waits.items():
+        a, b = placed.regions[d], placed.regions[e]
+        if a != b and seconds >= 0.999 * worst:
+            arc = _arc(places[a], places[b], 0.09)
+            out.append(Line(arc, ALARM, 2.6, dashed=True, tip=f"{d} to {e}: {duration(seconds)}"))
+            x, y = arc[16]
+            out.append(Text(x, y - 6, f"slowest: {duration(seconds)}", "middle", ALARM, 11, True, True))
     return out
 
 
-def _grid(
-    axes: Any,
-    topology: Topology,
-    stages: Sequence[Sequence[int]],
-    hops: Sequence[Hop],
-    slowest: int | None,
-    colour: dict[str, str],
-) -> None:
+def _label_places(
+    places: Mapping[str, Point], labels: Mapping[str, str], frame: tuple[float, float, float, float]
+) -> dict[str, tuple[float, float, str]]:
+    """Each label where it covers least of the dots and labels before it: (dx, dy, anchor)."""
+    sides = [(dx, dy) for dy in (0, 14, -14, 26, -26) for dx in (13, -13)]
+    boxes: list[tuple[float, float, float]] = []
+    out: dict[str, tuple[float, float, str]] = {}
+    for region in sorted(places, key=lambda r: -places[r][0]):
+        x, y = places[region]
+        half = text_px(labels[region], 11.5) / 2 + 2
+
+        def cost(
+            side: tuple[int, int], x: float = x, y: float = y, half: float = half, own: str = region
+        ) -> float:
+            cx, cy = x + side[0] + (half if side[0] > 0 else -half), y + side[1]
+            hits = [(px, py, half + 10, 17.0) for r, (px, py) in places.items() if r != own]
+            hits += [(px, py, half + other, 14.0) for px, py, other in boxes]
+            out_of_frame = max(0, half - cx) + max(0, cx + half - frame[2])
+            covered = sum(max(0, w - abs(cx - px)) * max(0, h - abs(cy - py)) for px, py, w, h in hits)
+            return covered + 50 * out_of_frame
+
+        dx, dy = min(sides, key=cost)
+        boxes.append((x + dx + (half if dx > 0 else -half), y + dy, half))
+        out[region] = (float(dx), float(dy), "start" if dx > 0 else "end")
+    return out
+
+
+# ---- the grid
+
+
+def placement_grid(placed: Placed, title: str, width: float = WIDE) -> Picture:
     """A column a stage, a row a replica; red: the link each stage waits for, with its seconds."""
-    n_stages, n_replicas = len(stages), len(stages[0])
-    labelled = max(n_stages, n_replicas) <= MAX_LABELLED
-    size = 7.5 if n_stages <= 10 else 5.5
-    for s, stage in enumerate(stages):
-        for r, device in enumerate(stage):
-            waits = device == slowest
-            axes.add_patch(
-                FancyBboxPatch(
-                    (s - 0.36, r - 0.36),
-                    0.72,
-                    0.72,
-                    boxstyle="round,pad=0.02,rounding_size=0.08",
-                    fc=colour[_region(topology, device)],
-                    ec=INK if waits else "white",
-                    lw=2.2 if waits else 0.8,
-                )
+    n_stages, n_replicas = len(placed.stages), min(len(placed.stages[0]), MAX_ROWS)
+    tints = placed.tints()
+    out, top = heading(title, width=width) if title else ([], 0.0)
+    keys, top = legend(list(tints.items()), top, width)
+    out += keys
+    left, high = 74.0, 30.0 if n_replicas <= MAX_LABELLED else 12.0
+    column = (width - left) / n_stages
+    cell = column * (0.66 if placed.waits else 0.88)
+    labelled = column >= 30 and n_replicas <= MAX_LABELLED
+    top += 34 if placed.waits else 20
+    for s in range(n_stages):
+        out.append(
+            Text(
+                left + column * s + cell / 2,
+                top - 8,
+                f"stage {s}" if column > 46 else str(s),
+                "middle",
+                "soft",
+                11,
             )
+        )
+    for r in range(n_replicas):
+        y = top + r * high
+        if high >= 20:
+            out.append(Text(left - 10, y + high * 0.58, f"replica {r}", "end", "soft", 11))
+        for s, stage in enumerate(placed.stages):
+            device = stage[r]
+            waits = device == placed.slowest
+            tint = tints[placed.regions[device]]
+            tip = f"stage {s}, replica {r}: {device}, {placed.regions[device]}"
+            x = left + column * s
+            out.append(Rect(x, y + 2, cell, high - 4, tint, "ink" if waits else "", 4, tip))
             if labelled:
-                axes.text(
-                    s, r, topology.devices[device].name, ha="center", va="center", fontsize=size, color=INK
-                )
-    worst = max((h.seconds for h in hops), default=0.0)
-    for h in hops:
-        rows = stages[h.stage].index(h.src), stages[h.stage + 1].index(h.dst)
-        hot = h.seconds >= 0.999 * worst
-        axes.plot(
-            [h.stage + 0.38, h.stage + 0.62],
-            rows,
-            color=ALARM,
-            lw=2.6 if hot else 1.2,
-            alpha=1 if hot else 0.6,
-            solid_capstyle="round",
-            zorder=3,
+                small = min(11.0, cell * 0.95 / (0.56 * max(len(device), 1)))
+                if small >= 5.5:
+                    out.append(Text(x + cell / 2, y + high * 0.58, device, "middle", DARK_INK, small, waits))
+    out += _waits(placed, left, column, cell, top, high, n_replicas)
+    y = top + n_replicas * high + 16
+    if placed.slowest:
+        said = f"Outlined: {placed.slowest}, whose gradient exchange the step waits for."
+        out.append(Text(left, y, said, ink="soft", size=11))
+        y += 16
+    if len(placed.stages[0]) > n_replicas:
+        out.append(
+            Text(left, y, f"and {len(placed.stages[0]) - n_replicas} replicas more", ink="soft", size=11)
         )
-        axes.text(
-            h.stage + 0.5,
-            -0.72,
-            f"{h.seconds:.2f} s",
-            ha="center",
-            fontsize=7.5,
-            color=ALARM,
-            fontweight="bold" if hot else "normal",
-        )
-    if slowest is not None:
-        axes.text(
-            -0.45,
-            n_replicas - 0.12,
-            f"outlined: {topology.devices[slowest].name}, whose gradient exchange the step waits for",
-            fontsize=8,
-            color=INK,
-            va="top",
-        )
-    axes.set_xlim(-0.5, n_stages - 0.5)
-    axes.set_ylim(n_replicas + 0.25, -1.0)
-    axes.set_xticks(range(n_stages), [f"stage {s}" for s in range(n_stages)], fontsize=8)
-    axes.set_yticks(range(n_replicas), [f"replica {r}" for r in range(n_replicas)], fontsize=8)
-    axes.tick_params(length=0, labelcolor=INK, top=True, labeltop=True, bottom=False, labelbottom=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+        y += 16
+    shape = f"{count(n_stages, 'stage')} x {count(len(placed.stages[0]), 'replica')}"
+    rows = "; ".join(f"stage {s}: {', '.join(stage[:8])}" for s, stage in enumerate(placed.stages[:16]))
+    return Picture(width, y, title or "Who holds what", f"{shape}. {rows}.", tuple(out))
+
+
+def _waits(
+    placed: Placed, left: float, column: float, cell: float, top: float, high: float, n_replicas: int
+) -> list[Shape]:
+    out: list[Shape] = []
+    worst = max(placed.waits.values(), default=0.0)
+    for s, (here, there) in enumerate(pairwise(placed.stages)):
+        for (d, e), seconds in placed.waits.items():
+            if d in here[:n_replicas] and e in there[:n_replicas]:
+                hot = seconds >= 0.999 * worst
+                x = left + column * s + cell + 1
+                ends = [top + (stage.index(n) + 0.5) * high for stage, n in ((here, d), (there, e))]
+                line = ((x, ends[0]), (x + column - cell - 2, ends[1]))
+                out.append(Line(line, ALARM, 2.6 if hot else 1.2, 1 if hot else 0.6))
+                middle = x + (column - cell) / 2 - 1
+                out.append(Text(middle, top - 22, f"{seconds:.2f} s", "middle", ALARM, 10.5, hot))
+    return out

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from scheduler.topology import Device, Matrix, Topology, TopologyError
-from scheduler.trace import Sampler, Trace, TraceError
+from scheduler.trace import TraceError
+from sim.network import TraceNetwork
 from sim.trace import load
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
@@ -117,7 +118,7 @@ def _matrix(path: Path, document: dict[str, Any], key: str, names: list[str]) ->
     return np.array([[np.inf if v is None else float(v) for v in row] for row in rows], dtype=np.float64)
 
 
-def _require_links(path: Path | str, names: list[str], latency_s: Matrix, bandwidth_Bps: Matrix) -> None:
+def _require_links(path: Path, names: list[str], latency_s: Matrix, bandwidth_Bps: Matrix) -> None:
     """Every pair needs a figure: says which parts cannot reach each other, or else what is unknown."""
     usable = np.isfinite(latency_s) & np.isfinite(bandwidth_Bps) & (bandwidth_Bps > 0)
     known = usable | np.isnan(latency_s) | np.isnan(bandwidth_Bps)
@@ -150,10 +151,13 @@ def _checked(
 
 
 def _trace(path: Path) -> TopologyFile:
-    """The links at t = 0. Raises TopologyError."""
+    """The links at t = 0; each node becomes its n_devices devices. Raises TopologyError."""
     try:
         trace = load(path)
-        topology = topology_of(trace)
+        total = sum(n.n_devices for n in trace.nodes.values())
+        if total > MAX_DEVICES:
+            raise TopologyError(f"{path}: n_devices: found {total} in all, required at most {MAX_DEVICES}")
+        topology = TraceNetwork(trace).topology(0.0)
     except TraceError as e:
         raise TopologyError(str(e)) from e
     positions = {
@@ -162,37 +166,3 @@ def _trace(path: Path) -> TopologyFile:
         if n.latitude is not None and n.longitude is not None
     }
     return TopologyFile(topology, positions)
-
-
-def topology_of(trace: Trace, t_s: float = 0.0) -> Topology:
-    """The trace's links at `t_s`; each node becomes its n_devices devices, named NODE or NODE-0, NODE-1, ...
-
-    Raises TopologyError for links that are not known, and for several devices without a link between them.
-    """
-    nodes = list(trace.nodes.values())
-    total = sum(n.n_devices for n in nodes)
-    if total > MAX_DEVICES:
-        raise TopologyError(f"{trace.name}: n_devices: found {total} in all, required at most {MAX_DEVICES}")
-    about = trace.about
-    crowded = any(n.n_devices > 1 for n in nodes)
-    if crowded and (about.within_rtt_s is None or about.within_bandwidth_Bps is None):
-        raise TopologyError(
-            f"{trace.name}: several devices on a node, but no intra_node link; "
-            "required intra_node: {delay_ms, bw_mbps}"
-        )
-    links = Sampler(trace).at(t_s)
-    latency_s, bandwidth_Bps = (
-        np.where(np.isnan(m), np.inf, m) for m in (links.one_way_s, links.bandwidth_Bps)
-    )
-    if not crowded:  # the diagonal, which then is no link
-        np.fill_diagonal(latency_s, 0.0)
-        np.fill_diagonal(bandwidth_Bps, np.inf)
-    _require_links(trace.name, list(trace.nodes), latency_s, bandwidth_Bps)
-    devices = tuple(
-        Device(f"{n.name}-{i}" if n.n_devices > 1 else n.name, region=n.name)
-        for n in nodes
-        for i in range(n.n_devices)
-    )
-    at = np.repeat(np.arange(len(nodes)), [n.n_devices for n in nodes])
-    cells = np.ix_(at, at)
-    return _checked(trace.name, devices, latency_s[cells], bandwidth_Bps[cells])

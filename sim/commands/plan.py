@@ -21,6 +21,7 @@ from scheduler.explain_placement import bottleneck_device, bottleneck_hops, expl
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, search
 from scheduler.topology import Topology, TopologyError
+from sim.plot import draw_placement, placed_of
 from sim.topology_file import Positions, read_topology
 
 BAD_INPUT = 2
@@ -157,17 +158,13 @@ def plan(
 
 
 def _draw(found: Planned, path: Path) -> None:
-    try:
-        from sim.plot import draw_placement
-    except ImportError as e:
-        typer.echo("sim plan: --plot needs matplotlib: pip install 'isthmus[plot]'", err=True)
-        raise typer.Exit(BAD_INPUT) from e
     placement = found.result.placement
     title = f"{placement.cost_s:.2f} s a step in communication (at least {found.lower_bound_s:.2f})"
     slowest = bottleneck_device(found.objective, placement)[1] if found.objective.n_replicas > 1 else None
     hops = bottleneck_hops(found.objective, placement)
+    placed = placed_of(found.topology, placement.stages, hops, slowest, found.positions)
     try:
-        draw_placement(path, found.topology, placement.stages, hops, slowest, found.positions, title)
+        draw_placement(path, placed, title)
     except (OSError, ValueError) as e:
         typer.echo(f"sim plan: --plot {path}: {e}", err=True)
         raise typer.Exit(BAD_INPUT) from e

@@ -10,7 +10,9 @@ import typer
 
 from scheduler.trace import Sampler, Trace, TraceError
 from sim.importers.kinds import KINDS, import_trace
+from sim.svg import save as save_picture
 from sim.trace import load, save, shipped
+from sim.weather import link_matrix, weather
 
 app = typer.Typer(help="Recorded networks.", no_args_is_help=True)
 
@@ -67,6 +69,10 @@ def list_all() -> None:
 def show(
     name: Name,
     at: Annotated[float, typer.Option(min=0, help="Seconds since the trace's start.")] = 0.0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the links, at that moment or over time, into this file (svg, png, pdf)."),
+    ] = None,
 ) -> None:
     """Where a trace is from, and its links at a moment."""
     trace = _load(name)
@@ -87,6 +93,12 @@ def show(
         typer.echo(_line(trace, at, src, dst))
     if len(trace.links) > MAX_SHOWN:
         typer.echo(f"... and {len(trace.links) - MAX_SHOWN} links more")
+    if plot is not None:
+        try:
+            save_picture(plot, weather(trace) if trace.duration_s else link_matrix(trace, at))
+        except (OSError, ValueError) as e:
+            _fail(TraceError(f"--plot {plot}: {e}"))
+        typer.echo(f"drawn: {plot}")
 
 
 def _line(trace: Trace, at_s: float, src: str, dst: str) -> str:

@@ -312,6 +312,17 @@ def test_import_keeps_some_nodes_and_some_moments(tmp_path: Path) -> None:
     assert trace.links["a", "b"].times_s.tolist() == [0, 10]
 
 
+@pytest.mark.parametrize(("name", "drawn"), [("four_cities", "a row a source"), ("seattle6", "over time")])
+def test_show_draws_a_matrix_or_what_changes(tmp_path: Path, name: str, drawn: str) -> None:
+    path = tmp_path / "t.svg"
+    result = runner.invoke(app, ["show", name, "--plot", str(path)])
+    assert result.exit_code == 0, result.output
+    assert drawn.lower() in path.read_text().lower()
+    wrong = runner.invoke(app, ["show", name, "--plot", str(tmp_path / "t.wav")])
+    assert wrong.exit_code == 2
+    assert "t.wav" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -1,89 +1,139 @@
-"""Pictures and pages: what is drawn is what was given, and nothing of the data can break out of the page."""
+"""A report is one page that needs nothing else, its pictures as files, and nothing can break out of it."""
 
 from __future__ import annotations
 
+import json
 import re
-from xml.etree import ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
 
-import pytest
+from scheduler.scenarios import POSITIONS
+from sim.plot import Placed
+from sim.report import Contents, Step, Table, page, write_report
+from sim.trace import load
+from tests.sim.test_pictures import STEP
 
-from scheduler.timeline import Span, Timeline
-from sim.pictures import Series, curve, gantt, ticks
-from sim.report import RunReport, page
-
-STEP = Timeline(
-    2,
-    (
-        Span(0, "forward", 0.0, 1.0, mb=0),
-        Span(0, "send", 1.0, 1.5, mb=0, peer=1, n_bytes=4096),
-        Span(1, "wait", 0.0, 1.5),
-        Span(1, "forward", 1.5, 2.5, mb=0),
-    ),
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+FULL = Contents(
+    title="<script>alert(1)</script>",
+    subtitle="two workers & a shaper",
+    figures=(("held-out loss", "1.51"), ("step", "1.2 s")),
+    placed=Placed((("w0",), ("w1",)), {"w0": "Oregon", "w1": "Tokyo"}, POSITIONS, {("w0", "w1"): 4096}),
+    steps=(Step("predicted", STEP, ("w0", "w1")), Step("measured", STEP, ("w0", "w1"))),
+    throughput=(("fp16", ((1e7, 10.0), (1e8, 90.0))), ("4 bits", ((1e7, 40.0), (1e8, 110.0)))),
+    trace=load("synthetic_day"),
+    step_over_time=((0, 1.0), (3600, 1.5)),
+    loss=((1, 3.0), (2, 2.0)),
+    held_out=((2, 2.5),),
+    step_times=(("measured", ((1, 1.0), (2, 1.1))), ("predicted", ((1, 1.0), (2, 1.0)))),
+    tables=(Table("Links", ("from", "to", "ms"), (("w0", "w1", "67"), ("w1", "w<0", "67"))),),
+    reasons=("2 stages: 1.2 s",),
+    sample="To be & not",
 )
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 10, [0, 2, 4, 6, 8, 10]), (0.93, 1.21, [1.0, 1.1, 1.2]), (3, 3, [3])],
-)
-def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
+class Checker(HTMLParser):
+    """Every tag that is opened is closed, in order; collects tags, attributes and headings."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
 
 
-def test_gantt_draws_every_span_to_scale() -> None:
-    svg = ElementTree.fromstring(gantt(STEP, ["w0", "w1"], "step", end_s=2.5))
-    rects = list(svg.iter("rect"))
-    assert len(rects) == len(STEP.spans)
-    widths = [float(r.attrib["width"]) for r in rects]
-    assert widths[1] == pytest.approx(widths[0] / 2, abs=0.02)
-    assert widths[2] == pytest.approx(widths[0] * 1.5, abs=0.02)
-    tips = [t.text for t in svg.iter("title")]
-    assert "send of micro-batch 0: 1.000 to 1.500 s, 4,096 bytes" in tips
+def checked(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert checker.open == []
+    return checker
 
 
-def test_curve_passes_through_its_points_and_names_its_axes() -> None:
-    svg = curve((Series("training", ((1, 2.0), (2, 1.0), (3, 0.5))),), "step", "loss, nats a token")
-    points = re.search(r'points="([^"]+)"', svg)
-    assert points is not None
-    ys = [float(p.split(",")[1]) for p in points[1].split()]
-    assert ys == sorted(ys)  # a falling loss goes down the page, where y grows
-    assert "loss, nats a token" in svg
-    assert ">training</text>" in svg
+def test_page_is_whole_needs_no_network_and_escapes_what_it_is_given() -> None:
+    html = page(FULL)
+    checker = checked(html)
+    assert html.startswith("<!doctype html>")
+    assert not re.search(r"https?:", html.replace('"http://www.w3.org/2000/svg"', ""))
+    for _, attributes in checker.seen:
+        assert not {"src", "href"} & attributes.keys()
+    assert "<script>alert" not in html
+    assert [tag for tag, _ in checker.seen].count("script") == 1
+    assert "To be & not" in checker.text
+    assert "w<0" in checker.text
 
 
-def test_labels_of_lines_that_end_together_do_not_cover_each_other() -> None:
-    svg = curve((Series("a", ((0, 1.0), (1, 1.0))), Series("b", ((0, 2.0), (1, 1.0)))), "x", "y")
-    ys = [float(y) for y in re.findall(r'y="([\d.]+)" style=', svg)]
-    assert abs(ys[0] - ys[1]) >= 12
+def test_every_picture_has_words_for_those_who_do_not_see_it() -> None:
+    pictures = [a for tag, a in checked(page(FULL)).seen if tag == "svg"]
+    assert len(pictures) >= 12
+    for attributes in pictures:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"] or "") > 30
 
 
-def test_curve_without_data_says_so() -> None:
-    assert "nothing was recorded" in curve((Series("loss", ()),), "step", "loss")
+def test_names_of_clips_are_used_once() -> None:
+    names = [a["id"] for tag, a in checked(page(FULL)).seen if tag.lower() == "clippath"]
+    assert names
+    assert len(names) == len(set(names))
 
 
-def test_page_needs_no_network_and_escapes_what_it_is_given() -> None:
-    report = RunReport(
-        title="<script>alert(1)</script>",
-        subtitle="two workers",
-        figures=(("held-out loss", "1.51"),),
-        loss=((1, 3.0), (2, 2.0)),
-        timeline_step=2,
-        predicted=STEP,
-        measured=STEP,
-        labels=("w0", "w1"),
-        tables=(("Links", ("from", "to"), (("w0", "w1"),)),),
-        reasons=("2 stages: 1.2 s",),
-        sample="To be & not",
-    )
-    html = page(report)
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
-    assert not re.search(r'(src|href)="', html)
-    assert html.count("<svg") == 4  # loss, step time, predicted, measured
-    assert "To be &amp; not" in html
+def test_a_page_shows_light_and_dark_desk_and_phone() -> None:
+    html = page(FULL)
+    assert html.count("prefers-color-scheme:dark") == 1
+    assert 'name="viewport"' in html
+    assert html.count('class="phone"') == html.count('class="desk"') >= 5
 
 
 def test_page_leaves_out_what_was_not_recorded() -> None:
-    html = page(RunReport(title="t", subtitle="s", figures=()))
-    assert "predicted above measured" not in html
-    assert "Why this plan" not in html
+    html = page(Contents(title="t"))
+    checked(html)
+    assert "<svg" not in html
+    for heading in ("Why this plan", "Training", "Where it runs", "What the model writes"):
+        assert heading not in html
+
+
+def test_numbers_of_a_table_stand_on_the_right() -> None:
+    html = page(Contents("t", tables=(Table("T", ("name", "ms"), (("a", "1.2 s"), ("b", "-3"))),)))
+    assert '<th>name</th><th class="number">ms</th>' in html
+    assert html.count('<td class="number">') == 2
+
+
+def test_a_report_is_written_with_its_pictures_and_traces(tmp_path: Path) -> None:
+    target = write_report(tmp_path / "new" / "report", FULL)
+    names = {p.name for p in target.parent.iterdir()}
+    pictures = {
+        "map",
+        "grid",
+        "timeline-predicted",
+        "timeline-measured",
+        "time",
+        "throughput",
+        "network",
+        "loss",
+        "step-time",
+    }
+    assert {f"{p}.{kind}" for p in pictures for kind in ("svg", "png")} <= names
+    assert target.read_text(encoding="utf-8") == page(FULL)
+    trace = json.loads((target.parent / "timeline-measured.trace.json").read_text())
+    assert {e["ph"] for e in trace["traceEvents"]} == {"M", "X", "b", "e"}
+    assert any(e["args"].get("name") == "rank 0 w0" for e in trace["traceEvents"])
+
+
+def test_a_page_alone_needs_no_pictures(tmp_path: Path) -> None:
+    write_report(tmp_path, FULL, pictures=False)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".html", ".json"}

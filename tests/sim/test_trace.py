@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.scenarios import NAMES, scenario
 from scheduler.trace import TraceError
-from sim.topology_file import topology_of
+from sim.network import TraceNetwork
 from sim.trace import load, save, shipped
 
 ROWS = "t_s,src,dst,rtt_ms,bw_mbps\n0,a,b,100,80\n10,a,b,50,\n0,b,a,100,160\n"
@@ -71,7 +71,7 @@ def test_the_traces_of_dtfms_scenarios_are_its_scenarios(name: str, convention: 
     published = scenario(
         name, n_devices=sum(n.n_devices for n in trace.nodes.values()), one_way_factor=factor
     )
-    ours = topology_of(trace)
+    ours = TraceNetwork(trace).topology(0.0)
     assert [d.region for d in ours.devices] == [d.region for d in published.devices]
     off = ~np.eye(len(ours), dtype=bool)
     np.testing.assert_allclose(ours.latency_s[off], published.latency_s[off])
