@@ -94,6 +94,8 @@ class Axis:
     label: str
     log: bool = False
     from_zero: bool = False
+    span: tuple[float, float] | None = None
+    """From where to where; None: as far as the points go."""
 
 
 def curve(
@@ -111,7 +113,7 @@ def curve(
     if not shown:
         out.append(Text(0, top + 14, "nothing was recorded", ink="soft"))
         return Picture(width, top + 30, title, "Nothing was recorded.", tuple(out))
-    room = max(text_px(s.label) for s in shown) + 16
+    room = 1.15 * max(text_px(s.label) for s in shown) + 16
     if beside := room < 0.25 * width:
         right = width - room
     else:  # a phone: the labels stand above, as a legend
@@ -162,6 +164,7 @@ class _Frame:
         self._log = x.log, y.log
 
     def _range(self, values: Sequence[float], axis: Axis, pad: float) -> tuple[float, float]:
+        values = axis.span or values
         scaled = [log10(max(v, 1e-12)) for v in values] if axis.log else list(values)
         low, high = min(scaled), max(scaled)
         pad *= (high - low) or abs(high) or 1.0

@@ -173,17 +173,20 @@ def placement_map(placed: Placed, title: str, width: float = WIDE) -> Picture | 
     tints = placed.tints()
     shown = {r: placed.positions[r] for r in tints}
     what = "as wide as the bytes a step sends" if placed.hop_bytes else "as wide as their crossings"
-    out, top = heading(title, f"Arcs are pipelines between regions, coloured by replica, {what}.", width)
+    flows = _flows(placed)
+    apart = any(a != b for a, b, _ in flows)
+    note = f"Arcs are pipelines between regions, coloured by replica, {what}."
+    out, top = heading(title, note if apart else "Every pipeline stays inside its region.", width)
     n_replicas = len(placed.stages[0])
-    if n_replicas <= len(HUES):
+    if apart and n_replicas <= len(HUES):
         keys, top = legend([(f"replica {r}", HUES[r]) for r in range(n_replicas)], top - 6, width)
         out += keys
     globe = Globe(shown, width, top)
     places = {r: globe.at(*p) for r, p in shown.items()}
     inside: list[Shape] = [Rect(*globe.frame, "paper"), *globe.land()]
-    flows = _flows(placed)
     heaviest = max((v for (a, b, _), v in flows.items() if a != b), default=1.0) or 1.0
     lanes: Counter[tuple[str, str]] = Counter()
+    along: list[Point] = []
     step, broad = 0.13 / max(n_replicas - 1, 3), 4.3 if n_replicas <= 4 else 2.4
     for (a, b, replica), weight in sorted(flows.items(), key=lambda f: -f[1]):
         if a != b:
@@ -192,12 +195,13 @@ def placement_map(placed: Placed, title: str, width: float = WIDE) -> Picture | 
             tip = f"replica {replica}: {a} to {b}, {said}"
             arc = _arc(places[a], places[b], 0.09 + step * (lanes[a, b] - 1))
             thick = 1.2 + broad * weight / heaviest
+            along += arc
             inside.append(Line(arc, HUES[replica % len(HUES)], round(thick, 2), 0.8, tip=tip))
     inside += _slow(placed, places)
     held = Counter(placed.regions[d] for stage in placed.stages for d in stage)
     within = Counter(a for a, b, _ in flows if a == b)
     labels = {r: f"{r} · {held[r]}" for r in places}
-    sides = _label_places(places, labels, globe.frame)
+    sides = _label_places(places, labels, along, globe.frame)
     for region, (x, y) in places.items():
         dx, dy, anchor = sides[region]
         tip = f"{region}: {count(held[region], 'device')}, {count(within[region], 'hop')} inside"
@@ -259,9 +263,12 @@ def _slow(placed: Placed, places: Mapping[str, Point]) -> list[Shape]:
 
 
 def _label_places(
-    places: Mapping[str, Point], labels: Mapping[str, str], frame: tuple[float, float, float, float]
+    places: Mapping[str, Point],
+    labels: Mapping[str, str],
+    along: Sequence[Point],
+    frame: tuple[float, float, float, float],
 ) -> dict[str, tuple[float, float, str]]:
-    """Each label where it covers least of the dots and labels before it: (dx, dy, anchor)."""
+    """Each label where it covers least of dots, arcs (`along`) and labels before it: (dx, dy, anchor)."""
     sides = [(dx, dy) for dy in (0, 14, -14, 26, -26) for dx in (13, -13)]
     boxes: list[tuple[float, float, float]] = []
     out: dict[str, tuple[float, float, str]] = {}
@@ -277,7 +284,8 @@ def _label_places(
             hits += [(px, py, half + other, 14.0) for px, py, other in boxes]
             out_of_frame = max(0, half - cx) + max(0, cx + half - frame[2])
             covered = sum(max(0, w - abs(cx - px)) * max(0, h - abs(cy - py)) for px, py, w, h in hits)
-            return covered + 50 * out_of_frame
+            crossed = sum(abs(cx - px) < half and abs(cy - py) < 9 for px, py in along)
+            return covered + 50 * out_of_frame + 20 * crossed + abs(side[1])
 
         dx, dy = min(sides, key=cost)
         boxes.append((x + dx + (half if dx > 0 else -half), y + dy, half))

@@ -156,7 +156,7 @@ def _training(c: Contents) -> tuple[str, list[Plate]]:
         times = [Series(name, points) for name, points in c.step_times]
         s = Axis("step time, s", from_zero=True)
         out.append(Plate.of("step-time", lambda w: curve(times, step, s, "Step time, seconds", w, 300)))
-    return "Training", out
+    return "Step by step", out
 
 
 def _slug(name: str) -> str:

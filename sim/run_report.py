@@ -1,43 +1,54 @@
-"""A simulated run as files that people open: a page, and its first step for chrome://tracing or Perfetto."""
+"""A simulated run as a report: what of it is shown, and under which name."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from scheduler.timeline import chrome_trace
-from sim.report import RunReport, page
+from sim import report
+from sim.codec_curve import Curve
+from sim.inputs import NetworkRead
+from sim.network import TraceNetwork
+from sim.plot import placed_by
 from sim.run import RunResult
-
-MAX_DRAWN_SPANS = 20_000
-"""A page with more is too heavy to open; the trace file has them all."""
 
 
 def write_report(
-    directory: Path, network: str, result: RunResult, figures: Sequence[tuple[str, str]]
+    directory: Path,
+    read: NetworkRead,
+    result: RunResult,
+    figures: Sequence[tuple[str, str]],
+    throughput: tuple[Curve, ...] = (),
 ) -> Path:
-    """Write `index.html` and `first-step.trace.json` into `directory`; returns the page's path."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write the page, its pictures and traces into `directory`; returns the page's path. Raises OSError."""
+    return report.write_report(directory, contents(read, result, figures, throughput))
+
+
+def contents(
+    read: NetworkRead,
+    result: RunResult,
+    figures: Sequence[tuple[str, str]],
+    throughput: tuple[Curve, ...] = (),
+) -> report.Contents:
+    """What the page shows: the first plan and its first step, the network and the step time over it."""
     plan = result.plans[0]
     labels = tuple(plan.device(r) for r in range(plan.n_ranks))
-    timeline = result.timelines[0] if result.timelines else None
-    if timeline is not None:
-        trace = json.dumps(chrome_trace(timeline, labels))
-        (directory / "first-step.trace.json").write_text(trace, encoding="utf-8")
-    drawn = timeline if timeline is not None and len(timeline.spans) <= MAX_DRAWN_SPANS else None
+    regions = {d.name: d.region for d in read.network.devices}
+    trace = read.network.trace if isinstance(read.network, TraceNetwork) else None
+    first = result.timelines[0] if result.timelines else None
     events = tuple((f"{e.at_s:,.0f}", e.text) for e in result.events)
-    report = RunReport(
-        title=f"Simulated on {network}",
-        subtitle=f"{plan.n_stages} stages × {plan.n_replicas} replicas, {plan.schedule}. {result.reason}",
+    steps_s = tuple((s.step + 1, s.duration_s) for s in result.steps)
+    return report.Contents(
+        title=f"Simulated on {read.name}",
+        subtitle=f"{plan.n_stages} stages × {plan.n_replicas} replicas, {plan.schedule}. "
+        + f"{result.reason[:1].upper()}{result.reason[1:]}.",
         figures=tuple(figures),
-        predicted_s=tuple((s.step + 1, s.duration_s) for s in result.steps),
-        timeline_step=1,
-        predicted=drawn,
-        labels=labels,
-        tables=(("What happened", ("at, s", "what"), events),) if events else (),
+        placed=placed_by(plan, first, regions, read.positions) if first is not None else None,
+        steps=(report.Step("predicted", first, labels),) if first is not None else (),
+        throughput=throughput,
+        trace=trace if trace is not None and trace.duration_s > 0 else None,
+        step_over_time=tuple((s.start_s, s.duration_s) for s in result.steps),
+        step_times=(("predicted", steps_s),) if len(steps_s) > 1 else (),
+        tables=(report.Table("What happened", ("at, s", "what"), events),),
         reasons=plan.reasons,
     )
-    target = directory / "index.html"
-    target.write_text(page(report), encoding="utf-8")
-    return target

@@ -20,32 +20,41 @@ MAX_NAMED = 6
 
 
 def weather(trace: Trace, step_s: Sequence[tuple[float, float]] = (), width: float = WIDE) -> Picture:
-    """Panels on one time axis: round trips, bandwidths and step times, as far as they are known."""
-    end_s = max(trace.duration_s, max((t for t, _ in step_s), default=0.0)) or 1.0
-    unit, name = (3600.0, "hours") if end_s > 7200 else (60.0, "minutes") if end_s > 600 else (1.0, "seconds")
-    x = Axis(f"time of the trace, {name}")
+    """Panels on one time axis: round trips, bandwidths and step times, as far as they are known.
+
+    With several steps, (moment, s) each, the axis is the time that they took; else the trace's.
+    """
+    from_s, to_s = 0.0, trace.duration_s or 1.0
+    if len(step_s) > 1:
+        from_s, to_s = step_s[0][0], step_s[-1][0] + step_s[-1][1]
+    unit, name = _unit(to_s)
+    x = Axis(f"time of the trace, {name}", span=(from_s / unit, to_s / unit))
     title = f"The links of {trace.name} over time"
     shapes, height = heading(title, width=width)
     panels = [Picture(width, height - 12, title, "", tuple(shapes))]
-    for label, per, column in FIGURES:
-        lines = _lines(trace, column, per, end_s, unit)
+    for (what, unit_of_it), per, column in FIGURES:
+        lines = _lines(trace, column, per, from_s, to_s, unit)
         if lines:
-            what, unit_of_it = label
             y = Axis(f"{what} of {count(len(trace.links), 'link')}, {unit_of_it}", from_zero=True)
             panels.append(curve(lines, x, y, "", width, 210))
-    if step_s:
+    if len(step_s) > 1:
         points = tuple((t / unit, s) for t, s in step_s)
         y = Axis("step time under this network, s", from_zero=True)
         panels.append(curve([Series("step", points)], x, y, "", width, 190))
     return stacked(panels, title)
 
 
-def _lines(trace: Trace, column: str, per: float, end_s: float, unit: float) -> list[Series]:
+def _unit(end_s: float) -> tuple[float, str]:
+    return (3600.0, "hours") if end_s > 7200 else (60.0, "minutes") if end_s > 600 else (1.0, "seconds")
+
+
+def _lines(trace: Trace, column: str, per: float, from_s: float, to_s: float, unit: float) -> list[Series]:
     known = {p: link for p, link in trace.links.items() if not np.isnan(getattr(link, column)).all()}
     if not known:
         return []
-    changes = np.unique(np.concatenate([[0.0], *(link.times_s for link in known.values()), [end_s]]))
-    moments = changes if len(changes) <= MAX_MOMENTS else np.linspace(0.0, end_s, MAX_MOMENTS)
+    changes = np.unique(np.concatenate([[from_s, to_s], *(link.times_s for link in known.values())]))
+    changes = changes[(changes >= from_s) & (changes <= to_s)]
+    moments = changes if len(changes) <= MAX_MOMENTS else np.linspace(from_s, to_s, MAX_MOMENTS)
     rows = np.array([_at(link, column, moments) for link in known.values()]) * per
     if len(known) <= MAX_NAMED:
         named = [(f"{a} → {b}", row) for (a, b), row in zip(known, rows, strict=True)]
@@ -93,7 +102,7 @@ def link_matrix(trace: Trace, t_s: float = 0.0, width: float = WIDE) -> Picture:
 
 def _matrix(names: Sequence[str], values: Vector, what: str, unit: str, width: float) -> Picture:
     n = len(names)
-    left = min(max(text_px(name, 11) for name in names) + 14, 0.3 * width)
+    left = min(max(text_px(name, 11) for name in names) + 36, 0.3 * width)
     cell = min((width - left) / n, 76.0)
     high = min(max(cell * 0.5, 14.0), 30.0)
     small = min(11.0, cell / 3.2)
@@ -102,13 +111,15 @@ def _matrix(names: Sequence[str], values: Vector, what: str, unit: str, width: f
     scaled = np.log(np.maximum(values, 1e-9))
     low, span = np.nanmin(scaled), max(float(np.nanmax(scaled) - np.nanmin(scaled)), 1e-9)
     top = 40.0
+    numbered = max(map(len, names)) > int(cell / text_px("x", 10))  # columns by the number of their row
     for j, name in enumerate(names):
-        fits = int(cell / text_px("x", 10))
-        if fits >= 3:
-            out.append(Text(left + (j + 0.5) * cell, top - 6, _cut(name, fits), "middle", "soft", 10))
+        if cell >= 14:
+            head = str(j + 1) if numbered else name
+            out.append(Text(left + (j + 0.5) * cell, top - 6, head, "middle", "soft", 10))
     for i, src in enumerate(names):
         y = top + i * high
-        out.append(Text(left - 8, y + high * 0.5 + 4, _cut(src, letters), "end", size=11))
+        name = f"{src}  {i + 1}" if numbered else src
+        out.append(Text(left - 8, y + high * 0.5 + 4, _cut(name, letters), "end", size=11))
         for j, dst in enumerate(names):
             if np.isnan(values[i, j]):
                 continue

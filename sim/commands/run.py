@@ -27,6 +27,7 @@ from scheduler.timeline import Timeline, use_by_rank
 from scheduler.topology import Topology
 from scheduler.units import count, duration, size
 from sim import inputs as i
+from sim.codec_curve import CODECS, throughput
 from sim.fault_script import read_faults
 from sim.faults import Faults
 from sim.network import NetworkOverTime
@@ -92,7 +93,10 @@ def run(
     ] = 0,
     seed: i.Seed = 0,
     report_dir: Annotated[
-        Path | None, typer.Option("--report", help="Write a page of the run and its first step's trace here.")
+        Path | None,
+        typer.Option(
+            "--report", help="Write a page of the run, its pictures and its first step's trace here."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -145,7 +149,10 @@ def run(
         raise typer.Exit(int(ExitCode.USAGE)) from e
     costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
     if report_dir is not None:
-        write_report(report_dir, read.name, result, figures(result, costs, prices.currency))
+        works = [(name, i.read_work(spec, network.devices, gpus, a, g)) for name, a, g in CODECS]
+        curves = throughput(result.plans[0], works, network.topology(start_s), options.tokens_a_step)
+        shown = figures(result, costs, prices.currency)
+        typer.echo(f"report: {write_report(report_dir, read, result, shown, curves)}", err=True)
     if as_json:
         typer.echo(json.dumps(document(result, costs, prices.currency)))
     else:

@@ -103,7 +103,7 @@ def test_page_leaves_out_what_was_not_recorded() -> None:
     html = page(Contents(title="t"))
     checked(html)
     assert "<svg" not in html
-    for heading in ("Why this plan", "Training", "Where it runs", "What the model writes"):
+    for heading in ("Why this plan", "Step by step", "Where it runs", "What the model writes"):
         assert heading not in html
 
 

@@ -80,7 +80,7 @@ def test_a_report_is_one_page_and_a_trace(tmp_path: Path) -> None:
     page = (tmp_path / "r" / "index.html").read_text()
     assert "Simulated on four_cities" in page
     assert "<svg" in page
-    assert json.loads((tmp_path / "r" / "first-step.trace.json").read_text())["traceEvents"]
+    assert json.loads((tmp_path / "r" / "timeline-predicted.trace.json").read_text())["traceEvents"]
 
 
 @pytest.mark.parametrize(
