@@ -192,7 +192,7 @@ def test_the_picture_is_drawn_with_and_without_a_map(tmp_path: Path, name: str) 
     assert result.exit_code == 0, result.output
     drawn = path.read_text()
     assert "</svg>" in drawn
-    assert ("Arcs are pipelines" in drawn) == (name == "worldwide")
+    assert ("Coastlines" in drawn) == (name == "worldwide")
     assert "stage 7" in drawn
     assert "rep 0" in result.stdout
     assert "can cost less than" in result.stdout
