@@ -82,7 +82,7 @@ def model_profile(
         )
         for name, c in costs.items()
     )
-    return ModelProfile(layers, micro_batch, sequence_length)
+    return ModelProfile(layers, micro_batch, sequence_length, value_bytes=dtype_bytes)
 
 
 def loss_rows(vocab: int) -> int:

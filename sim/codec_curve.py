@@ -5,10 +5,10 @@ Only those links change; the plan, delays and links within a region stay. Priced
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from compression.spec import codec_spec
+from scheduler.cost import Codecs, flat_wire_bytes_of, wire_bytes_of
 from scheduler.plan import Plan
 from scheduler.step_time import plan_step_s, prices_of
 from scheduler.topology import Topology
@@ -27,21 +27,21 @@ CODECS = (
 Curve = tuple[str, tuple[tuple[float, float], ...]]
 
 
-def throughput(
-    plan: Plan, works: Sequence[tuple[str, Work]], links: Topology, tokens_a_step: int
-) -> tuple[Curve, ...]:
-    """(label, ((bytes/s of each link between regions, tokens/s), ...)) of each work; none in one region."""
+def throughput(plan: Plan, work: Work, links: Topology, tokens_a_step: int) -> tuple[Curve, ...]:
+    """(label, ((bytes/s of each link between regions, tokens/s), ...)) of CODECS; none in one region."""
     region = np.array([d.region or d.name for d in links.devices])
     across = region[:, None] != region[None, :]
     if not across.any():
         return ()
     curves = []
-    for label, work in works:
+    for label, activations, gradients in CODECS:
+        crossing = wire_bytes_of(codec_spec(activations), work.model, work.model.value_bytes)
+        codecs = Codecs(crossing, crossing, flat_wire_bytes_of(codec_spec(gradients)))
         points = []
         for rate in BANDWIDTHS_BPS:
             bandwidth_Bps = np.where(across, rate, links.bandwidth_Bps)
             topology = Topology(links.devices, links.latency_s, bandwidth_Bps)
-            step_s = plan_step_s(prices_of(work.model, work.profiles, topology, work.codecs), plan)
+            step_s = plan_step_s(prices_of(work.model, work.profiles, topology, codecs), plan)
             points.append((rate, tokens_a_step / step_s))
         curves.append((label, tuple(points)))
     return tuple(curves)

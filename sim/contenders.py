@@ -19,6 +19,7 @@ from scheduler.encoding import Stages
 from scheduler.job import JobSpec
 from scheduler.placement import pipelines_in_order, region_order
 from scheduler.plan import Plan, PlanError
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.planner import make_plan, plan_for, split_micro_batches
 from scheduler.profile import DeviceProfile
 from scheduler.topology import Topology
@@ -53,7 +54,7 @@ class Field:
 
     def plan(self, placement: Placement, version: int = 1) -> Plan:
         w = self.work
-        return plan_for(placement, self.job, w.model, w.profiles, self.topology, version, w.codecs)
+        return plan_for(placement, self.job, w.model, w.profiles, self.topology, version)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def contend(name: str, field: Field) -> Contender:
 
 def _ours(f: Field) -> Contender:
     w = f.work
-    plan = make_plan(f.job, w.model, w.profiles, f.topology, 1, w.codecs)
+    plan = make_plan(f.job, w.model, w.profiles, f.topology, 1)
     return Contender("ours", "shape, placement, cut and knobs by predicted step time", plan, w)
 
 
@@ -98,7 +99,7 @@ def _objective(f: Field) -> DtfmObjective:
     stages, replicas = f.shape
     order = f.names[: stages * replicas]
     plan = f.plan(pipelines_in_order(order, stages, replicas))
-    d = durations(plan, f.work.model, f.work.profiles, f.topology, f.work.codecs)
+    d = durations(plan, f.work.model, f.work.profiles, f.topology)
     a_pipeline = max(d.activation_bytes, default=0) * max(plan.micro_batches)
     there = f.topology.subset(range(stages * replicas))
     return DtfmObjective(there, stages, replicas, Volumes(max(d.reduce_bytes), a_pipeline))
@@ -118,8 +119,8 @@ def _random(f: Field) -> Contender:
 
 def _region(f: Field) -> Contender:
     stages, replicas = f.shape
-    boundary = f.work.codecs.activation(max(x.boundary_bytes for x in f.work.model.layers))
-    order = region_order(f.topology, f.names, boundary)[: stages * replicas]
+    boundary_bytes = max(x.boundary_bytes for x in f.work.model.layers)
+    order = region_order(f.topology, f.names, boundary_bytes)[: stages * replicas]
     plan = f.plan(pipelines_in_order(order, stages, replicas))
     return Contender("region", "pipelines of neighbours, by region", plan, f.work)
 
@@ -161,7 +162,7 @@ def _zero(f: Field) -> Contender:
     layers = len(w.model.layers)
     plan = Plan(
         1, tuple((name,) for name in f.names), ((0, layers),), split_micro_batches(micro_batches, n), "1f1b",
-        recompute=True, micro_batch=f.job.profiled_micro_batch,
+        recompute=True, micro_batch=f.job.profiled_micro_batch, codecs=_reduced_by(f.job),
     )  # fmt: skip
     memory = stage_memory(replace(w.model, recompute=True), 0, layers)
     sharded_bytes = memory.state_bytes + memory.parameter_bytes  # state and gradients
@@ -175,6 +176,12 @@ def _zero(f: Field) -> Contender:
     sharded = tuple(_sharing(p, n) for p in w.profiles)
     note = "data parallel alone, state sharded, forwards recomputed"
     return Contender("zero", note, plan, replace(w, profiles=sharded))
+
+
+def _reduced_by(job: JobSpec) -> PlanCodecs:
+    """One stage has no boundary; `auto` leaves its gradients as they are."""
+    choice = job.compression.reduce
+    return PlanCodecs() if choice.auto is not None else PlanCodecs(reduce=(choice.spec().name,))
 
 
 def _sharing(profile: DeviceProfile, n: int) -> DeviceProfile:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
+import yaml
 
-from compression.spec import codec_spec
 from scheduler.analytic import accelerator_profile, device_profile, model_profile
 from scheduler.combinations import BYTE_VOCAB
-from scheduler.cost import Codecs, flat_wire_bytes_of, wire_bytes_of
 from scheduler.gpus import ACCELERATORS, ACHIEVABLE, Accelerator, Precision, accelerator
 from scheduler.job import JobSpec, job_from_json, job_to_json, parse_job
 from scheduler.presets import PRESETS
@@ -86,9 +85,12 @@ Schedule = Annotated[str, typer.Option(help="Order within a pipeline: gpipe or 1
 Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages; default: the job's.")]
 Replicas = Annotated[int | None, typer.Option(min=1, help="Replicas of each stage.")]
 Codec = Annotated[
-    str, typer.Option(help="What activations and their gradients are sent as: identity, fp16, kbit:bits=4.")
+    str,
+    typer.Option(
+        help="Of activations and their gradients: identity, fp16, kbit:bits=4, auto; default: the job's."
+    ),
 ]
-GradientCodec = Annotated[str, typer.Option(help="What weights' gradients are sent as between replicas.")]
+GradientCodec = Annotated[str, typer.Option(help="Of weights' gradients between replicas; or the job's.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 
@@ -216,10 +218,12 @@ class JobInput:
     stages: int | None = None
     replicas: int | None = None
     streams: int = 0
+    codec: str = ""
+    gradient_codec: str = ""
 
 
 def read_job(given: JobInput) -> JobSpec:
-    """The job, or a preset's with these sizes; `schedule`, shape and streams override what it says."""
+    """The job, or a preset's with these sizes; schedule, shape, streams and codecs override what it says."""
     job = _base_job(given)
     if (given.stages is None) != (given.replicas is None):
         raise InputError("found one of --stages and --replicas, required both or neither")
@@ -230,10 +234,24 @@ def read_job(given: JobInput) -> JobSpec:
         changes["schedule"] = {**job.schedule.model_dump(exclude_unset=True), "name": given.schedule}
     if given.streams:
         changes["streams"] = given.streams
+    if given.codec or given.gradient_codec:
+        compression = job.compression.model_dump(exclude_unset=True)
+        if given.codec:
+            compression |= dict.fromkeys(("activations", "gradients"), _codec(given.codec))
+        if given.gradient_codec:
+            compression["reduce"] = _codec(given.gradient_codec)
+        changes["compression"] = compression
     if not changes:
         return job
     document = json.loads(job_to_json(job)) | changes
     return job_from_json(json.dumps(document), "the job with the command's options")
+
+
+def _codec(text: str) -> dict[str, dict[str, Any]]:
+    """`kbit:bits=4` as a job has it: {kbit: {bits: 4}}."""
+    family, _, options = text.partition(":")
+    pairs = (part.partition("=") for part in options.split(",") if part)
+    return {family: {key: yaml.safe_load(value) for key, _, value in pairs}}
 
 
 def _base_job(given: JobInput) -> JobSpec:
@@ -258,13 +276,7 @@ def _base_job(given: JobInput) -> JobSpec:
     return job.model_copy(update={"model": job.shape})
 
 
-def read_work(
-    job: JobSpec,
-    devices: Sequence[Device],
-    gpus: Gpus,
-    codec: str = "identity",
-    gradient_codec: str = "identity",
-) -> Work:
+def read_work(job: JobSpec, devices: Sequence[Device], gpus: Gpus) -> Work:
     """What `job` costs on `devices` by its shape and their makers' figures: nothing is measured."""
     model = job.shape
     if model.vocab is None:
@@ -277,11 +289,7 @@ def read_work(
     profile = model_profile(
         model, job.profiled_micro_batch, job.sequence_length, dtype_bytes, optimizer=job.optimizer
     )
-    return Work(
-        profile,
-        tuple(_profile(profile, d, gpus) for d in devices),
-        codecs_of(codec, gradient_codec, profile, dtype_bytes),
-    )
+    return Work(profile, tuple(_profile(profile, d, gpus) for d in devices))
 
 
 def _profile(model: ModelProfile, device: Device, gpus: Gpus) -> DeviceProfile:
@@ -289,9 +297,3 @@ def _profile(model: ModelProfile, device: Device, gpus: Gpus) -> DeviceProfile:
     if device.speed_flops > 0:  # the topology's file knows it
         return device_profile(model, device.name, device.speed_flops, gpu.memory_Bps)
     return accelerator_profile(model, device.name, gpu, gpus.precision, gpus.efficiency)
-
-
-def codecs_of(codec: str, gradient_codec: str, model: ModelProfile, dtype_bytes: int) -> Codecs:
-    """The codecs of these names, pricing activations of `dtype_bytes` and gradients in float32."""
-    activations = wire_bytes_of(codec_spec(codec), model, dtype_bytes)
-    return Codecs(activations, activations, flat_wire_bytes_of(codec_spec(gradient_codec)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.cost import IDENTITY, Codecs, predict
+from scheduler.cost import predict
 from scheduler.engine import NOMINAL
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
@@ -20,11 +20,10 @@ from sim.network import NetworkOverTime
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a step has to do: the model's layers, what they cost on each device, what traffic shrinks to."""
+    """What a step has to do: the model's layers, and what they cost on each device."""
 
     model: ModelProfile
     profiles: tuple[DeviceProfile, ...]
-    codecs: Codecs = IDENTITY
 
 
 def require_devices(plan: Plan, network: NetworkOverTime) -> None:
@@ -56,4 +55,5 @@ def replay_at(
     if partitions:
         region = {d.name: d.region for d in network.devices}
         links = links.over(lambda source: CutLinks(source, region, partitions, t_s))
-    return predict(plan, work.model, work.profiles, network.topology(t_s), work.codecs, links, then)
+    topology = network.topology(t_s)
+    return predict(plan, work.model, work.profiles, topology, network=links, speeds=then)

@@ -214,7 +214,7 @@ class _Run:
         self._plan, self._streak = plan, 0
         self._result.plans.append(plan)
         w = self._work
-        costs = durations(plan, w.model, w.profiles, self._network.topology(self._t), w.codecs)
+        costs = durations(plan, w.model, w.profiles, self._network.topology(self._t))
         self._egress_bytes: dict[str, float] = {}
         for (a, b), n_bytes in traffic(plan, costs).items():
             src, dst = self._region[plan.device(a)], self._region[plan.device(b)]
@@ -229,7 +229,7 @@ class _Run:
         except PlanError:
             return
         w = self._work
-        now = Measured(w.model, [p for p in w.profiles if p.device in names], topology, w.codecs)
+        now = Measured(w.model, [p for p in w.profiles if p.device in names], topology)
         options = self._options
         answer = reconsider(plan, new, now, self._done, options.steps, self._streak, options.patience)
         if isinstance(answer, Stay):

@@ -48,8 +48,6 @@ class Task:
     job: JobSpec
     network: NetworkOverTime
     gpus: i.Gpus
-    codec: str
-    gradient_codec: str
     start_s: float
     shape: tuple[int, int]
     seed: int
@@ -58,34 +56,29 @@ class Task:
 def row_of(task: Task) -> Row:
     """Let one contender plan, and replay its plan."""
     network = task.network
-    work = i.read_work(task.job, network.devices, task.gpus, task.codec, task.gradient_codec)
+    work = i.read_work(task.job, network.devices, task.gpus)
     topology = network.topology(task.start_s)
     found = contend(task.contender, Field(task.job, work, topology, task.shape, task.seed))
-    schedule = task.job.schedule.name
     if found.plan is None:
-        return Row(
-            task.contender,
-            schedule,
-            task.codec,
-            task.gradient_codec,
-            "-",
-            None,
-            found.note,
-            found.why_not,
-        )
-    return _replayed(task, found, schedule)
+        return Row(task.contender, *asked(task.job), "-", None, note=found.note, why=found.why_not)
+    return _replayed(task, found)
 
 
-def _replayed(task: Task, found: Contender, schedule: str) -> Row:
+def asked(job: JobSpec) -> tuple[str, str, str]:
+    """Schedule, activations' codec and weights' gradients' codec of the job, for the table."""
+    c = job.compression
+    names = ["auto" if x.auto is not None else x.spec().name for x in (c.activations, c.reduce)]
+    return job.schedule.name, names[0], names[1]
+
+
+def _replayed(task: Task, found: Contender) -> Row:
     plan, work = found.plan, found.work
     assert plan is not None
     timeline = replay_at(plan, work, task.network, task.start_s)
-    costs = durations(plan, work.model, work.profiles, task.network.topology(task.start_s), work.codecs)
+    costs = durations(plan, work.model, work.profiles, task.network.topology(task.start_s))
     return Row(
         task.contender,
-        schedule,
-        task.codec,
-        task.gradient_codec,
+        *asked(task.job),
         f"{plan.n_stages} x {plan.n_replicas}",
         (
             timeline.duration_s,
@@ -161,14 +154,13 @@ def compare(
         given = i.JobInput(
             job, model, sequence_length, global_batch, micro_batch, "", stages, replicas, streams
         )
-        jobs = [i.read_job(replace(given, schedule=name)) for name in schedule or [""]]
-        codecs = [c.partition("/") for c in codec or ["identity"]]
-        for activations, _, gradients in codecs:  # refused before anything is planned
-            i.read_work(jobs[0], read.network.devices[:1], gpus, activations, gradients or "identity")
-        tasks = [
-            Task(name, spec, read.network, gpus, activations, gradients or "identity", start_s, shape, seed)
-            for (activations, _, gradients), spec, name in product(codecs, jobs, placement or NAMES)
-        ]
+        tasks = []
+        for text, name in product(codec or [""], schedule or [""]):
+            activations, _, gradients = text.partition("/")
+            asked = replace(given, schedule=name, codec=activations, gradient_codec=gradients)
+            spec = i.read_job(asked)
+            i.read_work(spec, read.network.devices[:1], gpus)  # refused before anything is planned
+            tasks += [Task(p, spec, read.network, gpus, start_s, shape, seed) for p in placement or NAMES]
         rows = rows_of(tasks, processes)
     except ValueError as e:
         typer.echo(f"sim compare: {e}", err=True)

@@ -6,10 +6,8 @@ Reads files on behalf of the pure core and shows what it finds; decides nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -19,36 +17,12 @@ from rich.progress import Progress
 from scheduler.describe import describe
 from scheduler.exit_codes import ExitCode
 from scheduler.gpus import ACHIEVABLE
-from scheduler.job import JobSpec
-from scheduler.plan import Plan
-from scheduler.plan_text import plan_document
-from scheduler.planner import make_plan
 from scheduler.timeline import Timeline, use_by_rank
-from scheduler.topology import Topology
 from scheduler.units import count, duration, size
 from sim import inputs as i
-from sim.codec_curve import CODECS, throughput
-from sim.fault_script import read_faults
-from sim.faults import Faults
-from sim.network import NetworkOverTime
-from sim.plan_file import read_plan
-from sim.prices import Bill, Prices, bill, read_prices
-from sim.replay import Work, require_devices
-from sim.run import Planner, RunOptions, RunResult, simulate_run
+from sim.codec_curve import throughput
 from sim.run_report import write_report
-
-DAY_S = 86400.0
-
-
-def planner_of(job: JobSpec, work: Work) -> Planner:
-    """Plans as the coordinator does, for whoever is there."""
-
-    def planner(topology: Topology, names: Sequence[str], version: int) -> Plan:
-        profiles = [p for p in work.profiles if p.device in set(names)]
-        there = topology.subset([topology.index(p.device) for p in profiles])
-        return make_plan(job, work.model, profiles, there, version, work.codecs)
-
-    return planner
+from sim.simulation import Settings, Simulation, document, simulate
 
 
 def run(
@@ -74,8 +48,8 @@ def run(
     gpu: i.Gpu = None,
     precision: i.PrecisionOption = "fp16",
     efficiency: i.Efficiency = ACHIEVABLE,
-    codec: i.Codec = "identity",
-    gradient_codec: i.GradientCodec = "identity",
+    codec: i.Codec = "",
+    gradient_codec: i.GradientCodec = "",
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="A plan to replay (JSON); default: one is made.")
     ] = None,
@@ -101,98 +75,41 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Simulate steps of a job on a network: how long they take, why, and what they cost."""
-    console = Console(stderr=True)
+    settings = Settings(
+        scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, start_s, job,
+        model, sequence_length, global_batch, micro_batch, stages, replicas, schedule, streams,
+        tuple(gpu or ()), precision, efficiency, codec, gradient_codec, plan_file, steps, faults_file,
+        prices_file, save_every, restart_s, replan_every, seed,
+    )  # fmt: skip
     try:
-        gpus = i.read_gpus(gpu, precision, efficiency)
-        read = i.read_network(
-            i.NetworkInput(
-                scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, seed
-            ),
-            gpus,
-        )
-        spec = i.read_job(
-            i.JobInput(
-                job, model, sequence_length, global_batch, micro_batch, schedule, stages, replicas, streams
-            )
-        )
-        network = read.network
-        work = i.read_work(spec, network.devices, gpus, codec, gradient_codec)
-        prices = read_prices(prices_file) if prices_file else Prices()
-        planner = planner_of(spec, work)
-        names = [d.name for d in network.devices]
-        if plan_file is not None:
-            plan = read_plan(plan_file)
-            require_devices(plan, network)
-        else:
-            with console.status("planning"):
-                plan = planner(network.topology(start_s), names, 1)
-        faults = Faults()
-        if faults_file is not None:
-            regions = list(dict.fromkeys(d.region for d in network.devices))
-            horizon_s = start_s + max(10 * steps * plan.predicted_step_s, DAY_S)
-            faults = read_faults(faults_file, names, regions, horizon_s, np.random.default_rng(seed))
-        options = RunOptions(
-            steps,
-            spec.global_batch * spec.sequence_length,
-            start_s,
-            save_every,
-            restart_s,
-            replan_every,
-        )
-        with Progress(console=console, transient=True, disable=steps == 1) as bar:
-            task = bar.add_task("steps", total=steps)
-            result = simulate_run(
-                work, network, plan, options, planner, faults, lambda done: bar.update(task, completed=done)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("planning", total=None)
+            found = simulate(
+                settings,
+                lambda _: bar.update(task, description="steps", total=steps, completed=0),
+                lambda done: bar.update(task, completed=done),
             )
     except ValueError as e:  # every error of the core and of the inputs is one
         typer.echo(f"sim run: {e}", err=True)
         raise typer.Exit(int(ExitCode.USAGE)) from e
-    costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
     if report_dir is not None:
-        works = [(name, i.read_work(spec, network.devices, gpus, a, g)) for name, a, g in CODECS]
-        curves = throughput(result.plans[0], works, network.topology(start_s), options.tokens_a_step)
-        shown = figures(result, costs, prices.currency)
-        typer.echo(f"report: {write_report(report_dir, read, result, shown, curves)}", err=True)
-    if as_json:
-        typer.echo(json.dumps(document(result, costs, prices.currency)))
-    else:
-        typer.echo(report(result, work, network, costs, prices.currency))
-    raise typer.Exit(int(result.code))
+        links = found.read.network.topology(start_s)
+        curves = throughput(found.result.plans[0], found.work, links, found.tokens_a_step)
+        page = write_report(report_dir, found.read, found.result, figures(found), curves)
+        typer.echo(f"report: {page}", err=True)
+    typer.echo(json.dumps(document(found)) if as_json else report(found))
+    raise typer.Exit(int(found.result.code))
 
 
-def document(result: RunResult, costs: Bill, currency: str) -> dict[str, Any]:
-    """What `--json` prints. Times in s, sizes in bytes."""
-    step_s = [s.duration_s for s in result.steps]
-    return {
-        "total_s": result.total_s,
-        "steps": [asdict(s) for s in result.steps],
-        "median_step_s": float(np.median(step_s)) if step_s else None,
-        "tokens": result.tokens,
-        "tokens_per_s": result.tokens_per_s,
-        "restarts": result.restarts,
-        "steps_lost": result.steps_lost,
-        "device_s": dict(result.device_s),
-        "egress_bytes": dict(result.egress_bytes),
-        "money": costs.money,
-        "currency": currency,
-        "energy_J": costs.energy_J,
-        "unpriced": list(costs.unpriced),
-        "code": int(result.code),
-        "reason": result.reason,
-        "events": [asdict(e) for e in result.events],
-        "plan": plan_document(result.plans[0]),
-        "plans": [plan_document(p) for p in result.plans],
-    }
-
-
-def report(result: RunResult, work: Work, network: NetworkOverTime, costs: Bill, currency: str) -> str:
+def report(found: Simulation) -> str:
     """For a person: the plan, where a step's time goes, what happened, the totals."""
-    links = network.topology(result.start_s)
-    lines = [describe(result.plans[0], work.model, links, work.profiles, work.codecs), ""]
+    result, work = found.result, found.work
+    links = found.read.network.topology(result.start_s)
+    lines = [describe(result.plans[0], work.model, links, work.profiles), ""]
     if result.timelines:
         lines.append(first_step(result.timelines[0]))
     lines += [f"at {duration(e.at_s)}: {e.text}" for e in result.events]
-    lines += [f"{name}: {value}" for name, value in figures(result, costs, currency)]
+    lines += [f"{name}: {value}" for name, value in figures(found)]
     if result.code is not ExitCode.OK:
         lines.append(f"ended: {result.code.name}: {result.reason}")
     return "\n".join(lines)
@@ -211,8 +128,9 @@ def first_step(timeline: Timeline) -> str:
     )
 
 
-def figures(result: RunResult, costs: Bill, currency: str) -> list[tuple[str, str]]:
+def figures(simulation: Simulation) -> list[tuple[str, str]]:
     """(what, how much with its unit), of the whole run."""
+    result, costs = simulation.result, simulation.costs
     found = []
     step_s = [s.duration_s for s in result.steps]
     if step_s:
@@ -228,7 +146,7 @@ def figures(result: RunResult, costs: Bill, currency: str) -> list[tuple[str, st
     if costs.money is not None:
         known = (("devices", costs.devices), ("egress", costs.egress))
         parts = ", ".join(f"{name} {x:,.2f}" for name, x in known if x is not None)
-        found.append(("cost", f"{costs.money:,.2f} {currency} ({parts})"))
+        found.append(("cost", f"{costs.money:,.2f} {simulation.currency} ({parts})"))
     if costs.energy_J is not None:
         found.append(("energy", f"{costs.energy_J / 3.6e6:,.2f} kWh"))
     if costs.unpriced:

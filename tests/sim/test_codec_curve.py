@@ -22,10 +22,9 @@ def test_more_bandwidth_and_fewer_bits_never_cost_throughput() -> None:
     given = i.JobInput(model="gpt2", sequence_length=256, global_batch=16, stages=8, replicas=1)
     job = i.read_job(given)
     devices = StillNetwork(links).devices
-    works = [(name, i.read_work(job, devices, gpus, a, g)) for name, a, g in CODECS]
-    plain = works[0][1]
-    plan = make_plan(job, plain.model, plain.profiles, links, 1, plain.codecs)
-    curves = dict(throughput(plan, works, links, 4096))
+    plain = i.read_work(job, devices, gpus)
+    plan = make_plan(job, plain.model, plain.profiles, links, 1)
+    curves = dict(throughput(plan, plain, links, 4096))
     for points in curves.values():
         assert [x for x, _ in points] == list(BANDWIDTHS_BPS)
         assert all(b[1] >= a[1] for a, b in pairwise(points))
@@ -33,9 +32,7 @@ def test_more_bandwidth_and_fewer_bits_never_cost_throughput() -> None:
         assert all(b[1] >= a[1] for a, b in zip(curves[more], curves[fewer], strict=True))
     region = np.array([d.region for d in devices])
     fastest = np.where(region[:, None] != region[None, :], BANDWIDTHS_BPS[-1], links.bandwidth_Bps)
-    step = predict(
-        plan, plain.model, plain.profiles, Topology(devices, links.latency_s, fastest), plain.codecs
-    )
+    step = predict(plan, plain.model, plain.profiles, Topology(devices, links.latency_s, fastest))
     assert curves["uncompressed"][-1][1] == pytest.approx(4096 / step.duration_s)
 
 
@@ -45,5 +42,5 @@ def test_within_one_region_there_is_nothing_to_show() -> None:
     gpus = i.read_gpus(["a100-40"], "bf16")
     job = i.read_job(i.JobInput(model="gpt2", sequence_length=256, global_batch=16, stages=4, replicas=1))
     work = i.read_work(job, links.devices, gpus)
-    plan = make_plan(job, work.model, work.profiles, links, 1, work.codecs)
-    assert throughput(plan, [("plain", work)], links, 4096) == ()
+    plan = make_plan(job, work.model, work.profiles, links, 1)
+    assert throughput(plan, work, links, 4096) == ()

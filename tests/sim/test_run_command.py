@@ -53,7 +53,11 @@ def test_a_plan_that_was_printed_can_be_replayed_elsewhere(tmp_path: Path) -> No
 
 def test_codecs_streams_and_schedules_reach_the_engine() -> None:
     plain = run_json(*TRACED)["total_s"]
-    assert run_json(*TRACED, "--codec", "kbit:bits=4", "--gradient-codec", "kbit:bits=8")["total_s"] < plain
+    args = ("--stages", "2", "--replicas", "2", "--codec", "kbit:bits=4", "--gradient-codec", "kbit")
+    found = run_json(*TRACED, *args)
+    assert found["total_s"] < plain
+    names = {"activation": ["kbit:bits=4"], "gradient": ["kbit:bits=4"], "reduce": ["kbit", "kbit"]}
+    assert {k: list(v) for k, v in found["plan"]["codecs"].items()} == names
     assert run_json(*TRACED, "--cap-mbps", "5000", "--streams", "8")["total_s"] < plain
     assert run_json(*TRACED, "--schedule", "gpipe")["plan"]["schedule"] == "gpipe"
 

@@ -1,0 +1,162 @@
+"""One simulation from its settings: what `sim run` does once, and `sim sweep` for every point of a grid.
+
+Reads the files that the settings name; prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scheduler.gpus import ACHIEVABLE
+from scheduler.job import JobSpec
+from scheduler.plan import Plan
+from scheduler.plan_text import plan_document
+from scheduler.planner import make_plan
+from scheduler.topology import Topology
+from sim.fault_script import read_faults
+from sim.faults import Faults
+from sim.inputs import JobInput, NetworkInput, NetworkRead, read_gpus, read_job, read_network, read_work
+from sim.plan_file import read_plan
+from sim.prices import Bill, Prices, bill, read_prices
+from sim.replay import Work, require_devices
+from sim.run import Planner, RunOptions, RunResult, simulate_run
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides a simulation's result, by the names of `sim run`'s options."""
+
+    scenario: str | None = None
+    variant: str = "scheduler"
+    devices: int = 64
+    trace: str | None = None
+    topology: Path | None = None
+    delay: str = ""
+    cap_mbps: float = 0.0
+    window_bytes: float = 0.0
+    card_mbps: float = 0.0
+    start_s: float = 0.0
+    job: Path | None = None
+    model: str | None = None
+    sequence_length: int = 2048
+    global_batch: int = 1024
+    micro_batch: int = 1
+    stages: int | None = None
+    replicas: int | None = None
+    schedule: str = ""
+    streams: int = 0
+    gpu: tuple[str, ...] = ()
+    precision: str = "fp16"
+    efficiency: float = ACHIEVABLE
+    codec: str = ""
+    gradient_codec: str = ""
+    plan: Path | None = None
+    steps: int = 1
+    faults: Path | None = None
+    prices: Path | None = None
+    save_every: int = 50
+    restart_s: float = 60.0
+    replan_every: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What came of it."""
+
+    read: NetworkRead
+    work: Work
+    result: RunResult
+    costs: Bill
+    currency: str
+    tokens_a_step: int
+
+
+def planner_of(job: JobSpec, work: Work) -> Planner:
+    """Plans as the coordinator does, for whoever is there."""
+
+    def planner(topology: Topology, names: Sequence[str], version: int) -> Plan:
+        profiles = [p for p in work.profiles if p.device in set(names)]
+        there = topology.subset([topology.index(p.device) for p in profiles])
+        return make_plan(job, work.model, profiles, there, version)
+
+    return planner
+
+
+def simulate(
+    s: Settings,
+    planned: Callable[[Plan], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Simulation:
+    """Plan (or take the plan that is named) and run. `planned` and `progress` are told how far it is.
+
+    Raises ValueError (its subclasses) for whatever cannot be, saying what was found and required.
+    """
+    gpus = read_gpus(s.gpu, s.precision, s.efficiency)
+    read = read_network(
+        NetworkInput(
+            s.scenario, s.variant, s.devices, s.trace, s.topology, s.delay, s.cap_mbps, s.window_bytes,
+            s.card_mbps, s.seed,
+        ),
+        gpus,
+    )  # fmt: skip
+    job = read_job(
+        JobInput(
+            s.job, s.model, s.sequence_length, s.global_batch, s.micro_batch, s.schedule, s.stages,
+            s.replicas, s.streams, s.codec, s.gradient_codec,
+        )
+    )  # fmt: skip
+    network = read.network
+    work = read_work(job, network.devices, gpus)
+    prices = read_prices(s.prices) if s.prices else Prices()
+    planner = planner_of(job, work)
+    names = [d.name for d in network.devices]
+    if s.plan is not None:
+        plan = read_plan(s.plan)
+        require_devices(plan, network)
+    else:
+        plan = planner(network.topology(s.start_s), names, 1)
+    planned(plan)
+    faults = Faults()
+    if s.faults is not None:
+        regions = list(dict.fromkeys(d.region for d in network.devices))
+        horizon_s = s.start_s + max(10 * s.steps * plan.predicted_step_s, DAY_S)
+        faults = read_faults(s.faults, names, regions, horizon_s, np.random.default_rng(s.seed))
+    tokens = job.global_batch * job.sequence_length
+    options = RunOptions(s.steps, tokens, s.start_s, s.save_every, s.restart_s, s.replan_every)
+    result = simulate_run(work, network, plan, options, planner, faults, progress)
+    costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
+    return Simulation(read, work, result, costs, prices.currency, tokens)
+
+
+def document(simulation: Simulation) -> dict[str, Any]:
+    """The result as JSON has it. Times in s, sizes in bytes."""
+    result, costs = simulation.result, simulation.costs
+    step_s = [s.duration_s for s in result.steps]
+    return {
+        "total_s": result.total_s,
+        "steps": [asdict(s) for s in result.steps],
+        "median_step_s": float(np.median(step_s)) if step_s else None,
+        "tokens": result.tokens,
+        "tokens_per_s": result.tokens_per_s,
+        "restarts": result.restarts,
+        "steps_lost": result.steps_lost,
+        "device_s": dict(result.device_s),
+        "egress_bytes": dict(result.egress_bytes),
+        "money": costs.money,
+        "currency": simulation.currency,
+        "energy_J": costs.energy_J,
+        "unpriced": list(costs.unpriced),
+        "code": int(result.code),
+        "reason": result.reason,
+        "events": [asdict(e) for e in result.events],
+        "plan": plan_document(result.plans[0]),
+        "plans": [plan_document(p) for p in result.plans],
+    }
