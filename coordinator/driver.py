@@ -33,6 +33,7 @@ from .commands import (
     WorkerCommand,
     WriteManifest,
 )
+from .links import record_links
 from .measurements import keep_measurements
 from .planning import Planner, Planning, describe
 from .records import OVER, State
@@ -192,6 +193,7 @@ class Driver:
             self.planning = planning
             self.timelines.planned(planning)
             keep_measurements(self.opened.state_dir, planning)
+            record_links(self.opened.state_dir, planning.request, time.time())
             self._keep(lambda store, now_s: store.plan(planning.plan, now_s))
             self.tell("plan", **asdict(planning.plan))
             if self.state.options.dry_run:

@@ -299,6 +299,7 @@ def status_reply(driver: Driver) -> pb.StatusReply:
                 first_layer=first,
                 last_layer=last - 1,
                 last_seen_s=driver.silence_s(name),
+                curve_public_key=member.peer.curve_public_key,
             )
         )
     for name, reason in s.departed.items():

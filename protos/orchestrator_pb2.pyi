@@ -414,7 +414,7 @@ class StatusRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason")
+    __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason", "curve_public_key")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -424,6 +424,7 @@ class WorkerStatus(_message.Message):
     LAST_LAYER_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CURVE_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     device: DeviceInfo
@@ -433,7 +434,8 @@ class WorkerStatus(_message.Message):
     last_layer: int
     last_seen_s: float
     reason: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    curve_public_key: bytes
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan")

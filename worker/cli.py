@@ -202,17 +202,40 @@ def check(
     token_file: TokenFile = None,
     bind: Bind = None,
     insecure: Insecure = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure the links to all workers (some seconds each) and write them here as a trace "
+            "(NAME.csv and its companions), to be replayed by `sim run --trace`."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="This machine in the trace; default: its host name.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether this machine could join: the coordinator answers, the token fits, the data port is free."""
-    from worker.check import CheckFailed, check_all
+    """Say whether this machine could join: the coordinator answers, the token fits, the data port is free,
+    and the workers that are there can be reached."""
+    from worker.check import CheckFailed, check_all, write_trace
 
     bind = bind or "127.0.0.1:0"
     _allow(address, bind, insecure, as_json)
+    here = name or socket.gethostname()
     try:
-        found = check_all(address, _token(token_file, as_json), bind)
+        checked = check_all(address, _token(token_file, as_json), bind, here, record is not None)
+        found = list(checked.found)
+        if record is not None and checked.trace is None:
+            _end(
+                ExitCode.USAGE,
+                "--record: found no worker to measure a link to, required one or more",
+                as_json,
+            )
+        if record is not None and checked.trace is not None:
+            found.append(f"the links from {here} are in {write_trace(record, checked.trace)}")
     except CheckFailed as e:
         _end(e.code, str(e), as_json)
+    except OSError as e:
+        _end(ExitCode.USAGE, f"--record {record}: {e}", as_json)
     if as_json:
         typer.echo(json.dumps({"event": "ok", "found": found}))
     else:
