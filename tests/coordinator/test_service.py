@@ -27,6 +27,7 @@ from protos.version import PROTOCOL_VERSION, SESSION_METADATA
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.samples import Ledger
+from sim.trace import load
 
 from .fake_worker import FakeWorker, layer_bytes, loss_of
 from .job import a_job
@@ -144,6 +145,9 @@ def test_a_run_from_join_to_checkpoint(tmp_path: Path) -> None:
         saved = Path(end["checkpoint"])
         assert (saved / "layer-0000.safetensors").read_bytes() == layer_bytes(0, 8)
         assert len(layer_bytes(0, 8)) > 1 << 20, "more than one piece"
+        links = load(saved.parent.parent / "links")
+        assert set(links.links) == {(a, b) for a in links.nodes for b in links.nodes if a != b}
+        assert len(links.nodes) == len(workers)
 
     lives(body)
 
