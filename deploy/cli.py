@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from deploy.local import LinkOptions, LocalOptions
+from deploy.local import Backend, LinkOptions, LocalOptions
 from deploy.processes import ProcessFailed
 
 app = typer.Typer(
@@ -17,6 +17,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+ChosenBackend = Annotated[
+    Backend,
+    typer.Option(
+        help="relay: needs no privilege. switch: real TCP over network namespaces; Linux, root or user "
+        "namespaces; tensors go unencrypted between addresses that exist on this machine only."
+    ),
+]
 
 
 @app.callback()
@@ -34,13 +43,7 @@ def local(
             help="A trace by name or file that shapes the links (`sim traces list`); none: loopback."
         ),
     ] = None,
-    backend: Annotated[
-        Literal["relay", "switch"],
-        typer.Option(
-            help="relay: needs no privilege. switch: real TCP over network namespaces; Linux, root or user "
-            "namespaces; tensors go unencrypted between addresses that exist on this machine only."
-        ),
-    ] = "relay",
+    backend: ChosenBackend = "relay",
     delay_scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the trace's delays.")] = 1.0,
     bandwidth_scale: Annotated[
         float, typer.Option(min=1e-9, help="Multiplies the trace's bandwidths.")
@@ -88,6 +91,7 @@ def emulate(
     trace: Annotated[list[str], typer.Option(help="A trace that shapes the links; repeated.")],
     placements: Annotated[int, typer.Option(min=1, help="Placements to run on each trace.")] = 5,
     workers: Annotated[int, typer.Option(min=2, help="Worker processes.")] = 4,
+    backend: ChosenBackend = "relay",
     window_bytes: Annotated[int, typer.Option(min=0, help="Window of one TCP flow; 0: unlimited.")] = 0,
     state_dir: Annotated[Path, typer.Option(help="Where the runs keep their state.")] = Path("runs/emulate"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
@@ -100,7 +104,7 @@ def emulate(
     found = []
     try:
         spec = parse_job(job.read_text(encoding="utf-8"), str(job))
-        emulation = Emulation(job, tuple(trace), placements, workers, window_bytes, state_dir)
+        emulation = Emulation(job, tuple(trace), placements, workers, backend, window_bytes, state_dir)
         for o in outcomes(emulation, spec):
             found.append(o)
             line = {"trace": o.trace, "placement": o.placement, "predicted_s": o.predicted_s}

@@ -19,7 +19,7 @@ import numpy as np
 
 from coordinator.history import History, read_history
 from coordinator.measurements import read_measurements
-from deploy.local import LinkOptions, LocalCluster, LocalOptions, forget
+from deploy.local import Backend, LinkOptions, LocalCluster, LocalOptions, forget
 from deploy.processes import ProcessFailed
 from scheduler.exit_codes import ExitCode
 from scheduler.gpus import ACHIEVABLE
@@ -46,6 +46,7 @@ class Emulation:
     traces: tuple[str, ...]
     placements: int = 5
     workers: int = 4
+    backend: Backend = "relay"
     window_bytes: int = 0
     state_dir: Path = Path("runs/emulate")
 
@@ -119,7 +120,7 @@ def _outcome(emulation: Emulation, trace: str, plan: Plan, state_dir: Path) -> O
     plan_file.write_text(json.dumps(plan_document(plan)))
     options = LocalOptions(
         workers=emulation.workers,
-        links=LinkOptions(trace, window_bytes=emulation.window_bytes),
+        links=LinkOptions(trace, emulation.backend, window_bytes=emulation.window_bytes),
         state_dir=state_dir,
         plan=plan_file,
     )

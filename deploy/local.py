@@ -24,14 +24,17 @@ NAMESPACE_PORT = 29530
 """Every worker's in a namespace, where nobody else could have it."""
 
 
+Backend = Literal["relay", "switch"]
+"""relay: bytes are delayed between sockets. switch: each worker in a network namespace of its own, packets
+are delayed between them; its addresses exist on this machine only, so workers say --insecure."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
     """How links between the local workers are shaped. `trace`: a shipped name or a file; None: loopback."""
 
     trace: str | None = None
-    backend: Literal["relay", "switch"] = "relay"
-    """relay: bytes are delayed between sockets. switch: each worker in a network namespace of its own,
-    packets are delayed between them; its addresses exist on this machine only, so workers say --insecure."""
+    backend: Backend = "relay"
     delay_scale: float = 1.0
     bandwidth_scale: float = 1.0
     window_bytes: int = 0

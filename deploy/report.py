@@ -68,7 +68,11 @@ def _typical(history: History) -> RecordedStep | None:
 def _subtitle(history: History, options: LocalOptions) -> str:
     plan = history.plan
     shape = f"{plan.n_stages} stages × {plan.n_replicas} replicas, {plan.schedule}" if plan else "no plan"
-    links = f"links shaped like {options.links.trace}" if options.links.trace else "unshaped loopback links"
+    links = (
+        f"links shaped like {options.links.trace} by the {options.links.backend}"
+        if options.links.trace
+        else "unshaped loopback links"
+    )
     end = history.reason or history.phase
     return f"{shape}; {options.workers} workers on one machine, {links}. {end}"
 
