@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, search
 from scheduler.topology import Topology, TopologyError
 from sim.plot import draw_placement, placed_of
+from sim.spread import HERE, spread
 from sim.topology_file import Positions, read_topology
 
 BAD_INPUT = 2
@@ -80,6 +80,7 @@ def make_plan(
     budget_s: float | None = None,
     options: SearchOptions | None = None,
     processes: int = 1,
+    ray: str | None = None,
 ) -> Planned:
     """Search and explain. A budget ends the search between generations; else the seed alone decides."""
     began = time.monotonic()
@@ -92,11 +93,8 @@ def make_plan(
     places = places_of(topology, objective)
     if budget_s is not None:  # shorter generations, so that the budget is met more closely
         options = replace(options or SearchOptions(), generations=20, exchange_every=7)
-    if processes > 1:
-        with ProcessPoolExecutor(processes) as pool:
-            result = search(objective, places, seed, options, pool.map, over, floor)
-    else:
-        result = search(objective, places, seed, options, map, over, floor)
+    with spread(processes, ray) as map_tasks:
+        result = search(objective, places, seed, options, map_tasks, over, floor)
     reasons = explain(topology, objective, result)
     return Planned(topology, positions, objective, result, floor, reasons, time.monotonic() - began)
 
@@ -124,7 +122,15 @@ def plan(
         float | None, typer.Option(help="Seconds after which the best so far is taken.")
     ] = None,
     evaluations: Annotated[int, typer.Option(help="Placements to judge at most.")] = DEFAULT_EVALUATIONS,
-    processes: Annotated[int, typer.Option(help="Processes to search with; the plan stays the same.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes to search with; the plan stays the same.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Search over a Ray cluster: its address, auto or {HERE}; the plan stays the same."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the placement into this file (png, svg, pdf).")
@@ -147,7 +153,7 @@ def plan(
         options = SearchOptions(evaluations=evaluations)
         volumes = Volumes(c_dp_bytes, c_pp_bytes)
         found = make_plan(
-            topology, positions, stages, replicas, volumes, seed, budget, options, max(1, processes)
+            topology, positions, stages, replicas, volumes, seed, budget, options, processes, ray
         )
     except ValueError as e:  # TopologyError is one
         typer.echo(f"sim plan: {e}", err=True)
