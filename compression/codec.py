@@ -7,17 +7,21 @@ and kind of traffic has an instance of its own. Refuses to know networks, ranks 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from compression import kernels
+from compression.activation_delta import ActivationDeltaCodec, Drifted
 from compression.grid import CodecError, NotFinite, packed_bytes
 from compression.payload import (
     DTYPES,
     Encoded,
     Key,
+    Seeds,
+    aligned,
     dtype_of,
     name_of,
     parts,
@@ -29,8 +33,10 @@ from compression.spec import CodecSpec, HalfSpec, IdentitySpec, KBitSpec, codec_
 __all__ = [
     "CODECS",
     "DTYPES",
+    "ActivationDeltaCodec",
     "Codec",
     "CodecError",
+    "Drifted",
     "Encoded",
     "HalfCodec",
     "IdentityCodec",
@@ -157,31 +163,19 @@ class KBitCodec:
         """Nothing is remembered."""
 
 
-class Seeds:
-    """A new 32-bit seed a call, by steps of the golden ratio: far from the seeds before it."""
-
-    def __init__(self, seed: int) -> None:
-        self._next = seed & 0xFFFFFFFF
-
-    def next(self) -> int:
-        self._next = (self._next + 0x9E3779B9) & 0xFFFFFFFF
-        return self._next
-
-
-def aligned(part: Tensor) -> Tensor:
-    """The same bytes, at an address where 16-bit values may lie."""
-    return part.clone() if part.data_ptr() % 2 or part.storage_offset() % 2 else part
-
-
-CODECS: dict[str, Callable[[Any, int], Codec]] = {
-    "identity": IdentityCodec,
-    "fp16": HalfCodec,
-    "kbit": KBitCodec,
+CODECS: dict[str, Callable[[Any, int, Path | None], Codec]] = {
+    "identity": lambda spec, seed, _: IdentityCodec(spec, seed),
+    "fp16": lambda spec, seed, _: HalfCodec(spec, seed),
+    "kbit": lambda spec, seed, _: KBitCodec(spec, seed),
+    "acsgd": ActivationDeltaCodec,
 }
-"""How to make a codec of a spec and a seed, by the spec's family."""
+"""How to make a codec of a spec, a seed and a directory for what it remembers, by the spec's family."""
 
 
-def make_codec(name: str, seed: int = 0) -> Codec:
-    """A new codec, which remembers nothing yet. Raises CodecError, naming what there is."""
+def make_codec(name: str, seed: int = 0, directory: Path | None = None) -> Codec:
+    """A new codec, which remembers nothing yet. Raises CodecError, naming what there is.
+
+    `directory` is where buffers on disk lie; without one they lie in memory.
+    """
     spec = codec_spec(name)
-    return CODECS[name.partition(":")[0]](spec, seed)
+    return CODECS[name.partition(":")[0]](spec, seed, directory)

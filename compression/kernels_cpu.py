@@ -18,6 +18,7 @@ from compression.machine import (
     counter32,
     hash32,
     high_uniform,
+    kept,
     larger_magnitude,
     level_of,
     loaded,
@@ -39,21 +40,43 @@ MASKS = np.array([0, 0x0101010101010101, 0x0303030303030303, 0, 0x0F0F0F0F0F0F0F
 
 def quantize(x: Tensor, grid: Grid, seed: int = 0, threads: int = 1) -> tuple[Tensor, Tensor]:
     """As `quantize.quantize`, of a tensor on the CPU."""
-    values, shape = _array(x.detach().contiguous().flatten()), tuple(x.shape)
-    mode, group = _layout(grid, shape)
-    scales = np.zeros(grid.n_scales(shape), np.uint16)
-    packed = np.empty(packed_bytes(values.size, grid.bits), np.uint8)
+    shape = tuple(x.shape)
+    scales = torch.zeros(grid.n_scales(shape), dtype=torch.int16)
+    packed = torch.empty(packed_bytes(x.numel(), grid.bits), dtype=torch.uint8)
+    encode_into(x, scales, packed, grid, seed, threads)
+    return scales, packed
+
+
+def encode_into(
+    x: Tensor,
+    scales: Tensor,
+    packed: Tensor,
+    grid: Grid,
+    seed: int = 0,
+    threads: int = 1,
+    memory: Tensor | None = None,
+) -> None:
+    """`quantize` into given tensors (int16, uint8). With `memory` (float32 or float16, contiguous, of x's
+    shape) what is quantized is x - memory, and memory becomes memory + what the other end decodes:
+    a pass over x, memory and payload, no more."""
+    values, shape = _array(x.detach().contiguous().view(-1)), tuple(x.shape)
+    s, p = scales.numpy().view(np.uint16), packed.numpy()
+    m = values[:0] if memory is None else _array(memory.view(-1))
+    (mode, group), half = _layout(grid, shape), F32(steps_of(grid.bits) / 2)
+    if (
+        memory is not None and mode != FUSED
+    ):  # scales are asked for before blocks are: take the difference first
+        difference = x.detach().float() - memory.float()
+        encode_into(difference, scales, packed, grid, seed, threads)
+        decode_into(memory, scales, packed, grid, threads, add=True)
+        return
     if mode != FUSED and values.size:
-        require_finite(_find_scales(values, mode, group, scales, threads))
-    half = F32(steps_of(grid.bits) / 2)
+        require_finite(_find_scales(values, mode, group, s, threads))
 
     def run(start: int, stop: int) -> int:
-        return int(
-            _encode(values, scales, packed, start, stop, grid.bits, half, mode, group, seed, grid.stochastic)
-        )
+        return int(_encode(values, m, s, p, start, stop, grid.bits, half, mode, group, seed, grid.stochastic))
 
     require_finite(max(in_parts(run, -(-values.size // BLOCK), threads), default=0))
-    return torch.from_numpy(scales.view(np.int16)), torch.from_numpy(packed)
 
 
 def dequantize(
@@ -69,7 +92,7 @@ def dequantize(
 def decode_into(
     y: Tensor, scales: Tensor, packed: Tensor, grid: Grid, threads: int = 1, add: bool = False
 ) -> None:
-    """Write the values to `y` (contiguous, on the CPU), or add them (in float32) to what is there."""
+    """Write the values to `y` (contiguous, on the CPU), or add them to what is there, a memory as above."""
     values, s, p = _array(y.view(-1)), scales.numpy().view(np.uint16), packed.numpy()
     (mode, group), half = _layout(grid, tuple(y.shape)), F32(steps_of(grid.bits) / 2)
 
@@ -150,7 +173,7 @@ def _channel_scales(x, scales):
 
 
 @njit(cache=True, nogil=True)
-def _encode(x, scales, packed, first, last, bits, half, mode, group, seed, stochastic):
+def _encode(x, memory, scales, packed, first, last, bits, half, mode, group, seed, stochastic):
     """Blocks first .. last - 1. The largest magnitude's bits (0 unless FUSED, where it is not known before).
 
     `group` is how many values follow one another under a scale (GROUP, FUSED) or scales (CHANNEL).
@@ -159,13 +182,16 @@ def _encode(x, scales, packed, first, last, bits, half, mode, group, seed, stoch
     code = np.zeros(BLOCK, np.uint8)
     shift = np.full(BLOCK, F32(0.5), np.float32)
     inverses = _inverses(scales) if mode == CHANNEL else buffer
-    all_largest = U32(0)
+    all_largest, inverse_half = U32(0), F32(1) / half
     for block in range(first, last):
         at = block * BLOCK
         values = x[at : at + BLOCK]
         m = values.size
+        remembered = memory[at : at + BLOCK]
         for i in range(m):
             buffer[i] = loaded(values[i])
+        for i in range(remembered.size):
+            buffer[i] -= loaded(remembered[i])
         if stochastic:
             _draw(shift, block, seed)
         start = 0
@@ -181,6 +207,8 @@ def _encode(x, scales, packed, first, last, bits, half, mode, group, seed, stoch
                     all_largest = max(all_largest, largest)
                     scales[k] = upper_half(largest)
                 _round(v, scale_of(scales[k]), u, c, half)
+                if remembered.size:
+                    _remember(c, scale_of(scales[k]) * inverse_half, half, remembered[start:stop])
             start = stop
         out = packed[block * (BLOCK * bits // 8) :]
         if m == BLOCK:
@@ -217,6 +245,12 @@ def _round(v, scale, shift, code, half):
     inverse = _inverse(scale)
     for i in range(v.size):
         code[i] = rounded(v[i], inverse, half, shift[i])
+
+
+@njit(cache=True, nogil=True)
+def _remember(code, step, half, memory):
+    for i in range(memory.size):
+        memory[i] = kept(loaded(memory[i]) + (level_of(code[i]) - half) * step, memory[i])
 
 
 @njit(cache=True, nogil=True)
@@ -348,7 +382,7 @@ def _decode(y, scales, packed, first, last, bits, half, inverse, mode, group, ad
 def _values(code, step, half, y, add):
     if add:
         for i in range(y.size):
-            y[i] = stored(loaded(y[i]) + (level_of(code[i]) - half) * step, y[i])
+            y[i] = kept(loaded(y[i]) + (level_of(code[i]) - half) * step, y[i])
     else:
         for i in range(y.size):
             y[i] = stored((level_of(code[i]) - half) * step, y[i])
@@ -358,4 +392,4 @@ def _values(code, step, half, y, add):
 def _values_each(code, steps, half, y, add):
     for i in range(y.size):
         value = (level_of(code[i]) - half) * steps[i]
-        y[i] = stored(loaded(y[i]) + value if add else value, y[i])
+        y[i] = kept(loaded(y[i]) + value, y[i]) if add else stored(value, y[i])

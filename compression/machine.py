@@ -117,6 +117,20 @@ def stored(typing: Any, x: Any, like: Any) -> Any:
 
 
 @intrinsic
+def kept(typing: Any, x: Any, like: Any) -> Any:
+    """As `stored`, but what a float16 cannot hold becomes the nearest that it can."""
+
+    def gen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        if like == types.float32:
+            return args[0]
+        value = b.select(b.fcmp_ordered(">", args[0], FLOAT(65504.0)), FLOAT(65504.0), args[0])
+        value = b.select(b.fcmp_ordered("<", value, FLOAT(-65504.0)), FLOAT(-65504.0), value)
+        return b.bitcast(b.fptrunc(value, HALF), I16)
+
+    return like(types.float32, like), gen
+
+
+@intrinsic
 def larger_magnitude(typing: Any, largest: Any, x: Any) -> Any:
     """(uint32, float32) -> the larger of the first and the magnitude's bits: NaN above infinity above all."""
 

@@ -92,3 +92,19 @@ def parts(encoded: Encoded, sizes: Sequence[int]) -> list[Tensor]:
     if len(buffers) == len(sizes):
         return [torch.from_numpy(np.frombuffer(b, np.uint8)) for b in buffers]
     return list(torch.split(torch.from_numpy(np.frombuffer(buffers[0], np.uint8)), list(sizes)))
+
+
+class Seeds:
+    """A new 32-bit seed a call, by steps of the golden ratio: far from the seeds before it."""
+
+    def __init__(self, seed: int) -> None:
+        self._next = seed & 0xFFFFFFFF
+
+    def next(self) -> int:
+        self._next = (self._next + 0x9E3779B9) & 0xFFFFFFFF
+        return self._next
+
+
+def aligned(part: Tensor) -> Tensor:
+    """The same bytes, at an address where any type's values may lie."""
+    return part.clone() if part.data_ptr() % 8 or part.storage_offset() % 8 else part

@@ -17,6 +17,7 @@ from compression.grid import CodecError, Grid, ScaleOf, numel
 __all__ = [
     "IDENTITY",
     "SPECS",
+    "AcsgdSpec",
     "CodecError",
     "CodecSpec",
     "HalfSpec",
@@ -114,9 +115,79 @@ class KBitSpec(_Named):
         return self.grid.relative_error(shape)
 
 
+@dataclass(frozen=True, slots=True)
+class AcsgdSpec(_Named):
+    """Changes since the sample's last visit in `bits` a value (`activation_delta.py`)."""
+
+    family: ClassVar[str] = "acsgd"
+    bits: int = 4
+    scale: str = "group"
+    group: int = 64
+    rounding: str = "nearest"
+    first: int = 32
+    """Bits of a first visit: 32 (the values themselves) or 8."""
+    store: int = 16
+    """Bits of the buffers: 16, 8 or 4."""
+    memory: str = "ram"
+    """`ram` or `disk`: where the buffers lie."""
+    budget_mb: int = 4096
+    """Of one end's buffers; beyond it the samples used longest ago become first visits."""
+    check_every: int = 16
+    """Visits of a sample from one checksum of its buffer to the next."""
+
+    META_BYTES: ClassVar[int] = 9
+    """A sample's: kind, version, checksum."""
+    CHANGE: ClassVar[float] = 0.3
+    """Of an activation from one epoch to the next, taken for the error figure; the run measures the error."""
+
+    def __post_init__(self) -> None:
+        for label, found, required in (
+            ("first", self.first, (32, 8)),
+            ("store", self.store, (16, 8, 4)),
+            ("memory", self.memory, ("ram", "disk")),
+            ("rounding", self.rounding, ("nearest", "stochastic")),
+        ):
+            if found not in required:
+                raise CodecError(
+                    f"{label}: found {found!r}; required one of: {', '.join(map(str, required))}"
+                )
+        if self.budget_mb < 1 or self.check_every < 1:
+            raise CodecError(
+                f"budget_mb, check_every: found {self.budget_mb}, {self.check_every}; required 1 or more"
+            )
+        _ = self.grid
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, cast(ScaleOf, self.scale), self.group, self.rounding == "stochastic")
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.budget_mb * 1_000_000
+
+    def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        """Of a tensor all of whose samples came before."""
+        del dtype_bytes
+        return _n_samples(shape) * (self.META_BYTES + self.grid.payload_bytes(shape[1:]))
+
+    def first_wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        """Of a tensor none of whose samples came before."""
+        each = Grid(8, "group", self.group).payload_bytes(shape[1:]) if self.first == 8 else 0
+        return _n_samples(shape) * (self.META_BYTES + (each or numel(shape[1:]) * dtype_bytes))
+
+    def relative_error(self, shape: Sequence[int]) -> float:
+        return self.CHANGE * self.grid.relative_error(shape[1:])
+
+
+def _n_samples(shape: Sequence[int]) -> int:
+    if len(shape) < 2:
+        raise CodecError(f"found shape {tuple(shape)}; required samples along a first axis of two or more")
+    return shape[0]
+
+
 IDENTITY = IdentitySpec()
 
-SPECS: dict[str, type[Any]] = {s.family: s for s in (IdentitySpec, HalfSpec, KBitSpec)}
+SPECS: dict[str, type[Any]] = {s.family: s for s in (IdentitySpec, HalfSpec, KBitSpec, AcsgdSpec)}
 """By family; `codec.CODECS` has the same."""
 
 

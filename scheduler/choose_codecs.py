@@ -43,22 +43,18 @@ def job_codecs(job: JobSpec, model: ModelProfile, otherwise: Codecs | None = Non
     c, base = job.compression, otherwise or UNCOMPRESSED
 
     def crossing(choice: Choice, price: WireBytes) -> WireBytes:
-        return wire_bytes_of(choice.spec(), model, model.value_bytes) if _is_named(choice) else price
+        return wire_bytes_of(choice.spec(), model, model.value_bytes) if choice.is_named else price
 
     return Codecs(
         crossing(c.activations, base.activation),
-        crossing(c.gradients, base.gradient),
-        flat_wire_bytes_of(c.reduce.spec()) if _is_named(c.reduce) else base.reduce,
+        crossing(c.backward, base.gradient),
+        flat_wire_bytes_of(c.reduce.spec()) if c.reduce.is_named else base.reduce,
     )
-
-
-def _is_named(choice: Choice) -> bool:
-    return choice.auto is None and choice.identity is None
 
 
 def choose_codecs(job: JobSpec, plan: Plan, model: ModelProfile, step_time_s: StepTime) -> Plan:
     """`plan` with its codecs, and a reason for what was chosen; as it was where the job asks for none."""
-    asked = {"activation": job.compression.activations, "gradient": job.compression.gradients}
+    asked = {"activation": job.compression.activations, "gradient": job.compression.backward}
     names = {kind: _given(choice, plan.n_stages - 1) for kind, choice in asked.items()}
     names["reduce"] = _given(job.compression.reduce, plan.n_stages)
     chosen = replace(plan, codecs=_codecs(names))
@@ -78,7 +74,7 @@ def choose_codecs(job: JobSpec, plan: Plan, model: ModelProfile, step_time_s: St
 
 def _given(choice: Choice, n: int) -> list[str]:
     """The job's codec `n` times; nothing for identity, which needs no name."""
-    return [choice.spec().name] * n if _is_named(choice) else []
+    return [choice.spec().name] * n if choice.is_named else []
 
 
 def _codecs(names: dict[str, list[str]]) -> PlanCodecs:

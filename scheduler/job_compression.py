@@ -12,13 +12,13 @@ that is `compression.spec`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from compression.grid import CodecError
-from compression.spec import CodecSpec, HalfSpec, IdentitySpec, KBitSpec
+from compression.grid import CodecError, numel
+from compression.spec import AcsgdSpec, CodecSpec, HalfSpec, IdentitySpec, KBitSpec
 from scheduler.strict import Strict
 
 Bits = Annotated[int, Field(ge=1, le=8)]
@@ -49,6 +49,39 @@ class AutoOptions(Strict):
     """Relative error of a codec, beyond which it is not considered."""
 
 
+class AcsgdOptions(Strict):
+    """Changes since a sample's last visit; for runs of several epochs."""
+
+    forward_bits: Bits = 4
+    backward_bits: Bits = 8
+    """Of the gradients that come back, where `gradients` does not say."""
+    scale: Literal["tensor", "channel", "group"] = "group"
+    group: Group = 64
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    first_bits: Literal[32, 8] = 32
+    """Of a first visit; 32: the values as they are."""
+    buffer_bits: Literal[16, 8, 4] = 16
+    """Of what both ends remember."""
+    buffers: Literal["ram", "disk"] = "ram"
+    budget_mb: Annotated[int, Field(ge=1)] = 4096
+    """Of one end's buffers. Beyond it, samples used longest ago become first visits."""
+    check_every: Annotated[int, Field(ge=1)] = 16
+    """Visits of a sample between checksums of its buffer."""
+
+    def spec(self) -> AcsgdSpec:
+        return AcsgdSpec(
+            self.forward_bits,
+            self.scale,
+            self.group,
+            self.rounding,
+            self.first_bits,
+            self.buffer_bits,
+            self.buffers,
+            self.budget_mb,
+            self.check_every,
+        )
+
+
 class Choice(Strict):
     """One codec: the key that is given."""
 
@@ -58,7 +91,7 @@ class Choice(Strict):
     auto: AutoOptions | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Choice:
+    def _one(self) -> Self:
         if len(self.model_fields_set) != 1:
             given = ", ".join(sorted(self.model_fields_set)) or "none"
             raise PydanticCustomError(
@@ -70,31 +103,51 @@ class Choice(Strict):
     def family(self) -> str:
         return next(iter(self.model_fields_set))
 
+    @property
+    def is_named(self) -> bool:
+        """Whether there is a codec that does something, and it is not the planner's to choose."""
+        return self.auto is None and self.identity is None
+
     def spec(self) -> CodecSpec:
-        """What is asked for. `auto` has none: it is the planner's to choose."""
-        if self.kbit is not None:
-            return self.kbit.spec()
-        return HalfSpec() if self.fp16 is not None else IdentitySpec()
+        """What is asked for; identity under `auto`."""
+        options = getattr(self, self.family)
+        if isinstance(options, NoOptions | AutoOptions):
+            return HalfSpec() if self.fp16 is not None else IdentitySpec()
+        spec: CodecSpec = options.spec()
+        return spec
+
+
+class ActivationChoice(Choice):
+    """What may compress activations."""
+
+    acsgd: AcsgdOptions | None = None
 
 
 def _named(value: Any) -> Any:
     return {value: {}} if isinstance(value, str) else value
 
 
-Codec = Annotated[Choice, BeforeValidator(_named)]
 _IDENTITY = Choice(identity=NoOptions())
 
 
 class CompressionSpec(Strict):
     """Off unless asked for."""
 
-    activations: Codec = _IDENTITY
-    gradients: Codec = _IDENTITY
-    reduce: Codec = _IDENTITY
+    activations: Annotated[ActivationChoice, BeforeValidator(_named)] = ActivationChoice(identity=NoOptions())
+    gradients: Annotated[Choice, BeforeValidator(_named)] = _IDENTITY
+    reduce: Annotated[Choice, BeforeValidator(_named)] = _IDENTITY
 
-    def choices(self) -> Iterator[tuple[str, Choice]]:
+    @property
+    def backward(self) -> Choice:
+        """Of gradients over boundaries: as said, or what goes with AC-SGD forward."""
+        acsgd = self.activations.acsgd
+        if acsgd is None or "gradients" in self.model_fields_set:
+            return self.gradients
+        return Choice(kbit=KBitOptions(bits=acsgd.backward_bits, group=acsgd.group, rounding="stochastic"))
+
+    def choices(self) -> tuple[tuple[str, Choice], ...]:
         """(key, codec) of each kind of traffic."""
-        yield from (("activations", self.activations), ("gradients", self.gradients), ("reduce", self.reduce))
+        return (("activations", self.activations), ("gradients", self.backward), ("reduce", self.reduce))
 
 
 def misfits(spec: CompressionSpec, boundary: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
@@ -107,3 +160,22 @@ def misfits(spec: CompressionSpec, boundary: tuple[int, ...]) -> Iterator[tuple[
         except CodecError as e:
             found, _, required = str(e).partition("; required ")
             yield ("compression", key, choice.family), found.removeprefix("found "), required
+    yield from _acsgd_misfits(spec, boundary)
+
+
+def _acsgd_misfits(
+    spec: CompressionSpec, boundary: tuple[int, ...]
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    acsgd = spec.activations.acsgd
+    if acsgd is None:
+        return
+    path = ("compression", "activations", "acsgd")
+    if "backward_bits" in acsgd.model_fields_set and "gradients" in spec.model_fields_set:
+        yield (*path, "backward_bits"), "it beside compression.gradients", "one of the two"
+    each = numel(boundary[1:]) * acsgd.buffer_bits // 8  # bytes of a sample, its scales left out
+    if acsgd.budget_mb * 1_000_000 < boundary[0] * each:
+        yield (
+            (*path, "budget_mb"),
+            f"{acsgd.budget_mb}",
+            f"at least {-(-boundary[0] * each // 1_000_000)}: a micro-batch of {boundary[0]} samples at once",
+        )

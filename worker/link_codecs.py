@@ -6,10 +6,13 @@ Knows which codec the plan names for which traffic; refuses to know tensors.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from compression.codec import Codec, make_codec
+from compression.codec import ActivationDeltaCodec, Codec, make_codec
 from scheduler.plan import Plan
+from worker.resend import Resends
 
 EVERYBODY = -1
 """The peer of what is encoded once and sent to several."""
@@ -23,6 +26,10 @@ class LinkCodecs:
     rank: int
     seed: int = 0
     """The job's: with the link's name it draws the roundings."""
+    directory: Path | None = None
+    """Where codecs keep on disk what they remember; None: in memory."""
+    resends: Resends | None = None
+    """Answers peers whose memory does not fit; there is one once a codec remembers samples."""
     _codecs: dict[tuple[str, int, bool], Codec] = field(default_factory=dict)
 
     def sender(self, kind: str, peer: int) -> Codec:
@@ -48,11 +55,17 @@ class LinkCodecs:
             case _:
                 return "identity"
 
+    def prefetch(self, samples: Sequence[int]) -> None:
+        """These samples come in the next step."""
+        for codec in self._codecs.values():
+            if isinstance(codec, ActivationDeltaCodec):
+                codec.prefetch(samples)
+
     def _of(self, kind: str, peer: int, sends: bool) -> Codec:
         key = (kind, peer, sends)
         if key not in self._codecs:
             # Every replica swaps the same tied gradient and must read the same from it, so all round alike.
             end = f"stage {self.plan.stage_of(self.rank)}" if kind == "tied" else f"{self.rank} {peer}"
             seed = zlib.crc32(f"{self.seed} {kind} {end}".encode())
-            self._codecs[key] = make_codec(self.name(kind, sends), seed)
+            self._codecs[key] = make_codec(self.name(kind, sends), seed, self.directory)
         return self._codecs[key]

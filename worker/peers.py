@@ -5,19 +5,31 @@ Knows neither what a tensor is for nor how a frame travels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from compression.codec import DTYPES, CodecError, Encoded, Key, NotFinite
+from compression.codec import (
+    DTYPES,
+    ActivationDeltaCodec,
+    CodecError,
+    Drifted,
+    Encoded,
+    Key,
+    NotFinite,
+)
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
 from worker.diverged import Diverged
 from worker.link_codecs import EVERYBODY, LinkCodecs
 from worker.recorder import Recorder
+from worker.resend import Resends, again, encoded_of, frame_of, request
 from worker.transport import Frame, FrameError, FrameKey, Transport
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,10 @@ class Peers:
         Raises Diverged for a value that is not finite where a codec had to look.
         """
         encoded = self._encode(kind, dst, x, mb, tag, samples, quiet)
+        codec = self._context.codecs.sender(kind, dst)
+        if isinstance(codec, ActivationDeltaCodec):
+            frame = self._frame(kind, dst, encoded, mb, tag)
+            self._resends().keep(frame, x, samples, codec)
         self._hand_over(kind, dst, encoded, x, mb, tag, quiet)
 
     def broadcast(self, kind: str, peers: Sequence[int], x: Tensor, tag: int = 0) -> Tensor:
@@ -98,16 +114,7 @@ class Peers:
         self, kind: str, dst: int, encoded: Encoded, x: Tensor, mb: int, tag: int, quiet: bool
     ) -> None:
         context, recorder = self._context, self._recorder
-        frame = Frame(
-            key=FrameKey(kind, self._step, max(mb, 0), context.rank, tag),
-            dst=dst,
-            plan_version=context.plan.version,
-            codec=encoded.codec,
-            dtype=encoded.dtype,
-            shape=encoded.shape,
-            payload=encoded.payload,
-            buffer_version=encoded.buffer_version,
-        )
+        frame = self._frame(kind, dst, encoded, mb, tag)
         start_s = recorder.now_s()
         context.transport.send(frame)
         link = recorder.link(kind, dst)
@@ -116,6 +123,16 @@ class Peers:
         link.raw_bytes += x.numel() * x.element_size()
         if not quiet:
             recorder.add("send", start_s, mb, dst, encoded.n_bytes)
+
+    def _frame(self, kind: str, dst: int, encoded: Encoded, mb: int, tag: int) -> Frame:
+        key = FrameKey(kind, self._step, max(mb, 0), self._context.rank, tag)
+        return frame_of(key, dst, self._context.plan.version, encoded)
+
+    def _resends(self) -> Resends:
+        codecs = self._context.codecs
+        if codecs.resends is None:
+            codecs.resends = Resends(self._context.transport)
+        return codecs.resends
 
     def _sent(self, kind: str, dst: int, mb: int, tag: int) -> str:
         """`step 3, stage 1 (rank 1), activation behind layer 4 of micro-batch 2 to rank 2`, for errors."""
@@ -158,18 +175,31 @@ class Peers:
                 f"{_named(frame.key)}: found {frame.dtype} {frame.shape}; required"
                 f" {str(dtype).removeprefix('torch.')} {shape}: do both ranks run the same job?"
             )
-        encoded = Encoded(frame.payload, frame.dtype, frame.shape, frame.codec, frame.buffer_version)
+        codec, key = context.codecs.receiver(kind, src), samples or (tag,)
         try:
-            x = context.codecs.receiver(kind, src).decode(encoded, samples or (tag,))
+            try:
+                x = codec.decode(encoded_of(frame), key)
+            except Drifted as e:
+                recorder.link(kind, src).resends += 1
+                log.warning("%s: %s; it is asked for again, whole", _named(frame.key), e)
+                x = codec.decode(encoded_of(self._once_more(frame.key)), key)
         except CodecError as e:
             raise FrameError(f"{_named(frame.key)}: {e}") from e
+        if kind == "gradient" and context.codecs.resends is not None:
+            context.codecs.resends.forget(src, mb)  # whoever sent this has read the activation
         x = x.to(context.device)
         link = recorder.link(kind, src)
-        link.codec = encoded.codec
+        link.codec = frame.codec
         link.decode_s += recorder.now_s() - start_s
         if not quiet:
             recorder.add("decode", start_s, mb, src)
         return x
+
+    def _once_more(self, key: FrameKey) -> Frame:
+        """Have the sender send the tensor whole, and wait for it."""
+        context = self._context
+        request(context.transport, context.rank, context.plan.version, key)
+        return context.transport.receive(again(key), context.receive_timeout_s)
 
     def _wait(self, key: FrameKey, mb: int, quiet: bool) -> Frame:
         recorder, transport = self._recorder, self._context.transport

@@ -224,7 +224,7 @@ class Runtime:
             streams=min(plan.streams or self._streams, self._streams),
         )
         job = self._job.model_copy(update={"model": model})
-        codecs = LinkCodecs(plan, rank, job.seed)
+        codecs = LinkCodecs(plan, rank, job.seed, self._cache_dir / "buffers")
         device = self._device.torch_device
         self._plan = plan
         self._context = StepContext(plan, rank, job, transport, codecs, RECEIVE_TIMEOUT_S, device)
@@ -286,6 +286,11 @@ class Runtime:
         def batch(mb: int) -> Tensor:
             return _stacked([self.dataset.sample(i) for i in samples(mb)])
 
+        if step + 1 < job.steps:
+            at = first * plan.micro_batch
+            own = plan.micro_batches[context.replica] * plan.micro_batch
+            following = step_samples(job.seed, self.dataset.n_samples, job.global_batch, step + 1)
+            context.codecs.prefetch(following[at : at + own])
         done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples, record)
         self._emit(
             pb.Event(

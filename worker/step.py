@@ -95,6 +95,9 @@ def run_step(
     except BaseException:
         stage.clear()
         raise
+    finally:
+        if context.codecs.resends is not None:
+            context.codecs.resends.clear()
 
 
 class _Step:

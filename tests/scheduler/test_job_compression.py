@@ -38,6 +38,45 @@ def test_a_codec_is_a_name_or_a_name_with_options(text: str, name: str) -> None:
     assert job_from_json(job_to_json(job)) == job
 
 
+def test_acsgd_says_both_directions() -> None:
+    job = parsed("{acsgd: {forward_bits: 3, backward_bits: 6, group: 32, first_bits: 8, buffer_bits: 4}}")
+    assert job.compression.activations.spec().name == "acsgd:bits=3,group=32,first=8,store=4"
+    assert job.compression.backward.spec().name == "kbit:bits=6,group=32,rounding=stochastic"
+    both = parse_job(BASE % "{acsgd: {group: 32}}" + "  gradients: fp16\n", "c.yaml")
+    assert both.compression.backward.spec().name == "fp16"
+    assert job_from_json(job_to_json(both)) == both
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "{acsgd: {group: 32, backward_bits: 4}}\n  gradients: fp16\n",
+            "c.yaml:9: compression.activations.acsgd.backward_bits: found it beside compression.gradients",
+        ),
+        (
+            "identity\n  gradients: acsgd\n",
+            "c.yaml:10: compression.gradients.acsgd: found an unknown key; required one of: identity",
+        ),
+        (
+            "{acsgd: {group: 32, budget_mb: 1}}\nsequence_length: 8192\nmicro_batch: 4\n",
+            "c.yaml:9: compression.activations.acsgd.budget_mb: found 1; required at least 7: a micro-batch of",
+        ),
+        (
+            "{acsgd: {group: 32, buffer_bits: 5}}\n",
+            "c.yaml:9: compression.activations.acsgd.buffer_bits: found 5; required 16, 8 or 4",
+        ),
+    ],
+)
+def test_what_cannot_be_with_acsgd_names_line_and_key(text: str, said: str) -> None:
+    base = BASE if "sequence_length" not in text else BASE.replace("sequence_length: 16", "eval_every: 0")
+    if "micro_batch" in text:
+        base = base.replace("micro_batch: 2", "seed: 1")
+    with pytest.raises(JobError) as e:
+        parse_job(base % text, "c.yaml")
+    assert said in str(e.value)
+
+
 def test_auto_may_have_a_budget() -> None:
     auto = parsed("{auto: {max_error: 0.05}}").compression.activations.auto
     assert auto is not None

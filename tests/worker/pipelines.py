@@ -110,19 +110,23 @@ class Rank:
     stage: Stage
     optimizer: StageOptimizer
     measure_errors: bool = False
+    n_samples: int = N_SAMPLES
 
     def run_first(self) -> StepResult:
         return self.run_step(0)
 
     def run_step(self, step: int, clock: Callable[[], float] = time.monotonic) -> StepResult:
         job, plan = self.context.job, self.context.plan
+        ids = step_samples(job.seed, self.n_samples, job.global_batch, step)
+        # A data set of a few samples comes again and again; otherwise every step has tokens of its own.
         tokens = tokens_of(job, step)
+        if self.n_samples < N_SAMPLES:
+            batches = [tokens_of(job, i) for i in range(self.n_samples // job.global_batch)]
+            tokens = torch.cat(batches)[list(ids)]
         first = plan.first_micro_batch(self.context.replica)
 
         def batch(mb: int) -> Tensor:
             return tokens[(first + mb) * plan.micro_batch : (first + mb + 1) * plan.micro_batch]
-
-        ids = step_samples(job.seed, N_SAMPLES, job.global_batch, step)
 
         def samples(mb: int) -> tuple[int, ...]:
             return ids[(first + mb) * plan.micro_batch : (first + mb + 1) * plan.micro_batch]

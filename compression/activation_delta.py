@@ -1,0 +1,259 @@
+"""AC-SGD (Wang et al., NeurIPS 2022): of a sample that came before, only its activation's change travels.
+
+Both ends hold a message buffer m for every sample. On its first visit a sample is sent as it is (or in
+8 bits) and m becomes that; later Q(a - m) is sent, both ends set m to m + deq(Q(a - m)), and the receiver
+takes m for the activation. The error so shrinks from visit to visit while the model stands still.
+
+The two ends cannot drift apart unnoticed. A buffer's version is a hash of all that ever went into it;
+a change names the version that it changes, and every `check_every` visits carries a checksum of the
+buffer as it must be afterwards. A receiver whose buffer does not fit raises Drifted and takes nothing;
+the sender then sends the samples as first visits (`encode_first`). Knows no network.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from compression import kernels_cpu
+from compression.grid import CodecError, Grid, NotFinite, packed_bytes
+from compression.payload import (
+    DTYPES,
+    Encoded,
+    Key,
+    Seeds,
+    aligned,
+    dtype_of,
+    name_of,
+    parts,
+    require_bytes,
+    to_bytes,
+)
+from compression.sample_buffers import Remembered, SampleBuffers
+from compression.spec import AcsgdSpec
+
+_META = struct.Struct("<BII")
+"""Of a sample: how it comes, the version that a change is to, the checksum afterwards (0: none)."""
+RAW, EIGHT, CHANGE = range(3)
+
+
+class Drifted(CodecError):
+    """What an end remembers is not what the other sent a change to: the tensor must come whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What travels of one sample."""
+
+    mode: int
+    version: int
+    checksum: int
+    body: Tensor
+
+
+class ActivationDeltaCodec:
+    """One end. Tensors are (samples, …), the key their ids; both ends must see one sample at a time."""
+
+    def __init__(self, spec: AcsgdSpec, seed: int = 0, directory: Path | None = None) -> None:
+        self.spec = spec
+        self._grid, self._first_grid = spec.grid, Grid(8, "group", spec.group)
+        stored = None if spec.store == 16 else Grid(spec.store, "group", spec.group)
+        self._buffers = SampleBuffers(stored, spec.budget_bytes, directory if spec.memory == "disk" else None)
+        self._seeds = Seeds(seed)
+        self._lock = threading.RLock()
+        """Encoding a step's tensors and sending one again may come from two threads."""
+        self._made: dict[int, Tensor] = {}
+        """What both ends make of the samples of the last tensor."""
+
+    # ---- the sending end
+
+    def encode(self, x: Tensor, key: Key) -> Encoded:
+        return self._encode(x, key, whole=False)
+
+    def encode_first(self, x: Tensor, key: Key) -> Encoded:
+        """As on a first visit, whatever is remembered."""
+        return self._encode(x, key, whole=True)
+
+    def _encode(self, x: Tensor, key: Key, whole: bool) -> Encoded:
+        dtype, shape = name_of(x, floats=True), tuple(x.shape)
+        _require_key(shape, key)
+        x = x.detach().cpu()
+        with self._lock:
+            self._buffers.begin(key, shape[1:])
+            if not whole:  # else the thread that encodes may still want to know what became of its tensor
+                self._made.clear()
+            try:
+                samples = [self._send(i, v, whole, key) for i, v in zip(key, x.unbind(), strict=True)]
+            except NotFinite:
+                for sample in key:
+                    self._buffers.forget(sample)  # some may hold what is not finite
+                raise
+        meta = b"".join(_META.pack(s.mode, s.version, s.checksum) for s in samples)
+        body = torch.cat([s.body for s in samples]) if samples else torch.empty(0, dtype=torch.uint8)
+        version = crc32(meta)  # of the frame, so that a log can tell two of them apart
+        return Encoded((memoryview(meta), to_bytes(body)), dtype, shape, self.spec.name, version)
+
+    def _send(self, sample: int, value: Tensor, whole: bool, key: Key) -> _Sample:
+        found = self._buffers.take(sample, key)
+        if whole or not found.visits:
+            mode = EIGHT if self.spec.first == 8 else RAW
+            body = self._first_body(value)
+            self._fill(sample, found, mode, body, value.dtype)
+            return _Sample(mode, 0, 0, body)
+        before = found.version
+        body = torch.empty(self._grid.payload_bytes(value.shape), dtype=torch.uint8)
+        n_codes, memory = packed_bytes(value.numel(), self._grid.bits), self._buffers.read(found)
+        scales = torch.zeros(self._grid.n_scales(value.shape), dtype=torch.int16)
+        kernels_cpu.encode_into(
+            value, scales, body[:n_codes], self._grid, self._seeds.next(), torch.get_num_threads(), memory
+        )
+        body[n_codes:] = scales.view(torch.uint8)
+        self._remember(sample, found, memory, body)
+        checked = found.visits % self.spec.check_every == 0
+        return _Sample(CHANGE, before, self._buffers.checksum(found) if checked else 0, body)
+
+    def _first_body(self, value: Tensor) -> Tensor:
+        if self.spec.first == 8:
+            scales, codes = kernels_cpu.quantize(value, self._first_grid, 0, torch.get_num_threads())
+            return torch.cat((codes, scales.view(torch.uint8)))
+        if not bool(torch.isfinite(value).all()):
+            raise NotFinite("found a value that is infinite or no number; required finite ones")
+        return value.contiguous().flatten().view(torch.uint8)
+
+    # ---- the receiving end
+
+    def decode(self, encoded: Encoded, key: Key) -> Tensor:
+        """Raises Drifted before anything is changed, or having forgotten what turned out to be wrong."""
+        dtype, shape = dtype_of(encoded, self.spec.name, floats=True), encoded.shape
+        _require_key(shape, key)
+        with self._lock:
+            self._buffers.begin(key, shape[1:])
+            samples = self._split(encoded, dtype)
+            self._require_known(samples, key)
+            self._made.clear()
+            for sample, s in zip(key, samples, strict=True):
+                self._take(sample, s, dtype, key)
+            wrong = [i for i, s in zip(key, samples, strict=True) if s.checksum not in (0, self._checksum(i))]
+            for sample in wrong:
+                self._buffers.forget(sample)
+            if wrong:
+                raise Drifted(f"samples {wrong}: found another checksum of the buffer than the sender's")
+            return self._stacked(key, shape, dtype)
+
+    def _take(self, sample: int, s: _Sample, dtype: torch.dtype, key: Key) -> None:
+        found = self._buffers.take(sample, key)
+        if s.mode != CHANGE:
+            self._fill(sample, found, s.mode, s.body, dtype)
+            return
+        n_codes, memory = self._codes(self._grid), self._buffers.read(found)
+        scales = aligned(s.body[n_codes:]).view(torch.int16)
+        kernels_cpu.decode_into(
+            memory, scales, s.body[:n_codes], self._grid, torch.get_num_threads(), add=True
+        )
+        self._remember(sample, found, memory, s.body)
+
+    def _checksum(self, sample: int) -> int:
+        found = self._buffers.find(sample)
+        return self._buffers.checksum(found) if found is not None else 0
+
+    def _split(self, encoded: Encoded, dtype: torch.dtype) -> list[_Sample]:
+        """The payload, sample by sample; sizes are checked before memory is taken."""
+        n, each = encoded.shape[0], encoded.shape[1:]
+        if encoded.n_bytes < n * _META.size:
+            require_bytes(encoded, n * _META.size)
+        buffers = list(encoded.payload)
+        whole = buffers[0] if len(buffers) == 2 and buffers[0].nbytes == n * _META.size else None
+        head = bytes(whole) if whole is not None else b"".join(buffers)[: n * _META.size]
+        meta = [_META.unpack_from(head, i * _META.size) for i in range(n)]
+        sizes = {
+            RAW: torch.Size(each).numel() * dtype.itemsize,
+            EIGHT: self._first_grid.payload_bytes(each),
+            CHANGE: self._grid.payload_bytes(each),
+        }
+        strange = [mode for mode, _, _ in meta if mode not in sizes]
+        if strange:
+            raise CodecError(
+                f"found a sample of kind {strange[0]}; required one of: {', '.join(map(str, sizes))}"
+            )
+        body_bytes = [sizes[mode] for mode, _, _ in meta]
+        require_bytes(encoded, n * _META.size + sum(body_bytes))
+        _, body = parts(encoded, [n * _META.size, sum(body_bytes)])
+        bodies = torch.split(body, body_bytes)
+        return [_Sample(m, v, c, b) for (m, v, c), b in zip(meta, bodies, strict=True)]
+
+    def _require_known(self, samples: Sequence[_Sample], key: Key) -> None:
+        wrong = [
+            sample
+            for sample, s in zip(key, samples, strict=True)
+            if s.mode == CHANGE and self._version(sample) != s.version
+        ]
+        if wrong:
+            held = [self._version(sample) for sample in wrong]
+            raise Drifted(f"samples {wrong}: found changes to other versions than {held} here (0: none)")
+
+    def _version(self, sample: int) -> int:
+        found = self._buffers.find(sample)
+        return found.version if found is not None and found.visits else 0
+
+    # ---- both ends
+
+    def _fill(self, sample: int, found: Remembered, mode: int, body: Tensor, dtype: torch.dtype) -> None:
+        """A first visit: the buffer becomes what `body` holds."""
+        shape = self._buffers.shape
+        if mode == RAW:
+            value = aligned(body).view(dtype).view(shape)
+        else:
+            n_codes, grid = self._codes(self._first_grid), self._first_grid
+            scales = aligned(body[n_codes:]).view(torch.int16)
+            threads = torch.get_num_threads()
+            value = kernels_cpu.dequantize(scales, body[:n_codes], shape, grid, torch.float32, threads)
+        found.version = found.visits = 0
+        self._remember(sample, found, value, body)
+
+    def _remember(self, sample: int, found: Remembered, value: Tensor, body: Tensor) -> None:
+        """`value` is what both ends now hold, `body` what brought it about."""
+        self._buffers.write(found, value)
+        self._made[sample] = value
+        found.version = crc32(body.numpy().data, found.version) or 1
+        found.visits += 1
+
+    def _codes(self, grid: Grid) -> int:
+        return packed_bytes(torch.Size(self._buffers.shape).numel(), grid.bits)
+
+    def _stacked(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if not key:
+            return torch.empty(shape, dtype=dtype)
+        return torch.stack([self._made[sample].to(dtype) for sample in key])
+
+    def echo(self, encoded: Encoded, key: Key) -> Tensor:
+        with self._lock:
+            return self._stacked(key, encoded.shape, DTYPES[encoded.dtype])
+
+    def reset(self) -> None:
+        with self._lock:
+            self._buffers.clear()
+
+    def prefetch(self, samples: Sequence[int]) -> None:
+        """These samples come soon."""
+        with self._lock:
+            self._buffers.prefetch(samples)
+
+    @property
+    def remembered(self) -> dict[int, tuple[int, int]]:
+        """sample -> (version, checksum), to compare the two ends by."""
+        with self._lock:
+            return {i: (self._version(i), self._checksum(i)) for i in self._buffers.samples}
+
+
+def _require_key(shape: tuple[int, ...], key: Key) -> None:
+    if len(shape) < 2 or len(key) != shape[0]:
+        raise CodecError(
+            f"found {len(key)} sample ids for a tensor of shape {shape}; required one a sample (first axis)"
+        )
