@@ -60,7 +60,7 @@ def test_acsgd_says_both_directions() -> None:
         ),
         (
             "{acsgd: {group: 32, budget_mb: 1}}\nsequence_length: 8192\nmicro_batch: 4\n",
-            "c.yaml:9: compression.activations.acsgd.budget_mb: found 1; required at least 7: a micro-batch of",
+            "c.yaml:9: compression.activations.acsgd.budget_mb: found 1; required at least 7: a micro",
         ),
         (
             "{acsgd: {group: 32, buffer_bits: 5}}\n",
