@@ -31,10 +31,10 @@ NAMES = [
 
 
 def ends(name: str, directory: Path | None = None) -> tuple[ActivationDeltaCodec, ActivationDeltaCodec]:
-    made = make_codec(name, 1, directory), make_codec(name, 2, directory)
-    assert isinstance(made[0], ActivationDeltaCodec)
-    assert isinstance(made[1], ActivationDeltaCodec)
-    return made
+    sender, receiver = make_codec(name, 1, directory), make_codec(name, 2, directory)
+    assert isinstance(sender, ActivationDeltaCodec)
+    assert isinstance(receiver, ActivationDeltaCodec)
+    return sender, receiver
 
 
 def activations(samples: int, seed: int = 0) -> Tensor:
