@@ -93,6 +93,10 @@ def emulate(
     workers: Annotated[int, typer.Option(min=2, help="Worker processes.")] = 4,
     backend: ChosenBackend = "relay",
     window_bytes: Annotated[int, typer.Option(min=0, help="Window of one TCP flow; 0: unlimited.")] = 0,
+    delay_scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the traces' delays.")] = 1.0,
+    bandwidth_scale: Annotated[
+        float, typer.Option(min=1e-9, help="Multiplies the traces' bandwidths.")
+    ] = 1.0,
     state_dir: Annotated[Path, typer.Option(help="Where the runs keep their state.")] = Path("runs/emulate"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -104,7 +108,17 @@ def emulate(
     found = []
     try:
         spec = parse_job(job.read_text(encoding="utf-8"), str(job))
-        emulation = Emulation(job, tuple(trace), placements, workers, backend, window_bytes, state_dir)
+        emulation = Emulation(
+            job,
+            tuple(trace),
+            placements,
+            workers,
+            backend,
+            window_bytes,
+            delay_scale,
+            bandwidth_scale,
+            state_dir,
+        )
         for o in outcomes(emulation, spec):
             found.append(o)
             line = {"trace": o.trace, "placement": o.placement, "predicted_s": o.predicted_s}

@@ -29,6 +29,7 @@ from scheduler.plan_text import plan_document
 from scheduler.planner import plan_for
 from scheduler.timeline import SpanKind, Timeline, difference
 from scheduler.topology import Device
+from scheduler.trace import Trace
 from sim.inputs import read_gpus, read_work
 from sim.network import Conventions, TraceNetwork
 from sim.replay import Work, replay_at
@@ -48,7 +49,23 @@ class Emulation:
     workers: int = 4
     backend: Backend = "relay"
     window_bytes: int = 0
+    delay_scale: float = 1.0
+    bandwidth_scale: float = 1.0
+    """Multiply what the traces say, for the real links and for the simulated ones."""
     state_dir: Path = Path("runs/emulate")
+
+    def trace(self, name: str) -> Trace:
+        """The trace as the links are shaped to it."""
+        trace = load(name)
+        links = {
+            pair: replace(
+                link,
+                rtt_s=link.rtt_s * self.delay_scale,
+                bandwidth_Bps=link.bandwidth_Bps * self.bandwidth_scale,
+            )
+            for pair, link in trace.links.items()
+        }
+        return replace(trace, links=links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +111,7 @@ def outcomes(emulation: Emulation, spec: JobSpec) -> Iterator[Outcome]:
 
 def plans_for(emulation: Emulation, spec: JobSpec, trace_name: str) -> list[Plan]:
     """Plans for the workers that `LocalCluster` will start, cut by the model's flops."""
-    trace = load(trace_name)
+    trace = emulation.trace(trace_name)
     nodes = list(trace.nodes)
     places = [nodes[k % len(nodes)] for k in range(emulation.workers)]
     devices = tuple(Device(f"w{k}-{place.lower()}", region=place) for k, place in enumerate(places))
@@ -120,7 +137,13 @@ def _outcome(emulation: Emulation, trace: str, plan: Plan, state_dir: Path) -> O
     plan_file.write_text(json.dumps(plan_document(plan)))
     options = LocalOptions(
         workers=emulation.workers,
-        links=LinkOptions(trace, emulation.backend, window_bytes=emulation.window_bytes),
+        links=LinkOptions(
+            trace,
+            emulation.backend,
+            delay_scale=emulation.delay_scale,
+            bandwidth_scale=emulation.bandwidth_scale,
+            window_bytes=emulation.window_bytes,
+        ),
         state_dir=state_dir,
         plan=plan_file,
     )
@@ -137,9 +160,8 @@ def _outcome(emulation: Emulation, trace: str, plan: Plan, state_dir: Path) -> O
 def judged(emulation: Emulation, trace: str, history: History, state_dir: Path, began_s: float) -> Outcome:
     """The run beside its prediction; `began_s`: when the links began to be shaped, in s since 1970."""
     found = read_measurements(state_dir)
-    network = TraceNetwork(
-        load(trace), found.devices, Conventions(window_bytes=float(emulation.window_bytes))
-    )
+    conventions = Conventions(window_bytes=float(emulation.window_bytes))
+    network = TraceNetwork(emulation.trace(trace), found.devices, conventions)
     work = Work(found.model, found.profiles)
     plan = history.plan
     assert plan is not None, "a run that ended well had a plan"

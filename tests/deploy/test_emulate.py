@@ -47,3 +47,13 @@ def test_the_error_is_of_the_prediction_and_pairs_say_how_placements_rank() -> N
     assert "+10.0%" in shown
     assert "t: 67% of the pairs of placements in the measured order" in shown
     assert "median error: 20.0%" in shown
+
+
+def test_simulated_links_are_scaled_as_the_real_ones() -> None:
+    whole = Emulation(Path("j"), ("four_cities",)).trace("four_cities").at(0.0, "Oregon", "London")
+    part = Emulation(Path("j"), ("four_cities",), delay_scale=2.0, bandwidth_scale=0.1).trace("four_cities")
+    link = part.at(0.0, "Oregon", "London")
+    assert whole.one_way_s is not None
+    assert whole.bandwidth_Bps is not None
+    assert link.one_way_s == pytest.approx(2 * whole.one_way_s)
+    assert link.bandwidth_Bps == pytest.approx(whole.bandwidth_Bps / 10)
