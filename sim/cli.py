@@ -8,6 +8,7 @@ from sim.commands.compare import compare
 from sim.commands.plan import plan
 from sim.commands.run import run
 from sim.commands.shape import shape
+from sim.commands.sweep import sweep
 from sim.commands.switch import switch
 from sim.commands.traces import app as traces
 
@@ -21,6 +22,7 @@ app.command()(plan)
 app.command()(compare)
 app.command()(run)
 app.command()(shape)
+app.command()(sweep)
 app.command()(switch)
 app.add_typer(traces, name="traces")
 

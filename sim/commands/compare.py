@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from sim import inputs as i
 from sim.contenders import NAMES, Contender, Field, contend
 from sim.network import NetworkOverTime
 from sim.replay import replay_at
+from sim.spread import spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +173,8 @@ def compare(
 
 def rows_of(tasks: Sequence[Task], processes: int) -> list[Row]:
     """All rows, in the order of the tasks."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        if processes == 1:
-            return [row_of(task) for task in bar.track(tasks, description="comparing")]
-        with ProcessPoolExecutor(processes) as pool:
-            found = pool.map(row_of, tasks)
-            return list(bar.track(found, total=len(tasks), description="comparing"))
+    with spread(processes) as map_tasks, Progress(console=Console(stderr=True), transient=True) as bar:
+        return list(bar.track(map_tasks(row_of, tasks), total=len(tasks), description="comparing"))
 
 
 def document(row: Row) -> dict[str, Any]:

@@ -4,9 +4,10 @@
 
 Three traces (four cities, DT-FM's country, a day that moves), five placements each, 10 steps a run; compute
 is measured by the workers, links have the trace's delays and a twentieth of its bandwidths, so that they and
-not the cores of one machine decide what a step takes (--bandwidth-scale 1: all of it). Ends with one JSON line and exits with 1 when a goal is
-missed: the median error of the predicted step at most 10 %, and nine in ten of the pairs of placements whose
-measured steps differ by more than the noise (10 %) in the measured order. --quick: one trace, two placements.
+not the cores of one machine decide what a step takes (--bandwidth-scale 1: all of it). Ends with one JSON
+line and exits with 1 when a goal is missed: the median error of the predicted step at most 10 %, and nine in
+ten of the pairs of placements whose measured steps differ by more than the noise (10 %) in the measured
+order. --quick: one trace, two placements.
 
 Other work on the same cores makes computations longer in some runs than in others: run it alone.
 """
