@@ -21,6 +21,8 @@ class _Half:
         self.source, self.sink = source, sink
         self.held = bytearray()
         self.ended = False
+        self.broken = False
+        """One of the two was reset, or could not be connected to: the other has to go as well."""
 
     @property
     def done(self) -> bool:
@@ -32,7 +34,8 @@ class _Half:
         except BlockingIOError:
             return
         except OSError:
-            data = b""  # it was reset: its peer is told by the close
+            self.broken = True
+            return
         self.held += data
         self.ended = not data
         self.write()
@@ -44,8 +47,8 @@ class _Half:
         except BlockingIOError:
             return
         except OSError:
-            self.held.clear()
-            self.ended = True
+            self.broken = True
+            return
         if self.done:
             with suppress(OSError):
                 self.sink.shutdown(socket.SHUT_WR)
@@ -78,7 +81,7 @@ class Door:
                     half.write()
                 if not half.ended and half.source.fileno() in readable:
                     half.read()
-        for pair in [p for p in self._halves if p[0].done and p[1].done]:
+        for pair in [p for p in self._halves if all(h.done for h in p) or any(h.broken for h in p)]:
             self._halves.remove(pair)
             _close(pair)
         for fd in readable & self._listeners.keys():
@@ -89,14 +92,11 @@ class Door:
             inside, _ = listener.accept()
         except OSError:
             return  # it went away again
-        try:
-            outside = socket.create_connection(self._target)  # loopback: answered at once, either way
-        except OSError:
-            inside.close()  # nobody there yet: who came tries again by itself
-            return
+        outside = socket.socket()
         for end in (inside, outside):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        outside.connect_ex(self._target)  # a refusal shows when it is read: then both are closed
         self._halves.append((_Half(inside, outside), _Half(outside, inside)))
 
     def close(self) -> None:
