@@ -52,7 +52,9 @@ def model_profile(
 ) -> ModelProfile:
     """Embedding, blocks and head of `shape` for micro-batches of `micro_batch` samples (B) of
     `sequence_length` tokens (T); activations are `dtype_bytes` wide, parameters and their gradients
-    `parameter_dtype_bytes`. `optimizer`: whose state is kept (default: AdamW).
+    `parameter_dtype_bytes`. Where parameters are the wider, the residual stream is as wide as they, and
+    every micro-batch keeps copies of the matrices in the activations' width (PyTorch's autocast).
+    `optimizer`: whose state is kept (default: AdamW).
 
     Flops count products (2 x m x n x k each; attention as if every pair of positions were multiplied,
     its backward with scores computed again), as PyTorch's flop counter has it. Raises ShapeError
@@ -63,7 +65,8 @@ def model_profile(
         raise ShapeError("model.vocab: found none; required: the tokenizer's size, or a preset that names it")
     if model.family == "gpt2" and model.max_positions is None:
         model = model.model_copy(update={"max_positions": sequence_length})
-    sizes = _Sizes(model, micro_batch, sequence_length, dtype_bytes)
+    stream_bytes = max(dtype_bytes, parameter_dtype_bytes)
+    sizes = _Sizes(model, micro_batch, sequence_length, dtype_bytes, stream_bytes)
     block = sizes.block()
     costs = {"embedding": sizes.embedding()}
     costs |= {f"block.{i:02d}": block for i in range(model.layers)}
@@ -79,6 +82,7 @@ def model_profile(
             saved_bytes=c.saved_bytes,
             state_bytes=c.parameters * state,
             tied_to="embedding" if name == "head" and model.tied else "",
+            saved_fixed_bytes=c.saved_fixed_bytes,
         )
         for name, c in costs.items()
     )
@@ -104,6 +108,8 @@ class _Cost:
     backward_flops: float
     saved_bytes: int
     """What forward keeps for backward, without parameters and what all layers share."""
+    saved_fixed_bytes: int = 0
+    """Of it, what does not grow with the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,9 @@ class _Sizes:
     batch: int
     length: int
     value_bytes: int
+    """Of an activation that products take and give."""
+    stream_bytes: int
+    """Of a value of the residual stream, which norms take."""
 
     @property
     def rows(self) -> int:
@@ -135,11 +144,13 @@ class _Sizes:
 
     def block(self) -> _Cost:
         attention, mlp = self._attention(), self._mlp()
+        copies = attention.saved_fixed_bytes + mlp.saved_fixed_bytes
         return _Cost(
             2 * self._norm_parameters() + attention.parameters + mlp.parameters,
             attention.forward_flops + mlp.forward_flops,
             attention.backward_flops + mlp.backward_flops,
-            2 * self._norm_saved_bytes() + attention.saved_bytes + mlp.saved_bytes,
+            2 * self._norm_saved_bytes() + attention.saved_bytes + mlp.saved_bytes + copies,
+            copies,
         )
 
     def head(self) -> _Cost:
@@ -149,11 +160,14 @@ class _Sizes:
         chunk = min(self.rows, loss_rows(self.vocab))
         again = 1 if self.rows > chunk else 0
         kept = self.rows * (self.model.hidden * self.value_bytes + TOKEN_BYTES)
+        logits = chunk * self.vocab * FLOAT_BYTES
+        copies = self._copies(self.vocab * self.model.hidden)
         return _Cost(
             self._norm_parameters() + self.vocab * self.model.hidden,
             forward,
             (2 + again) * forward,
-            self._norm_saved_bytes() + kept + chunk * self.vocab * FLOAT_BYTES,
+            self._norm_saved_bytes() + kept + logits + copies,
+            copies + again * logits,
         )
 
     def _attention(self) -> _Cost:
@@ -175,6 +189,7 @@ class _Sizes:
             linear + pairs,
             2 * linear + 2.5 * pairs,
             self.rows * ((2 * m.hidden + joint + rotated) * self.value_bytes + m.heads * FLOAT_BYTES),
+            self._copies(m.hidden * (joint + m.hidden)),
         )
 
     def _mlp(self) -> _Cost:
@@ -190,10 +205,15 @@ class _Sizes:
             forward,
             2 * forward,
             self.rows * kept * self.value_bytes,
+            self._copies((2 if gpt2 else 3) * m.hidden * m.ffn),
         )
 
     def _product(self, inputs: int, outputs: int) -> float:
         return 2.0 * self.rows * inputs * outputs
+
+    def _copies(self, n_weights: int) -> int:
+        """Matrices that are wider than the products' values are copied in their width."""
+        return n_weights * self.value_bytes if self.stream_bytes > self.value_bytes else 0
 
     def _norm_parameters(self) -> int:
         return (2 if self.model.family == "gpt2" else 1) * self.model.hidden
@@ -202,8 +222,8 @@ class _Sizes:
         """LayerNorm: the input, and mean and deviation of each row in float32. RMSNorm: the input, the
         input scaled, and each row's scale (a fused kernel needs one less)."""
         if self.model.family == "gpt2":
-            return self.rows * (self.model.hidden * self.value_bytes + 2 * FLOAT_BYTES)
-        return self.rows * (2 * self.model.hidden * self.value_bytes + FLOAT_BYTES)
+            return self.rows * (self.model.hidden * self.stream_bytes + 2 * FLOAT_BYTES)
+        return self.rows * (2 * self.model.hidden * self.stream_bytes + FLOAT_BYTES)
 
 
 def device_profile(

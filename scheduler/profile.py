@@ -22,6 +22,9 @@ class LayerProfile:
     state_bytes: int
     tied_to: str = ""
     """Name of the earlier layer whose weight this one shares (a tied head), or ''."""
+    saved_fixed_bytes: int = 0
+    """Of `saved_bytes`, what does not grow with the samples: 16-bit copies of float32 weights, a chunk of
+    logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class ModelProfile:
     def scaled(self, micro_batch: int) -> ModelProfile:
         """For micro-batches of `micro_batch` samples: flops, boundaries and what is saved in proportion.
 
-        Exact but for a head whose logits are made in chunks, of which one is saved whatever the size.
+        Exact but for a head whose logits are made in chunks at one of the sizes and at once at the other.
         """
         if micro_batch == self.micro_batch:
             return self
@@ -91,7 +94,8 @@ class ModelProfile:
                 forward_flops=x.forward_flops * ratio,
                 backward_flops=x.backward_flops * ratio,
                 boundary_bytes=-(-x.boundary_bytes * micro_batch // self.micro_batch),
-                saved_bytes=-(-x.saved_bytes * micro_batch // self.micro_batch),
+                saved_bytes=x.saved_fixed_bytes
+                - (-(x.saved_bytes - x.saved_fixed_bytes) * micro_batch // self.micro_batch),
             )
             for x in self.layers
         )

@@ -48,7 +48,9 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 layers = st.builds(
-    LayerProfile, names, st.floats(0, 1e15), st.floats(0, 1e15), amounts, amounts, amounts, amounts, names
+    LayerProfile,
+    *(names, st.floats(0, 1e15), st.floats(0, 1e15)),
+    *(amounts, amounts, amounts, amounts, names, amounts),
 )
 spans = st.builds(
     lambda kind, start, length, mb, peer, n: Span(0, kind, start, start + length, mb, peer, n),

@@ -243,6 +243,26 @@ def test_costs_are_what_is_counted(model: ModelSpec, batch: int, length: int) ->
         x = y.detach().requires_grad_()
 
 
+@every_kind
+def test_what_mixed_precision_keeps_is_what_is_counted(model: ModelSpec) -> None:
+    """float32 weights, products in bfloat16: within what all layers share (rotations, a mask, a scalar)."""
+    x, targets = tokens_of(model, 3, 24), tokens_of(model, 3, 24, seed=5)
+    whole, half = (model_profile(model, 3 // b, 24, dtype_bytes=2) for b in (1, 3))
+    scaled = half.scaled(3)
+    for i, layer in enumerate(layers_of(model, dtype=torch.float32)):
+
+        def run(layer: Any = layer, x: Tensor = x) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                y: Tensor = layer.loss(x, targets) if isinstance(layer, Head) else layer(x)[0]
+            return y
+
+        run()
+        y, size = kept(run, list(layer.parameters()))
+        assert whole.layers[i].saved_bytes <= size <= whole.layers[i].saved_bytes + 4096
+        assert scaled.layers[i].saved_bytes == whole.layers[i].saved_bytes
+        x = y.detach().float().requires_grad_()
+
+
 def test_forward_flops_agree_with_the_products_written_out() -> None:
     model = KINDS["gpt2"]
     (block,) = layers_of(model, 1, 2, dtype=torch.float32)
