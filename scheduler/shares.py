@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict
 from dataclasses import dataclass
 
 from scheduler.timeline import Timeline, use_by_rank
@@ -15,9 +13,9 @@ class Shares:
 
     compute_s: float
     exposed_s: float
-    """Waiting while something was on its way to the waiting rank: communication that nothing hides."""
+    """Waiting for what had been handed over: communication that nothing hides, queues of the link included."""
     bubble_s: float
-    """The rest of waiting, and idling: nothing was there to do, nor on its way."""
+    """The rest of waiting, and idling: for work that others had not done yet."""
     reduce_s: float
 
     def parts(self) -> tuple[tuple[str, float], ...]:
@@ -30,10 +28,17 @@ class Shares:
 
 
 def time_shares(timeline: Timeline) -> Shares:
-    """What an average rank did with the step."""
+    """What an average rank did with the step.
+
+    A measured timeline's ranks have clocks of their own, so there the border between exposed and bubble is
+    as good as their steps began together.
+    """
     uses = use_by_rank(timeline)
-    coming = _in_flight(timeline)
-    exposed = sum(_overlap(s.start_s, s.end_s, coming[s.rank]) for s in timeline.spans if s.kind == "wait")
+    sent_s = {(s.rank, s.peer, s.mb): s.start_s for s in timeline.spans if s.kind == "send"}
+    exposed = 0.0
+    for s in timeline.spans:
+        if s.kind == "wait" and (s.peer, s.rank, s.mb) in sent_s:
+            exposed += max(0.0, s.end_s - max(s.start_s, sent_s[s.peer, s.rank, s.mb]))
     n = max(timeline.n_ranks, 1)
     waited = sum(u.wait_s + u.idle_s for u in uses)
     return Shares(
@@ -42,30 +47,3 @@ def time_shares(timeline: Timeline) -> Shares:
         (waited - exposed) / n,
         sum(u.reduce_s for u in uses) / n,
     )
-
-
-def _in_flight(timeline: Timeline) -> dict[int, list[tuple[float, float]]]:
-    """For each rank when something was on its way to it: disjoint intervals, ascending."""
-    sends: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for s in timeline.spans:
-        if s.kind == "send":
-            sends[s.peer].append((s.start_s, s.end_s))
-    merged: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for rank, intervals in sends.items():
-        for start, end in sorted(intervals):
-            if merged[rank] and start <= merged[rank][-1][1]:
-                merged[rank][-1] = merged[rank][-1][0], max(end, merged[rank][-1][1])
-            else:
-                merged[rank].append((start, end))
-    return merged
-
-
-def _overlap(start_s: float, end_s: float, intervals: list[tuple[float, float]]) -> float:
-    """Seconds of [start, end] that lie in the disjoint, ascending `intervals`."""
-    total = 0.0
-    for k in range(bisect_right(intervals, start_s, key=lambda i: i[1]), len(intervals)):
-        a, b = intervals[k]
-        if a >= end_s:
-            break
-        total += min(end_s, b) - max(start_s, a)
-    return total

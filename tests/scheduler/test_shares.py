@@ -10,13 +10,13 @@ from scheduler.shares import time_shares
 from scheduler.timeline import Span, SpanKind, Timeline
 
 
-def test_a_wait_is_exposed_while_something_is_on_its_way_and_bubble_before() -> None:
+def test_a_wait_is_exposed_from_when_what_it_waits_for_was_sent_and_bubble_before() -> None:
     timeline = Timeline(
         2,
         (
             Span(0, "forward", 0.0, 2.0, mb=0),
             Span(0, "send", 2.0, 3.0, mb=0, peer=1),
-            Span(0, "send", 2.5, 3.5, mb=1, peer=1),  # overlaps: a second counts once
+            Span(0, "send", 1.0, 3.5, mb=1, peer=1),  # nobody waits for that one
             Span(1, "wait", 0.0, 3.0, mb=0, peer=0),
             Span(1, "forward", 3.0, 5.0, mb=0),
             Span(1, "reduce", 5.0, 6.0),
@@ -59,7 +59,7 @@ def test_the_parts_add_up_to_the_step(
     for rank, row in enumerate(rows):
         now = 0
         for kind, gap, length in row:
-            spans.append(Span(rank, kind, now + gap, now + gap + length))
+            spans.append(Span(rank, kind, now + gap, now + gap + length, peer=0 if kind == "wait" else -1))
             now += gap + length
     spans += [Span(0, "send", at, at + length, peer=peer) for peer, at, length in sends]
     timeline = Timeline(len(rows), tuple(spans))
