@@ -13,7 +13,7 @@ class Shares:
 
     compute_s: float
     exposed_s: float
-    """Waiting for what had been handed over: communication that nothing hides, queues of the link included."""
+    """Waiting for what had been handed over: communication that nothing hides, with its queues."""
     bubble_s: float
     """The rest of waiting, and idling: for work that others had not done yet."""
     reduce_s: float

@@ -107,8 +107,8 @@ def plates(contents: Contents) -> list[tuple[str, list[Plate]]]:
         given = [Bar(s.name, time_shares(s.timeline).parts()) for s in compared]
         title, note = "Seconds of a step, by what they are spent on", "The mean of all devices."
         caption = (
-            "Exposed communication: waiting for what has been sent. Bubble: waiting for work that others have "
-            "not done yet, and idling."
+            "Exposed communication: waiting for what has been sent. "
+            "Bubble: waiting for work that others have not done yet, and idling."
         )
         sections.append(
             ("Where the time goes", [Plate.of("time", lambda w: bars(given, title, w, note), caption)])
