@@ -46,6 +46,8 @@ COLOURS = {
 
 DARK_INK = "#1b1f24"
 """On hues that are light on either paper."""
+MAX_SPANS = 40_000
+"""Spans up to which all are drawn, for whoever zooms in: about a megabyte."""
 MAX_TIPS = 2500
 """Spans up to which each is a shape of its own that says what it is under a pointer."""
 
@@ -319,8 +321,9 @@ def gantt(
 
 def _spans(timeline: Timeline, axis: TimeAxis, row: float) -> list[Shape]:
     scale = (axis.right - axis.left) / max(axis.end_s, 1e-12)
-    least = timeline.duration_s / 4000  # narrower than can be seen
-    seen = [s for s in timeline.spans if s.duration_s >= least]
+    heavy = len(timeline.spans) > MAX_SPANS
+    least = timeline.duration_s / 4000 if heavy else 0.0  # narrower than can be seen
+    seen = [s for s in timeline.spans if s.duration_s > least]
 
     def box(s: Span) -> tuple[float, float, float, float]:
         thin = s.kind == "send"

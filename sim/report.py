@@ -7,6 +7,7 @@ values came from (a real run, an emulation, a simulation).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -55,7 +56,7 @@ class Contents:
     placed_title: str = "Pipelines between regions"
     steps: tuple[Step, ...] = ()
     """Drawn below each other on one scale."""
-    compared: tuple[Step, ...] = ()
+    compared: tuple[Bar, ...] = ()
     """Placements or settings side by side in "where the time goes"; empty: those of `steps`."""
     throughput: tuple[tuple[str, Points], ...] = ()
     """(codec, ((bandwidth in bytes/s, tokens/s), ...)), by ascending bandwidth."""
@@ -70,6 +71,7 @@ class Contents:
     """("measured" or "predicted", ((step, s), ...))"""
     tables: tuple[Table, ...] = ()
     reasons: tuple[str, ...] = ()
+    reasons_heading: str = "Why this plan"
     sample: str = ""
 
 
@@ -103,8 +105,7 @@ def plates(contents: Contents) -> list[tuple[str, list[Plate]]]:
             for s, title in zip(c.steps, titles, strict=True)
         ]
         sections.append(("A step, device by device", drawn))
-    if compared := c.compared or c.steps:
-        given = [Bar(s.name, time_shares(s.timeline).parts()) for s in compared]
+    if given := c.compared or tuple(Bar(s.name, time_shares(s.timeline).parts()) for s in c.steps):
         title, note = "Seconds of a step, by what they are spent on", "The mean of all devices."
         caption = (
             "Exposed communication: waiting for what has been sent. "
@@ -170,9 +171,12 @@ def _file(name: str) -> str:
     return files("sim").joinpath(name).read_text(encoding="utf-8")
 
 
+_NUMBER = re.compile(r"[-−+]?\d[\d.,]*( ?%| \D+)?")
+
+
 def _number(cell: str) -> str:
     """The class of a cell that is a number, with or without a unit."""
-    return ' class="number"' if cell[:1].isdigit() or cell[:2].strip("-−+.")[:1].isdigit() else ""
+    return ' class="number"' if _NUMBER.fullmatch(cell) else ""
 
 
 def _table(table: Table) -> str:
@@ -213,7 +217,7 @@ def page(contents: Contents) -> str:
     parts += [_table(t) for t in c.tables if t.rows]
     if c.reasons:
         items = "".join(f"<li>{escape(r)}</li>" for r in c.reasons)
-        parts.append(f"<h2>Why this plan</h2><ul>{items}</ul>")
+        parts.append(f"<h2>{escape(c.reasons_heading)}</h2><ul>{items}</ul>")
     if c.sample:
         parts.append(f"<h2>What the model writes</h2><pre>{escape(c.sample)}</pre>")
     return (

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,25 +20,12 @@ from scheduler.job import JobSpec
 from scheduler.timeline import bubble_fraction
 from scheduler.traffic import traffic
 from sim import inputs as i
+from sim.comparison import Row, contents, document, table
 from sim.contenders import NAMES, Contender, Field, contend
 from sim.network import NetworkOverTime
 from sim.replay import replay_at
+from sim.report import write_report
 from sim.spread import spread
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One cell of the comparison; `figures` are None where there is no plan, and `why` says why."""
-
-    placement: str
-    schedule: str
-    codec: str
-    gradient_codec: str
-    shape: str
-    figures: tuple[float, float, float, float] | None
-    """(step in s, tokens/s, share of the devices' time in which nothing is computed, bytes a step)."""
-    note: str
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +75,8 @@ def _replayed(task: Task, found: Contender) -> Row:
             sum(traffic(plan, costs).values()),
         ),
         found.note,
+        plan=plan,
+        timeline=timeline,
     )
 
 
@@ -134,6 +124,9 @@ def compare(
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes; the result stays the same.")] = 1,
     seed: i.Seed = 0,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="Write a page of the comparison and its pictures here.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Put placements, codecs and schedules side by side: the same job, network and engine for all."""
@@ -165,6 +158,8 @@ def compare(
     except ValueError as e:
         typer.echo(f"sim compare: {e}", err=True)
         raise typer.Exit(int(ExitCode.USAGE)) from e
+    if report_dir is not None:
+        typer.echo(f"report: {write_report(report_dir, contents(read, rows))}", err=True)
     if as_json:
         typer.echo(json.dumps({"network": read.name, "rows": [document(r) for r in rows]}))
     else:
@@ -175,36 +170,3 @@ def rows_of(tasks: Sequence[Task], processes: int) -> list[Row]:
     """All rows, in the order of the tasks."""
     with spread(processes) as map_tasks, Progress(console=Console(stderr=True), transient=True) as bar:
         return list(bar.track(map_tasks(row_of, tasks), total=len(tasks), description="comparing"))
-
-
-def document(row: Row) -> dict[str, Any]:
-    """The row as JSON has it; its figures by name, null where there is no plan."""
-    names = ("step_s", "tokens_per_s", "idle_fraction", "sent_bytes")
-    known = dict(zip(names, row.figures or (None,) * 4, strict=True))
-    texts = ("placement", "shape", "schedule", "codec", "gradient_codec", "note", "why")
-    return {name: getattr(row, name) for name in texts} | known
-
-
-_HEAD = ("placement", "shape", "schedule", "activations / gradients", "step s", "x fastest", "tokens/s",
-         "idle", "GB sent")  # fmt: skip
-
-
-def table(rows: Sequence[Row]) -> str:
-    """One table, the fastest first, times as multiples of the fastest's; then why some have none."""
-    done = sorted((r for r in rows if r.figures is not None), key=lambda r: r.figures or ())
-    cells = [_HEAD]
-    for r in done:
-        assert r.figures is not None
-        step_s, tokens_per_s, idle, sent_bytes = r.figures
-        fastest_s = (done[0].figures or r.figures)[0]
-        codecs = f"{r.codec} / {r.gradient_codec}"
-        shares = f"{step_s:.2f}", f"{step_s / fastest_s:.2f}", f"{tokens_per_s:,.0f}", f"{idle:.0%}"
-        cells.append((r.placement, r.shape, r.schedule, codecs, *shares, f"{sent_bytes / 1e9:.1f}"))
-    width = [max(len(row[k]) for row in cells) for k in range(len(_HEAD))]
-    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, width, strict=True)).rstrip() for row in cells]
-    lines.insert(1, "  ".join("-" * w for w in width))
-    lines += ["", *dict.fromkeys(f"{r.placement}: {r.note}" for r in done)]
-    none = (r for r in rows if r.figures is None)
-    return "\n".join(
-        [*lines, *dict.fromkeys(f"{r.placement} ({r.schedule}): no plan: {r.why}" for r in none)]
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,17 @@ def test_codecs_and_schedules_multiply_the_rows() -> None:
 def test_processes_change_nothing_but_the_time() -> None:
     args = (*SMALL, "--placement", "region", "--placement", "random")
     assert rows(*args) == rows(*args, "--processes", "2")
+
+
+def test_a_report_shows_everybody_and_where_the_fastest_runs(tmp_path: Path) -> None:
+    args = (*SMALL, "--placement", "region", "--placement", "random", "--report", str(tmp_path))
+    found = rows(*args)
+    page = (tmp_path / "index.html").read_text()
+    assert "Compared on regional" in page
+    assert all(f">{r['placement']}<" in page for r in found)
+    assert "How each came to its plan" in page
+    assert "reduction" in (tmp_path / "time.svg").read_text()
+    assert {p.suffix for p in tmp_path.iterdir()} == {".html", ".svg", ".png", ".json"}
 
 
 def test_zero_shards_the_state_and_says_when_parameters_do_not_fit() -> None:

@@ -108,7 +108,7 @@ def test_page_leaves_out_what_was_not_recorded() -> None:
 
 
 def test_numbers_of_a_table_stand_on_the_right() -> None:
-    html = page(Contents("t", tables=(Table("T", ("name", "ms"), (("a", "1.2 s"), ("b", "-3"))),)))
+    html = page(Contents("t", tables=(Table("T", ("name", "ms"), (("8 x 2", "1.2 s"), ("1f1b", "-3"))),)))
     assert '<th>name</th><th class="number">ms</th>' in html
     assert html.count('<td class="number">') == 2
 
