@@ -21,6 +21,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.alike import kinds_of
 from scheduler.matching import (
     EXACT_TOUR,
     bottleneck_matching,
@@ -108,26 +109,8 @@ class DtfmObjective:
 
     @cached_property
     def kinds(self) -> NDArray[np.int64]:
-        """[d]: interchangeable devices (equal links to everybody and to each other) share a number."""
-        kind = np.full(self.n_devices, -1, dtype=np.int64)
-        representatives: list[int] = []
-        for d in range(self.n_devices):
-            for k, r in enumerate(representatives):
-                if self._interchangeable(d, r):
-                    kind[d] = k
-                    break
-            else:
-                kind[d] = len(representatives)
-                representatives.append(d)
-        return kind
-
-    def _interchangeable(self, a: int, b: int) -> bool:
-        swap = np.arange(self.n_devices)
-        swap[a], swap[b] = b, a
-        return all(
-            np.array_equal(m[a], m[b][swap]) and np.array_equal(m[:, a], m[swap, b])
-            for m in (self.exchange_s, self.transfer_s)
-        )
+        """[d]: interchangeable devices share a number."""
+        return kinds_of([self.exchange_s, self.transfer_s])
 
     def data_parallel_s(self, groups: Groups) -> Floats:
         """The exchange of each group [..., R] -> [...]: its slowest member's sum."""

@@ -109,3 +109,9 @@ class Plan:
 def stage_of_layers(plan: Plan) -> tuple[int, ...]:
     """[layer]: the stage that holds it."""
     return tuple(stage for stage, (start, stop) in enumerate(plan.partition) for _ in range(start, stop))
+
+
+def split_micro_batches(n_micro_batches: int, n_replicas: int) -> tuple[int, ...]:
+    """Micro-batches of each replica; where they do not divide, the first replicas take one more."""
+    each, more = divmod(n_micro_batches, n_replicas)
+    return tuple(each + (r < more) for r in range(n_replicas))

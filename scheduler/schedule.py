@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scheduler.actions import (
     Action,
     Actions,
@@ -35,6 +38,7 @@ __all__ = [
     "ScheduleError",
     "Send",
     "check",
+    "compute_order",
     "grid",
     "in_flight",
     "stage_actions",
@@ -55,8 +59,9 @@ def stage_actions(
     1F1B: Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (PipeDream-Flush);
     GPipe: Huang et al., 2019. Raises ScheduleError for an unknown name and for sizes out of range.
     """
-    _require_sizes(stage, n_stages, n_micro_batches, warmup_extra)
-    warmup = _warmup(name, n_stages - stage - 1 + warmup_extra, n_micro_batches)
+    order = compute_order(
+        name, stage=stage, n_stages=n_stages, n_micro_batches=n_micro_batches, warmup_extra=warmup_extra
+    )
     rank = first_rank + stage
     is_first, is_last = stage == 0, stage == n_stages - 1
 
@@ -75,14 +80,31 @@ def stage_actions(
             yield Send("gradient", mb, rank - 1)
 
     actions: list[Action] = []
-    for mb in range(warmup):  # warm-up: fill the pipeline
-        actions += forward(mb)
-    for mb in range(warmup, n_micro_batches):  # steady: one forward, one backward
-        actions += forward(mb)
-        actions += backward(mb - warmup)
-    for mb in range(n_micro_batches - warmup, n_micro_batches):  # cool-down: drain it
-        actions += backward(mb)
+    for is_backward, mb in order.tolist():
+        actions += backward(mb) if is_backward else forward(mb)
     return (*actions, ReduceGradients(), OptimizerStep())
+
+
+def compute_order(
+    name: str, *, stage: int, n_stages: int, n_micro_batches: int, warmup_extra: int = 0
+) -> NDArray[np.int64]:
+    """What one stage computes, in order: [2 x micro-batches, 2] of (0 forward or 1 backward, micro-batch).
+
+    This is where a schedule is decided; who receives and sends what around it follows. Raises as
+    `stage_actions` does.
+    """
+    _require_sizes(stage, n_stages, n_micro_batches, warmup_extra)
+    warmup = _warmup(name, n_stages - stage - 1 + warmup_extra, n_micro_batches)
+    steady = n_micro_batches - warmup
+    order = np.empty((2 * n_micro_batches, 2), dtype=np.int64)
+    order[:, 0] = 1
+    order[:warmup, 0] = 0  # warm-up: fill the pipeline
+    order[:warmup, 1] = np.arange(warmup)
+    order[warmup : warmup + 2 * steady : 2, 0] = 0  # steady: one forward, one backward
+    order[warmup : warmup + 2 * steady : 2, 1] = np.arange(warmup, n_micro_batches)
+    order[warmup + 1 : warmup + 2 * steady : 2, 1] = np.arange(steady)
+    order[warmup + 2 * steady :, 1] = np.arange(steady, n_micro_batches)  # cool-down: drain it
+    return order
 
 
 def _warmup(name: str, depth: int, n_micro_batches: int) -> int:

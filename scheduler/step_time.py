@@ -1,10 +1,10 @@
 """The engine's fast twin: the predicted step time of a layout, some ten thousand times a second.
 
-Where no cores, uplinks or downlinks are shared it equals `engine.replay` but for rounding, because a
-step is then a graph without choices, and its longest path is computed from the same actions. Where
+Where no cores, cards or ways out of a region are shared it equals `engine.replay` but for rounding: a step
+is then a graph without choices, and its longest path is computed from the same actions. Where
 something is shared it is an estimate (`exact` is False): a host's ranks are taken to compute all at
-once, a device's links to carry no more than its uplink and downlink; good enough to sort layouts by, and
-the engine has the last word. Tests hold both to that.
+once, a device's link to carry no more than its card or its region's way out, each by itself. That is
+enough to sort layouts by; the engine has the last word.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Priced:
+class Pricing:
     """What layouts of one model on one set of devices are priced with, in the devices' order."""
 
     names: tuple[str, ...]
@@ -37,12 +37,12 @@ class Priced:
     """Whether the twin is the engine; else an estimate that the engine must confirm."""
 
 
-def prices_of(
+def pricing_of(
     model: ModelProfile,
     devices: Sequence[DeviceProfile],
     topology: Topology,
     codecs: Codecs = IDENTITY,
-) -> Priced:
+) -> Pricing:
     """The prices of `devices` (all of them in the topology), links and layers as a setting leaves them."""
     index = {d.name: i for i, d in enumerate(topology.devices)}
     at = [index[p.device] for p in devices]
@@ -55,6 +55,11 @@ def prices_of(
     capped = bool(np.isfinite(up).any() or np.isfinite(down).any())
     if capped:
         bandwidth_Bps = np.minimum(bandwidth_Bps, np.minimum(up[:, None], down[None, :]))
+    if topology.egress_Bps:
+        regions = np.array([d.region for d in chosen])
+        out = np.array([topology.egress_Bps.get(d.region, np.inf) for d in chosen])
+        leaves = regions[:, None] != regions[None, :]
+        bandwidth_Bps = np.where(leaves, np.minimum(bandwidth_Bps, out[:, None]), bandwidth_Bps)
     hosts = Counter(d.host for d in chosen if d.host and d.host_cores > 0)
     crowd = np.array(
         [max(1.0, hosts[d.host] / d.host_cores) if d.host and d.host_cores > 0 else 1.0 for d in chosen]
@@ -76,8 +81,8 @@ def prices_of(
         fixed_bytes=fixed,
         saved_bytes=saved,
     )
-    shared = capped or any(n > 1 for n in hosts.values())
-    return Priced(tuple(p.device for p in devices), prices, not shared)
+    shared = capped or bool(topology.egress_Bps) or any(n > 1 for n in hosts.values())
+    return Pricing(tuple(p.device for p in devices), prices, not shared)
 
 
 def _sums(seconds: Sequence[tuple[float, ...]]) -> Floats:
@@ -124,27 +129,27 @@ def new_state(n_replicas: int, n_stages: int) -> State:
     return State(np.zeros((n_replicas, n_stages)), np.zeros(n_stages), np.zeros((n_replicas, 3)))
 
 
-def layout_of(priced: Priced, plan: Plan) -> Layout:
+def layout_of(pricing: Pricing, plan: Plan) -> Layout:
     """The plan's placement, cut and shares as arrays."""
-    index = {name: i for i, name in enumerate(priced.names)}
+    index = {name: i for i, name in enumerate(pricing.names)}
     cells = np.array([[index[n] for n in pipeline] for pipeline in plan.placement], dtype=np.int64)
     cut = np.array([a for a, _ in plan.partition] + [plan.partition[-1][1]], dtype=np.int64)
     return Layout(cells, cut, np.array(plan.micro_batches, dtype=np.int64))
 
 
-def layout_step_s(priced: Priced, tables: Tables, layout: Layout) -> float:
+def layout_step_s(pricing: Pricing, tables: Tables, layout: Layout) -> float:
     """Seconds of one step of `layout`."""
     state = new_state(*layout.cells.shape)
-    price_all(priced.prices, tables, layout, state)
+    price_all(pricing.prices, tables, layout, state)
     return total_s(state)[0]
 
 
-def plan_step_s(priced: Priced, plan: Plan) -> float:
+def plan_step_s(pricing: Pricing, plan: Plan) -> float:
     """Seconds of one step of `plan`."""
     tables = tables_for(plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra)
-    return layout_step_s(priced, tables, layout_of(priced, plan))
+    return layout_step_s(pricing, tables, layout_of(pricing, plan))
 
 
-def layout_missing_bytes(priced: Priced, tables: Tables, layout: Layout) -> float:
+def layout_missing_bytes(pricing: Pricing, tables: Tables, layout: Layout) -> float:
     """How much memory lacks on the device that lacks most; 0 or less: `layout` fits."""
-    return missing_bytes(priced.prices, tables, layout)
+    return missing_bytes(pricing.prices, tables, layout)

@@ -1,0 +1,231 @@
+"""From a job and measurements to the fastest layout: shapes, settings and the search over them.
+
+Every shape begins with the setting that is taken unless another pays; the fastest shapes, and those
+whose memory does not suffice, have their knobs tuned at their best placement before they are
+searched. Knows no clock and no processes; says nothing to anybody, which is `plan_reasons.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import inf
+
+import numpy as np
+
+from scheduler.cost import Codecs, predict
+from scheduler.job import JobSpec
+from scheduler.partition import DoesNotFit, partition
+from scheduler.plan import Plan
+from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.settings import Setting, choices, priced
+from scheduler.step_bound import lower_bounds_s
+from scheduler.step_case import Case, Found, even_shares, place
+from scheduler.step_kernels import Ints
+from scheduler.step_search import MapTasks, StepSearchOptions, StepSearchResult, search_steps
+from scheduler.step_seeds import Grounds, grounds_of
+from scheduler.step_time import Pricing, pricing_of
+from scheduler.topology import Topology
+from scheduler.tuning import Price, tune
+
+TUNED_SHAPES = 6
+"""The fastest shapes, whose knobs are tuned before they are searched; as many of those that do not fit."""
+JUDGED = 6
+"""Layouts that the engine compares where the twin is only an estimate."""
+
+
+@dataclass(slots=True)
+class Ways:
+    """What plans are made from, and the cases it gives: one for a shape and a setting."""
+
+    job: JobSpec
+    model: ModelProfile
+    devices: tuple[DeviceProfile, ...]
+    topology: Topology
+    codecs: Codecs
+    _pricings: dict[tuple[int, bool, int], tuple[Pricing, Grounds]] = field(default_factory=dict)
+    _cases: list[tuple[Case, Setting]] = field(default_factory=list)
+
+    def case(self, n_stages: int, n_replicas: int, setting: Setting) -> Case:
+        """The case; its number leads back to the setting."""
+        pricing, grounds = self._priced(setting)
+        n_micro_batches = self.job.global_batch // (setting.micro_batch or self.model.micro_batch)
+        case = Case(
+            pricing,
+            grounds,
+            setting.schedule,
+            setting.warmup_extra,
+            n_micro_batches,
+            n_stages,
+            n_replicas,
+            len(self._cases),
+        )
+        self._cases.append((case, setting))
+        return case
+
+    def setting(self, case: Case) -> Setting:
+        return self._cases[case.number][1]
+
+    def first_setting(self, n_stages: int, n_replicas: int) -> Setting:
+        """What is taken unless another pays."""
+        knobs = choices(self.job, self.topology, n_stages, n_replicas)
+        return knobs.at((0,) * len(knobs.sizes))
+
+    def _priced(self, setting: Setting) -> tuple[Pricing, Grounds]:
+        key = (setting.micro_batch, setting.recompute, setting.streams)
+        if key not in self._pricings:
+            model, devices, topology = priced(setting, self.model, self.devices, self.topology)
+            pricing = pricing_of(model, devices, topology, self.codecs)
+            region = {d.name: d.region for d in topology.devices}
+            self._pricings[key] = pricing, grounds_of(pricing, [region[p.device] for p in devices])
+        return self._pricings[key]
+
+    def plan(self, found: Found, version: int) -> Plan:
+        """The layout as a plan, timed by the engine."""
+        names, layout = found.case.pricing.names, found.layout
+        cut = layout.cut.tolist()
+        plan = Plan(
+            version,
+            tuple(tuple(names[d] for d in row) for row in layout.cells.tolist()),
+            tuple(pairwise(cut)),
+            tuple(layout.shares.tolist()),
+            **self.setting(found.case).knobs,
+        )
+        timeline = predict(plan, self.model, self.devices, self.topology, self.codecs)
+        return replace(plan, predicted_step_s=timeline.duration_s)
+
+    def tuned(self, n_stages: int, n_replicas: int, cells: Ints, how: str) -> Found | DoesNotFit:
+        """The placement under the setting that fits and is fastest, or what lacks under the one that
+        lacks least."""
+        places: dict[Setting, Found] = {}
+        errors: list[DoesNotFit] = []
+
+        def price(setting: Setting) -> Price:
+            case = self.case(n_stages, n_replicas, setting)
+            found = place(case, cells, how, fair=case.grounds.unlike)
+            if found is None:
+                errors.append(self.what_lacks(case, cells))
+                return Price(errors[-1].missing_bytes, inf)
+            places[setting] = found
+            return Price(0, found.step_s)
+
+        setting, found = tune(choices(self.job, self.topology, n_stages, n_replicas), price)
+        if found.missing_bytes:
+            return min(errors, key=lambda e: e.missing_bytes)
+        return places[setting]
+
+    def what_lacks(self, case: Case, cells: Ints) -> DoesNotFit:
+        """The cut of a placement that lacks least memory, as an error."""
+        model, devices, topology = priced(self.setting(case), self.model, self.devices, self.topology)
+        shares = even_shares(case.micro_batches, case.n_replicas)
+        in_flight = case.tables(shares).in_flight[int(shares.max())]
+        try:
+            partition(
+                model,
+                [[devices[d] for d in column] for column in cells.T.tolist()],
+                {d.name: d.memory_bytes for d in topology.devices},
+                in_flight.tolist(),
+            )
+        except DoesNotFit as e:
+            return e
+        raise AssertionError("the two cuts disagree about what fits")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The fastest plan found and what it was chosen over."""
+
+    plan: Plan
+    found: Found
+    result: StepSearchResult
+    others: tuple[Found, ...]
+    """The best of every other shape that was replayed, fastest first."""
+    unfit: tuple[tuple[int, int, DoesNotFit], ...]
+    """(stages, replicas, what lacks)."""
+    bound_s: float
+    """No plan of the shapes considered can have a shorter step, under the settings searched."""
+
+
+def shapes(n_devices: int, n_layers: int, most_replicas: int) -> list[tuple[int, int]]:
+    """Every (stages, replicas) that `n_devices` or fewer can hold."""
+    return [
+        (s, r)
+        for s in range(1, min(n_devices, n_layers) + 1)
+        for r in range(1, min(n_devices // s, most_replicas) + 1)
+    ]
+
+
+def search_plan(
+    ways: Ways,
+    wanted: Sequence[tuple[int, int]],
+    version: int,
+    options: StepSearchOptions,
+    map_tasks: MapTasks = map,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Chosen:
+    """The fastest plan among the shapes `wanted`. DoesNotFit if none fits in memory."""
+    first = [ways.case(s, r, ways.first_setting(s, r)) for s, r in wanted]
+    bounds = lower_bounds_s(first)
+    opened = search_steps(first, 0, replace(options, rounds=(), exhaustive=0), floors_s=bounds)
+    tuned, errors = _tuned(ways, opened, first)
+    if not tuned:
+        raise min((e for _, _, e in errors), key=lambda e: e.missing_bytes)
+    cases = [f.case for f in tuned]
+    seed = ways.job.seed
+    result = search_steps(cases, seed, options, map_tasks, should_stop, starts=tuned)
+    assert result is not None  # what was tuned fits
+    others = [f for f in result.by_case if f is not result.best]
+    if opened is not None:
+        known = {(f.case.n_stages, f.case.n_replicas) for f in result.by_case}
+        others += [f for f in opened.by_case if (f.case.n_stages, f.case.n_replicas) not in known]
+    found, plan = _judged(ways, result, version)
+    retuned = ways.tuned(found.case.n_stages, found.case.n_replicas, found.layout.cells, found.how)
+    if isinstance(retuned, Found):
+        other = ways.plan(retuned, version)
+        if other.predicted_step_s < plan.predicted_step_s:
+            found, plan = retuned, other
+    others = sorted((f for f in others if f.case is not found.case), key=lambda f: f.key)
+    bound_s = min([*lower_bounds_s(cases), *bounds])
+    return Chosen(plan, found, result, tuple(others), tuple(errors), bound_s)
+
+
+def _tuned(
+    ways: Ways, opened: StepSearchResult | None, first: Sequence[Case]
+) -> tuple[list[Found], list[tuple[int, int, DoesNotFit]]]:
+    """The fastest shapes, and those that did not fit, at their best settings; and what still does not."""
+    candidates: list[tuple[int, int, Ints, str]] = []
+    unfit: Sequence[Case] = first
+    if opened is not None:
+        candidates = [
+            (f.case.n_stages, f.case.n_replicas, f.layout.cells, f.how) for f in opened.by_case[:TUNED_SHAPES]
+        ]
+        unfit = opened.unfit
+    largest = sorted(unfit, key=lambda c: (-c.n_stages * c.n_replicas, -c.n_stages))
+    for case in largest[: TUNED_SHAPES if opened is not None else None]:
+        candidates.append((case.n_stages, case.n_replicas, _widest(case), "devices by memory and place"))
+    found: list[Found] = []
+    errors: list[tuple[int, int, DoesNotFit]] = []
+    for candidate in candidates:
+        at = ways.tuned(*candidate)
+        if isinstance(at, Found):
+            found.append(at)
+        else:
+            errors.append((candidate[0], candidate[1], at))
+    return sorted(found, key=lambda f: f.key), errors
+
+
+def _widest(case: Case) -> Ints:
+    """[R, S]: the devices with most memory, in the first row's order: where a cut is likeliest to fit."""
+    n = case.n_stages * case.n_replicas
+    memory = case.prices.memory_bytes
+    row = case.grounds.rows[0][1]
+    taken = np.argsort(-memory[row], kind="stable")[:n]
+    return np.ascontiguousarray(row[np.sort(taken)].reshape(case.n_replicas, case.n_stages))
+
+
+def _judged(ways: Ways, result: StepSearchResult, version: int) -> tuple[Found, Plan]:
+    """The best layout as a plan; where the twin is an estimate, the best of a few by the engine."""
+    few = result.by_case[: 1 if result.best.case.pricing.exact else JUDGED]
+    plans = [(f, ways.plan(f, version)) for f in few]
+    return min(plans, key=lambda fp: fp[1].predicted_step_s)

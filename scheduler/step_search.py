@@ -1,0 +1,237 @@
+"""The search for the layout with the shortest step, over shapes and settings: wide at first, then deep.
+
+Every case opens with structured layouts, sorted by a floor of their time, so most shapes cost no
+replay. The best few are improved by walks, in rounds that keep fewer and go deeper; DT-FM's
+objective, with the model's own volumes, proposes further places to begin. Where placements are few,
+all are tried.
+
+Pure: chance comes from the seed, effort is counted in actions replayed, `map_tasks` may spread a round
+over processes (the result does not depend on it), and only `should_stop`, which a shell may pass,
+knows a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scheduler.step_case import (
+    Case,
+    Found,
+    dtfm_cells,
+    improve,
+    n_placements,
+    open_case,
+    openings,
+    place,
+    try_all,
+)
+
+DEFAULT_ACTIONS = 3e9
+HOTTEST = 1.0
+COMPARED = 8
+"""Cases replayed at least, even those whose floor shows that they cannot win: reasons tell of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepSearchOptions:
+    """How hard to look. The defaults take some seconds for 64 devices."""
+
+    actions: float = DEFAULT_ACTIONS
+    """Actions replayed at most by walks and descents: what an evaluation costs depends on its shape."""
+    open_cases: int = 40
+    """Cases whose openings are replayed, least floor first."""
+    rounds: tuple[tuple[int, int, float], ...] = ((8, 1, 0.35), (3, 3, 0.45), (1, 3, 0.2))
+    """(cases kept, walks of each, share of the effort), round by round."""
+    heat: float = 80.0
+    """First temperature as a share of the step: this over the square of the number of tasklets, at most
+    `HOTTEST`; a quarter of it in the last round. Few tasklets have steep valleys and are soon searched."""
+    cold: float = 0.0002
+    exhaustive: float = 2e8
+    """Try every placement of a case when that replays no more actions; 0: never."""
+    dtfm: bool = True
+    """Whether DT-FM's objective proposes placements."""
+
+    def __post_init__(self) -> None:
+        if not self.actions > 0:
+            raise ValueError(f"actions: found {self.actions}, required more than 0")
+        for name in ("heat", "cold"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, required more than 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A walk to be done, here or in another process."""
+
+    found: Found
+    actions: float
+    seed: tuple[int, ...]
+    hot: float
+    cold: float
+
+
+def work(task: Task) -> Found:
+    """Do the task."""
+    rng = np.random.default_rng(task.seed)
+    return improve(task.found, task.actions, rng, task.hot, task.cold)
+
+
+MapTasks = Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSearchResult:
+    """What was found, and what it was compared with."""
+
+    best: Found
+    by_case: tuple[Found, ...]
+    """The best of every case that was replayed, fastest first."""
+    seeds_s: dict[str, float]
+    """Step times of the best case's structured layouts."""
+    evaluations: int
+    curve: tuple[tuple[int, float], ...]
+    """(layouts judged so far, best step so far)."""
+    method: str
+    """`exhaustive` or `walks`."""
+    ended_early: bool = False
+    not_opened: int = 0
+    """Cases whose floors were too high to be replayed."""
+    unfit: tuple[Case, ...] = ()
+    """Cases whose memory does not suffice for any opening."""
+
+
+def search_steps(
+    cases: Sequence[Case],
+    seed: int = 0,
+    options: StepSearchOptions | None = None,
+    map_tasks: MapTasks = map,
+    should_stop: Callable[[], bool] = lambda: False,
+    floors_s: Sequence[float] | None = None,
+    starts: Sequence[Found] = (),
+) -> StepSearchResult | None:
+    """The best layout over all cases; None if none fits in memory.
+
+    `floors_s`: a lower bound of each case, where the caller has one; cases that cannot win are skipped.
+    `starts`: layouts to begin with as well.
+    """
+    options = options or StepSearchOptions()
+    pool, unfit, opened_s, skipped = _open(cases, options, floors_s)
+    pool = _best_of_each(pool, starts)
+    if not pool:
+        return None
+    judged = sum(f.evaluations for f in pool)
+    seeds_s = dict(opened_s)
+    curve = [(judged, pool[0].step_s)]
+    stopped = False
+    for number, (kept, walks, share) in enumerate(options.rounds):
+        stopped = should_stop()
+        if stopped:
+            break
+        starts = _starts(pool[:kept], walks, seed, number, options)
+        cooler = options.heat * 0.25 ** (number / max(1, len(options.rounds) - 1))
+        open_tasks = [
+            Task(
+                f,
+                options.actions * share / len(starts),
+                (seed, number, k),
+                max(min(HOTTEST, cooler / f.layout.cells.size**2), options.cold),
+                options.cold,
+            )
+            for k, f in enumerate(starts)
+        ]
+        improved = []
+        for found in map_tasks(work, open_tasks):
+            improved.append(found)
+            judged += found.evaluations
+            curve.append((judged, min(curve[-1][1], found.step_s)))
+            stopped = should_stop()
+            if stopped:
+                break
+        pool = _best_of_each(pool, improved)
+        if stopped:
+            break
+    best = pool[0]
+    method = "exhaustive" if all(f.exhausted for f in pool) and not skipped else "walks"
+    return StepSearchResult(
+        best,
+        tuple(pool),
+        seeds_s.get(best.case.number, {}),
+        judged,
+        tuple(curve),
+        method,
+        stopped,
+        skipped,
+        tuple(unfit),
+    )
+
+
+def _open(
+    cases: Sequence[Case], options: StepSearchOptions, floors_s: Sequence[float] | None
+) -> tuple[list[Found], list[Case], list[tuple[int, dict[str, float]]], int]:
+    """The best opening of every case worth replaying, fastest first; what fits nowhere; seeds' times."""
+    least = list(floors_s) if floors_s is not None else [0.0] * len(cases)
+    opened = [(openings(case), floor, case) for case, floor in zip(cases, least, strict=True)]
+    opened.sort(key=lambda o: max(o[1], o[0][0].floor_s) if o[0] else np.inf)
+    pool: list[Found] = []
+    unfit: list[Case] = []
+    seeds_s: list[tuple[int, dict[str, float]]] = []
+    skipped, best_s, replayed = 0, np.inf, 0
+    for first, floor, case in opened:
+        if not first:
+            unfit.append(case)
+            continue
+        hopeless = max(floor, first[0].floor_s) >= best_s
+        if replayed >= (COMPARED if hopeless else options.open_cases):
+            skipped += 1
+            continue
+        found = _exhausted(case, options)
+        few = open_case(case, first, keep=4)
+        if found is None:
+            if not few:
+                unfit.append(case)
+                continue
+            found = few[0]
+        seeds_s.append((case.number, {f.how: f.step_s for f in few}))
+        replayed += 1
+        pool.append(found)
+        best_s = min(best_s, found.step_s)
+    return sorted(pool, key=lambda f: f.key), unfit, seeds_s, skipped
+
+
+def _exhausted(case: Case, options: StepSearchOptions) -> Found | None:
+    """The best of all placements where those are few."""
+    if case.n_stages * case.n_replicas > 12:
+        return None
+    most = int(options.exhaustive / (case.rows * case.n_replicas))
+    if n_placements(case, most) < 0:
+        return None
+    return try_all(case, most)
+
+
+def _starts(
+    pool: Sequence[Found], walks: int, seed: int, number: int, options: StepSearchOptions
+) -> list[Found]:
+    """Where a round's walks begin: each case's best, and from the second walk on DT-FM's proposal."""
+    starts = []
+    for f in pool:
+        if f.exhausted:
+            continue
+        starts += [replace(f, evaluations=0)] * walks
+        enough = f.case.n_stages > 1 and f.case.n_replicas > 1 and f.layout.cells.size <= 256
+        if options.dtfm and walks > 1 and enough and number == 1:
+            other = place(f.case, dtfm_cells(f, seed), "DT-FM's objective with the model's volumes")
+            if other is not None:
+                starts[-1] = other
+    return starts
+
+
+def _best_of_each(pool: Sequence[Found], improved: Sequence[Found]) -> list[Found]:
+    best: dict[int, Found] = {}
+    for f in (*pool, *improved):
+        known = best.get(f.case.number)
+        if known is None or f.key < known.key:
+            best[f.case.number] = f
+    return sorted(best.values(), key=lambda f: f.key)
