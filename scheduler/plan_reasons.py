@@ -30,7 +30,7 @@ def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
     worst = bottleneck(plan, ways.model, ways.devices, ways.topology, ways.codecs)
     tightest = least_headroom(plan, ways.model, ways.topology)
     told = [
-        _shape(chosen),
+        _shape(ways, chosen),
         *_left_out(ways, chosen),
         *_setting(ways, chosen),
         *_placement(chosen),
@@ -39,16 +39,23 @@ def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
         worst.sentence(),
         what_takes_long(timeline),
         *([tightest.sentence()] if tightest is not None else []),
-        _bound(chosen),
+        *_bound(chosen),
         *_faster_link(ways, chosen, worst.link),
         *_one_more(ways, chosen),
     ]
     return tuple(told)
 
 
-def _shape(chosen: Chosen) -> str:
+def _engine_s(ways: Ways, found: Found) -> float:
+    """The layout's step time, by the engine where the twin is only an estimate."""
+    return found.step_s if found.case.pricing.exact else ways.plan(found, 0).predicted_step_s
+
+
+def _shape(ways: Ways, chosen: Chosen) -> str:
     plan = chosen.plan
-    against = [f"{f.case.n_stages} x {f.case.n_replicas}: {duration(f.step_s)}" for f in chosen.others]
+    nearest = sorted(((_engine_s(ways, f), f.case) for f in chosen.others[:4]), key=lambda sc: sc[0])
+    against = [f"{case.n_stages} x {case.n_replicas}: {duration(seconds)}" for seconds, case in nearest]
+    against += [""] * (len(chosen.others) - len(nearest))  # counted, not told
     against += [f"{s} x {r}: lacks memory on {e.device}" for s, r, e in chosen.unfit]
     told = "; ".join(against[:4])
     more = f" and {len(against) - 4} slower or unfit" if len(against) > 4 else ""
@@ -71,10 +78,11 @@ def _left_out(ways: Ways, chosen: Chosen) -> Iterator[str]:
     more = [f for f in chosen.others if f.case.n_stages * f.case.n_replicas > len(used)]
     if more:
         f = more[0]
-        lead = duration(f.step_s - chosen.plan.predicted_step_s)
+        theirs_s = _engine_s(ways, f)
+        lead = duration(theirs_s - _engine_s(ways, chosen.found))
         yield (
             f"Left out: {listed}; the best plan found with more devices, "
-            f"{f.case.n_stages} x {f.case.n_replicas}, takes {duration(f.step_s)}, {lead} more."
+            f"{f.case.n_stages} x {f.case.n_replicas}, takes {duration(theirs_s)}, {lead} more."
         )
     else:
         yield f"Left out: {listed}; no stages x replicas can use them too."
@@ -139,10 +147,13 @@ def _repriced(found: Found, layout: Layout) -> str:
     return f"would take {duration(seconds)} a step"
 
 
-def _bound(chosen: Chosen) -> str:
-    step_s = chosen.plan.predicted_step_s
+def _bound(chosen: Chosen) -> Iterator[str]:
+    """Nothing where cores or cards are shared: the bound knows neither."""
+    if not chosen.found.case.pricing.exact:
+        return
+    step_s = chosen.found.step_s
     left = max(0.0, 1 - chosen.bound_s / step_s) if step_s else 0.0
-    return (
+    yield (
         f"No plan of the shapes and settings considered can take less than {duration(chosen.bound_s)} a step:"
         f" at most {left:.0%} is left to gain."
     )

@@ -80,7 +80,7 @@ def _bound(case: Case, latency_s: Floats, seconds_a_byte: Floats) -> float:
     # Every device works off a layer at least `slowness` times as slowly as the fastest does.
     busy = least_s > 0
     slowness = (work_s[:, busy] / least_s[busy]).min(axis=1) if busy.any() else np.ones(len(work_s))
-    speeds = np.sort(1 / slowness)[::-1][: s * r].sum()
+    speeds = float(np.sort(1 / slowness)[::-1][: s * r].sum())
     together_s = case.micro_batches * float(least_s.sum()) / speeds
     return max(chain_s, together_s) + norm_s
 
@@ -118,4 +118,4 @@ def _least_slowest(
                 stage_s = into_s[i] + down + share * (upto_s[j] - upto_s[i]) + max(own_s, back_s)
                 following[j] = min(following[j], max(best[i], stage_s))
         best = following
-    return best[n_layers]
+    return float(best[n_layers])

@@ -114,7 +114,7 @@ def fair_shares(prices: Prices, layout: Layout, n_micro_batches: int) -> Ints:
     if not (pace_s > 0).all():
         return even_shares(n_micro_batches, len(cells))
     exact = n_micro_batches / pace_s / (1 / pace_s).sum()
-    shares = np.maximum(1, np.floor(exact)).astype(np.int64)
+    shares: Ints = np.maximum(1, np.floor(exact)).astype(np.int64)
     while shares.sum() < n_micro_batches:  # the next goes to whoever ends first with one more
         shares[int(np.argmin((shares + 1) * pace_s))] += 1
     while shares.sum() > n_micro_batches:

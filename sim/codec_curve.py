@@ -10,7 +10,7 @@ import numpy as np
 from compression.spec import codec_spec
 from scheduler.cost import Codecs, flat_wire_bytes_of, wire_bytes_of
 from scheduler.plan import Plan
-from scheduler.step_time import plan_step_s, prices_of
+from scheduler.step_time import plan_step_s, pricing_of
 from scheduler.topology import Topology
 from sim.replay import Work
 
@@ -41,7 +41,7 @@ def throughput(plan: Plan, work: Work, links: Topology, tokens_a_step: int) -> t
         for rate in BANDWIDTHS_BPS:
             bandwidth_Bps = np.where(across, rate, links.bandwidth_Bps)
             topology = Topology(links.devices, links.latency_s, bandwidth_Bps)
-            step_s = plan_step_s(prices_of(work.model, work.profiles, topology, codecs), plan)
+            step_s = plan_step_s(pricing_of(work.model, work.profiles, topology, codecs), plan)
             points.append((rate, tokens_a_step / step_s))
         curves.append((label, tuple(points)))
     return tuple(curves)
