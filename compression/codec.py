@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compression import kernels
 from compression.activation_delta import ActivationDeltaCodec, Drifted
+from compression.error_feedback import FeedbackCodec
 from compression.grid import CodecError, NotFinite, packed_bytes
 from compression.payload import (
     DTYPES,
@@ -29,6 +30,7 @@ from compression.payload import (
     to_bytes,
 )
 from compression.spec import CodecSpec, HalfSpec, IdentitySpec, KBitSpec, codec_spec
+from compression.tile import TileCodec
 
 __all__ = [
     "CODECS",
@@ -38,6 +40,7 @@ __all__ = [
     "CodecError",
     "Drifted",
     "Encoded",
+    "FeedbackCodec",
     "HalfCodec",
     "IdentityCodec",
     "KBitCodec",
@@ -167,7 +170,10 @@ CODECS: dict[str, Callable[[Any, int, Path | None], Codec]] = {
     "identity": lambda spec, seed, _: IdentityCodec(spec, seed),
     "fp16": lambda spec, seed, _: HalfCodec(spec, seed),
     "kbit": lambda spec, seed, _: KBitCodec(spec, seed),
+    "tile": lambda spec, seed, _: TileCodec(spec, seed),
     "acsgd": ActivationDeltaCodec,
+    "feedback": lambda spec, seed, _: FeedbackCodec(spec, seed),
+    "topk": lambda spec, seed, _: FeedbackCodec(spec, seed),
 }
 """How to make a codec of a spec, a seed and a directory for what it remembers, by the spec's family."""
 

@@ -77,6 +77,12 @@ class Grid:
         return normal_error(self.bits, max(1, n // max(1, n_scales)), self.stochastic) if n else 0.0
 
 
+def require_rounding(rounding: str) -> None:
+    """Raises CodecError for another than the two there are."""
+    if rounding not in ("nearest", "stochastic"):
+        raise CodecError(f"rounding: found {rounding!r}; required nearest or stochastic")
+
+
 def numel(shape: Sequence[int]) -> int:
     """Values in a tensor of `shape`. CodecError for a negative size."""
     if any(n < 0 for n in shape):

@@ -238,7 +238,10 @@ def on_stored(state: State, event: LayerStored) -> Transition:
 
 
 def on_saved(state: State, event: Saved, now: float) -> Transition:
-    """Once every rank of replica 0 has saved, and the store holds what they say, the manifest is written."""
+    """Once all who have something to save did, and the store holds what they say, the manifest is written.
+
+    Weights are replica 0's to save; with error feedback every rank has residuals of its own.
+    """
     saving = state.saving
     if saving is None or saving.step != event.step or saving.writing or event.worker not in state.ranks:
         return ignored(state, f"{event.worker} saved step {event.step}, which is not being saved")
@@ -246,7 +249,8 @@ def on_saved(state: State, event: Saved, now: float) -> Transition:
     assert plan is not None
     saving = replace(saving, said=put(saving.said, event.worker, event.files))
     state = replace(state, saving=saving)
-    savers = [plan.device(plan.rank(0, s)) for s in range(plan.n_stages)]
+    saving_replicas = plan.n_replicas if plan.codecs.has_residuals else 1
+    savers = [plan.device(plan.rank(r, s)) for r in range(saving_replicas) for s in range(plan.n_stages)]
     waiting = [n for n in savers if n not in saving.said]
     if waiting:
         return Transition(state, (), f"{event.worker} has saved; waiting for {', '.join(waiting)}")

@@ -14,11 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from compression.grid import CodecError, numel
-from compression.spec import AcsgdSpec, CodecSpec, HalfSpec, IdentitySpec, KBitSpec
+from compression.spec import (
+    AcsgdSpec,
+    CodecSpec,
+    FeedbackSpec,
+    HalfSpec,
+    IdentitySpec,
+    KBitSpec,
+    TileSpec,
+    TopKSpec,
+)
 from scheduler.strict import Strict
 
 Bits = Annotated[int, Field(ge=1, le=8)]
@@ -40,6 +49,49 @@ class KBitOptions(Strict):
 
     def spec(self) -> CodecSpec:
         return KBitSpec(self.bits, self.scale, self.group, self.rounding)
+
+
+class TileOptions(Strict):
+    """Groups in two widths, outliers rotated; remembers nothing."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 4
+    """Of the groups that err most; the others get one less."""
+    group: Annotated[int, Field(ge=2)] = 32
+    """A power of two that divides the model's hidden size."""
+    high_percent: Annotated[int, Field(ge=0, le=100)] = 50
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    @field_validator("group")
+    @classmethod
+    def _power_of_two(cls, group: int) -> int:
+        if group & (group - 1):
+            raise PydanticCustomError("group", "a power of two, such as 32")
+        return group
+
+    def spec(self) -> CodecSpec:
+        return TileSpec(self.bits, self.group, self.high_percent, self.rounding)
+
+
+class FeedbackOptions(Strict):
+    """k bits with error feedback, at the worker and at the owner of a shard."""
+
+    bits: Bits = 4
+    group: Group = 64
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    def spec(self) -> CodecSpec:
+        return FeedbackSpec(self.bits, self.group, self.rounding)
+
+
+class TopKOptions(Strict):
+    """The largest values with error feedback."""
+
+    per_mille: Annotated[int, Field(ge=1, le=1000)] = 10
+    bits: Literal[1, 2, 3, 4, 5, 6, 7, 8, 32] = 32
+    group: Group = 64
+
+    def spec(self) -> CodecSpec:
+        return TopKSpec(self.per_mille, self.bits, self.group)
 
 
 class AutoOptions(Strict):
@@ -117,25 +169,35 @@ class Choice(Strict):
         return spec
 
 
-class ActivationChoice(Choice):
-    """What may compress activations."""
+class BoundaryChoice(Choice):
+    """What may compress what crosses a boundary."""
+
+    tile: TileOptions | None = None
+
+
+class ActivationChoice(BoundaryChoice):
+    """What may compress activations, which belong to samples."""
 
     acsgd: AcsgdOptions | None = None
+
+
+class ReduceChoice(Choice):
+    """What may compress gradients of weights, which are summed step after step."""
+
+    feedback: FeedbackOptions | None = None
+    topk: TopKOptions | None = None
 
 
 def _named(value: Any) -> Any:
     return {value: {}} if isinstance(value, str) else value
 
 
-_IDENTITY = Choice(identity=NoOptions())
-
-
 class CompressionSpec(Strict):
     """Off unless asked for."""
 
     activations: Annotated[ActivationChoice, BeforeValidator(_named)] = ActivationChoice(identity=NoOptions())
-    gradients: Annotated[Choice, BeforeValidator(_named)] = _IDENTITY
-    reduce: Annotated[Choice, BeforeValidator(_named)] = _IDENTITY
+    gradients: Annotated[BoundaryChoice, BeforeValidator(_named)] = BoundaryChoice(identity=NoOptions())
+    reduce: Annotated[ReduceChoice, BeforeValidator(_named)] = ReduceChoice(identity=NoOptions())
 
     @property
     def backward(self) -> Choice:

@@ -28,6 +28,11 @@ class PlanCodecs:
         return self.reduce[stage] if self.reduce else IDENTITY
 
     @property
+    def has_residuals(self) -> bool:
+        """Whether every rank has something of its own to put into a checkpoint."""
+        return any(name.partition(":")[0] in ("feedback", "topk") for name in self.reduce)
+
+    @property
     def named(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """(kind, names) of the three."""
         return (("activation", self.activation), ("gradient", self.gradient), ("reduce", self.reduce))

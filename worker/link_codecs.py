@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compression.codec import ActivationDeltaCodec, Codec, make_codec
+from compression.codec import ActivationDeltaCodec, Codec, FeedbackCodec, make_codec
 from scheduler.plan import Plan
 from worker.resend import Resends
 
@@ -54,6 +54,14 @@ class LinkCodecs:
                 return codecs.of_stage(0)
             case _:
                 return "identity"
+
+    def feedback_senders(self) -> dict[tuple[str, int], FeedbackCodec]:
+        """(kind, peer) -> the codecs of this end that owe something."""
+        return {
+            (kind, peer): codec
+            for (kind, peer, sends), codec in self._codecs.items()
+            if sends and isinstance(codec, FeedbackCodec)
+        }
 
     def prefetch(self, samples: Sequence[int]) -> None:
         """These samples come in the next step."""

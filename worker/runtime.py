@@ -46,6 +46,7 @@ from worker.model import ModelError
 from worker.model_of_job import fresh_layers, model_of
 from worker.optimizer import StageOptimizer
 from worker.profiler import profile_model
+from worker.residuals import load_residuals, residual_files
 from worker.stage import Stage
 from worker.step import Diverged, LinkCodecs, StepContext, boundary_dtype, run_eval, run_step
 from worker.transport import PeerUnreachable, TransportAborted, TransportError
@@ -212,8 +213,9 @@ class Runtime:
         last = plan.stage_of(rank) == plan.n_stages - 1
         self._stage = Stage(layers, start == 0, last, autocast, plan.recompute)
         self._optimizer = StageOptimizer(layers, self._job.optimizer)
+        files = {f.name: file_from_message(f) for f in command.files} if command.restore else {}
         if command.restore:
-            self._restore(command.restore_step, {f.name: file_from_message(f) for f in command.files}, start)
+            self._restore(command.restore_step, files, start)
         addresses = {p.name: self._address(p) for p in command.peers}
         peers = {r: addresses[plan.device(r)] for r in _talks_to(plan, rank)}
         transport = self._endpoint.open(
@@ -225,6 +227,14 @@ class Runtime:
         )
         job = self._job.model_copy(update={"model": model})
         codecs = LinkCodecs(plan, rank, job.seed, self._cache_dir / "buffers")
+        if plan.codecs.has_residuals and files:
+            owed = load_residuals(
+                codecs,
+                plan,
+                rank,
+                lambda name: self._fetch(command.restore_step, files[name]) if name in files else None,
+            )
+            self._say("residuals", loaded=owed)
         device = self._device.torch_device
         self._plan = plan
         self._context = StepContext(plan, rank, job, transport, codecs, RECEIVE_TIMEOUT_S, device)
@@ -323,12 +333,15 @@ class Runtime:
 
     def _save(self, step: int) -> None:
         context = self._context
-        if context is None or self._stage is None or self._optimizer is None or context.replica != 0:
+        if context is None or self._stage is None or self._optimizer is None:
             self._emit(pb.Event(saved=pb.Saved(step=step)))
             return
         first_layer = context.plan.partition[context.stage][0]
+        files = residual_files(context.codecs, context.plan, context.rank)
+        if context.replica == 0:
+            files |= stage_files(self._stage, self._optimizer, first_layer)
         stored = []
-        for name, data in stage_files(self._stage, self._optimizer, first_layer).items():
+        for name, data in files.items():
             self._files.put(step, name, data)
             stored.append(file_to_message(file_info(name, data)))
         self._emit(pb.Event(saved=pb.Saved(step=step, files=stored)))

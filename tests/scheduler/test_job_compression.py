@@ -77,6 +77,43 @@ def test_what_cannot_be_with_acsgd_names_line_and_key(text: str, said: str) -> N
     assert said in str(e.value)
 
 
+def test_tiles_cross_boundaries_and_feedback_reduces() -> None:
+    job = parse_job(
+        BASE % "{tile: {bits: 3, group: 32}}" + "  gradients: {tile: {rounding: stochastic}}\n"
+        "  reduce: {topk: {per_mille: 5, bits: 8}}\n",
+        "c.yaml",
+    )
+    c = job.compression
+    assert [x.spec().name for _, x in c.choices()] == [
+        "tile:bits=3",
+        "tile:rounding=stochastic",
+        "topk:per_mille=5,bits=8",
+    ]
+    assert job_from_json(job_to_json(job)) == job
+    feedback = parse_job(BASE % "fp16" + "  reduce: feedback\n", "c.yaml").compression.reduce
+    assert feedback.spec().name == "feedback"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{tile: {group: 24}}", "activations.tile.group: found 24; required a power of two, such as 32"),
+        (
+            "{tile: {group: 64}}",
+            "activations.tile: found rows of 96 values; required a multiple of the group",
+        ),
+        ("{tile: {bits: 1}}", "activations.tile.bits: found 1; required greater than or equal to 2"),
+        ("fp16\n  reduce: tile", "reduce.tile: found an unknown key; required one of: identity"),
+        ("fp16\n  reduce: {topk: {bits: 9}}", "reduce.topk.bits: found 9; required 1, 2, 3"),
+        ("feedback", "activations.feedback: found an unknown key"),
+    ],
+)
+def test_what_cannot_be_with_tiles_and_feedback(text: str, said: str) -> None:
+    with pytest.raises(JobError) as e:
+        parsed(text)
+    assert said in str(e.value)
+
+
 def test_auto_may_have_a_budget() -> None:
     auto = parsed("{auto: {max_error: 0.05}}").compression.activations.auto
     assert auto is not None

@@ -1,0 +1,134 @@
+"""Specs of the codecs for what crosses a stage boundary: tiles, and changes since a sample's last visit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from compression.grid import CodecError, Grid, ScaleOf, numel, require_rounding
+from compression.naming import Named
+
+
+@dataclass(frozen=True, slots=True)
+class TileSpec(Named):
+    """Groups in `bits` and `bits` - 1, outliers rotated (`tile.py`)."""
+
+    family: ClassVar[str] = "tile"
+    bits: int = 4
+    group: int = 32
+    """A power of two, for the rotation."""
+    high_percent: int = 50
+    """Share of the groups that get `bits`, those that err most; the others get one less."""
+    rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise CodecError(f"bits: found {self.bits}; required 2 to 8")
+        if self.group < 2 or self.group & (self.group - 1):
+            raise CodecError(f"group: found {self.group}; required a power of two: 16, 32, 64")
+        if not 0 <= self.high_percent <= 100:
+            raise CodecError(f"high_percent: found {self.high_percent}; required 0 to 100")
+        require_rounding(self.rounding)
+
+    @property
+    def high(self) -> Grid:
+        return Grid(self.bits, "group", self.group, self.rounding == "stochastic")
+
+    @property
+    def low(self) -> Grid:
+        return Grid(self.bits - 1, "group", self.group, self.rounding == "stochastic")
+
+    def n_groups(self, shape: Sequence[int]) -> int:
+        n = numel(shape)
+        if n % self.group or (n and shape[-1] % self.group):
+            raise CodecError(
+                f"found rows of {shape[-1] if shape else 1} values; required a multiple of the group,"
+                f" {self.group}: give a group that divides them"
+            )
+        return n // self.group
+
+    def n_high(self, shape: Sequence[int]) -> int:
+        return self.n_groups(shape) * self.high_percent // 100
+
+    def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        del dtype_bytes
+        n, n_high = self.n_groups(shape), self.n_high(shape)
+        flags = 2 * -(-n // 8)
+        high, low = (n_high, self.group), (n - n_high, self.group)
+        return flags + self.high.payload_bytes(high) + self.low.payload_bytes(low)
+
+    def relative_error(self, shape: Sequence[int]) -> float:
+        high, low = self.high.relative_error((self.group,)), self.low.relative_error((self.group,))
+        share = self.high_percent / 100
+        return (share * high**2 + (1 - share) * low**2) ** 0.5 if self.n_groups(shape) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AcsgdSpec(Named):
+    """Changes since the sample's last visit in `bits` a value (`activation_delta.py`)."""
+
+    family: ClassVar[str] = "acsgd"
+    bits: int = 4
+    scale: str = "group"
+    group: int = 64
+    rounding: str = "nearest"
+    first: int = 32
+    """Bits of a first visit: 32 (the values themselves) or 8."""
+    store: int = 16
+    """Bits of the buffers: 16, 8 or 4."""
+    memory: str = "ram"
+    """`ram` or `disk`: where the buffers lie."""
+    budget_mb: int = 4096
+    """Of one end's buffers; beyond it the samples used longest ago become first visits."""
+    check_every: int = 16
+    """Visits of a sample from one checksum of its buffer to the next."""
+
+    META_BYTES: ClassVar[int] = 9
+    """A sample's: kind, version, checksum."""
+    CHANGE: ClassVar[float] = 0.3
+    """Of an activation from one epoch to the next, taken for the error figure; the run measures the error."""
+
+    def __post_init__(self) -> None:
+        for label, found, required in (
+            ("first", self.first, (32, 8)),
+            ("store", self.store, (16, 8, 4)),
+            ("memory", self.memory, ("ram", "disk")),
+            ("rounding", self.rounding, ("nearest", "stochastic")),
+        ):
+            if found not in required:
+                raise CodecError(
+                    f"{label}: found {found!r}; required one of: {', '.join(map(str, required))}"
+                )
+        if self.budget_mb < 1 or self.check_every < 1:
+            raise CodecError(
+                f"budget_mb, check_every: found {self.budget_mb}, {self.check_every}; required 1 or more"
+            )
+        _ = self.grid
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, cast(ScaleOf, self.scale), self.group, self.rounding == "stochastic")
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.budget_mb * 1_000_000
+
+    def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        """Of a tensor all of whose samples came before."""
+        del dtype_bytes
+        return _n_samples(shape) * (self.META_BYTES + self.grid.payload_bytes(shape[1:]))
+
+    def first_wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
+        """Of a tensor none of whose samples came before."""
+        each = Grid(8, "group", self.group).payload_bytes(shape[1:]) if self.first == 8 else 0
+        return _n_samples(shape) * (self.META_BYTES + (each or numel(shape[1:]) * dtype_bytes))
+
+    def relative_error(self, shape: Sequence[int]) -> float:
+        return self.CHANGE * self.grid.relative_error(shape[1:])
+
+
+def _n_samples(shape: Sequence[int]) -> int:
+    if len(shape) < 2:
+        raise CodecError(f"found shape {tuple(shape)}; required samples along a first axis of two or more")
+    return shape[0]
