@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -25,7 +25,7 @@ PROBE_S = 3.0
 """A bandwidth probe ends after this long, however many of its bytes are through."""
 
 SETTLE_SHARE = 0.25
-"""The first quarter of a bandwidth probe is not counted: TCP opens its window there."""
+"""The first quarter of a bandwidth probe's time is not counted: TCP opens its window there."""
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -85,7 +85,7 @@ def measure(
     streams: int,
     timeout_s: float,
 ) -> LinkMeasurement:
-    """Measure the link to `peer`: `probe_bytes` over one stream, then over `streams`.
+    """Measure the link to `peer`: `probe_bytes` over one stream, then as many on each of `streams`.
 
     Takes at most about 2 x PROBE_S; raises PeerUnreachable when nothing is heard for `timeout_s`.
     """
@@ -95,8 +95,8 @@ def measure(
     try:
         probe = _Probe(peer, sockets, timeout_s)
         rtt_s = probe.round_trip_s()
-        one_Bps = probe.rate_Bps(sockets[:1], probe_bytes)
-        striped_Bps = probe.rate_Bps(sockets, probe_bytes) if streams > 1 else one_Bps
+        one_Bps = probe.rate_Bps(sockets[:1], probe_bytes, rtt_s)
+        striped_Bps = probe.rate_Bps(sockets, streams * probe_bytes, rtt_s) if streams > 1 else one_Bps
     finally:
         for s in sockets:
             s.close(0)
@@ -132,8 +132,8 @@ class _Probe:
             raise _unreachable([self._peer.host_port], self._timeout_s)
         s.recv_multipart()
 
-    def rate_Bps(self, sockets: list[zmq.Socket[bytes]], probe_bytes: int) -> float:  # noqa: N802
-        """Rate at which echoes of the probe's chunks come back, its first quarter left out.
+    def rate_Bps(self, sockets: list[zmq.Socket[bytes]], probe_bytes: int, rtt_s: float) -> float:  # noqa: N802
+        """Rate at which echoes of the probe's chunks come back (`steady_Bps`).
 
         Chunks go to whichever stream has room, as frames do; an echo tells which chunk came.
         """
@@ -144,9 +144,9 @@ class _Probe:
         poller = zmq.Poller()
         for s in sockets:
             poller.register(s, zmq.POLLIN | zmq.POLLOUT)
-        sent, heard_s = 0, [time.perf_counter()]  # the start stands for a chunk of no bytes
-        end_s = heard_s[0] + PROBE_S
-        while len(heard_s) <= n_chunks:
+        sent, start_s = 0, time.perf_counter()
+        heard_s: list[float] = []
+        while len(heard_s) < n_chunks:
             events = poller.poll(int(self._timeout_s * 1000))
             if not events:
                 raise _unreachable([self._peer.host_port], self._timeout_s)
@@ -159,12 +159,9 @@ class _Probe:
                             poller.modify(other, zmq.POLLIN)
                 if event & zmq.POLLIN and self._is_mine(s.recv_multipart()):
                     heard_s.append(time.perf_counter())
-            if time.perf_counter() > end_s and len(heard_s) > 2:
+            if time.perf_counter() > start_s + PROBE_S and len(heard_s) > 1:
                 break
-        first = max(1, int(SETTLE_SHARE * len(heard_s)))
-        first = min(first, len(heard_s) - 2)
-        span_s = max(heard_s[-1] - heard_s[first], 1e-9)
-        return (len(heard_s) - 1 - first) * chunk_bytes / span_s
+        return steady_Bps(heard_s, chunk_bytes, start_s + rtt_s)
 
     def _is_mine(self, message: list[bytes]) -> bool:
         """Whether an echo answers this probe and not an earlier one that was cut short."""
@@ -172,6 +169,20 @@ class _Probe:
             return unpack_header(message[-1], 1).key.step == self._id
         except FrameError:
             return False
+
+
+def steady_Bps(heard_s: Sequence[float], chunk_bytes: int, begin_s: float) -> float:  # noqa: N802
+    """Bytes a second of chunks that were heard at `heard_s`, the first of which could have been at `begin_s`,
+    without the time in which the link settles.
+
+    Chunks of several streams come in bursts, so what is counted begins behind the last one heard while the
+    link settled, or, where none was, with the probe itself.
+    """
+    begin_s, last_s = min(begin_s, heard_s[0]), heard_s[-1]
+    settled_s = begin_s + SETTLE_SHARE * (last_s - begin_s)
+    early = sum(1 for t in heard_s if t <= settled_s and t < last_s)
+    since_s = heard_s[early - 1] if early else begin_s
+    return (len(heard_s) - early) * chunk_bytes / max(last_s - since_s, 1e-9)
 
 
 def _probe(number: int, chunk: int, n_bytes: int) -> bytes:
