@@ -235,20 +235,34 @@ def device_profile(
     Bytes that pass through memory: forward reads the weights it multiplies with, and writes what it
     saves and hands on; backward reads the same and writes as much in gradients, and reads and writes
     the weights' gradients; the optimizer reads weights, gradients and state, and writes weights and
-    state. Raises ValueError for rates that are not above 0.
+    state. What does not grow with the samples is read off one sample and the profiled number of them.
+    Raises ValueError for rates that are not above 0.
     """
     for label, rate in (("achieved_flops", achieved_flops), ("memory_Bps", memory_Bps)):
         if not rate > 0:
             raise ValueError(f"device {device}, {label}: found {rate}, required more than 0")
-    forward_s, backward_s, optimizer_s = [], [], []
-    for x in model.layers:
-        weights = x.parameter_bytes if x.forward_flops else 0  # a lookup reads rows, not the table
-        forward_bytes = weights + x.saved_bytes + x.boundary_bytes
-        backward_bytes = 2 * forward_bytes - weights + 2 * x.parameter_bytes
-        forward_s.append(max(x.forward_flops / achieved_flops, forward_bytes / memory_Bps))
-        backward_s.append(max(x.backward_flops / achieved_flops, backward_bytes / memory_Bps))
-        optimizer_s.append((3 * x.parameter_bytes + 2 * x.state_bytes) / memory_Bps)
-    return DeviceProfile(device, tuple(forward_s), tuple(backward_s), tuple(optimizer_s))
+    whole = [_roofline(x, achieved_flops, memory_Bps) for x in model.layers]
+    forward_s, backward_s, optimizer_s = zip(*whole, strict=True)
+    if model.micro_batch == 1:
+        return DeviceProfile(device, forward_s, backward_s, optimizer_s)
+    one = [_roofline(x, achieved_flops, memory_Bps) for x in model.scaled(1).layers]
+    n = model.micro_batch
+    fixed_s = [
+        tuple(max(0.0, (n * o[i] - w[i]) / (n - 1)) for w, o in zip(whole, one, strict=True)) for i in (0, 1)
+    ]
+    return DeviceProfile(device, forward_s, backward_s, optimizer_s, *fixed_s)
+
+
+def _roofline(x: LayerProfile, achieved_flops: float, memory_Bps: float) -> tuple[float, float, float]:
+    """Seconds of forward, backward and the optimizer's step."""
+    weights = x.parameter_bytes if x.forward_flops else 0  # a lookup reads rows, not the table
+    forward_bytes = weights + x.saved_bytes + x.boundary_bytes
+    backward_bytes = 2 * forward_bytes - weights + 2 * x.parameter_bytes
+    return (
+        max(x.forward_flops / achieved_flops, forward_bytes / memory_Bps),
+        max(x.backward_flops / achieved_flops, backward_bytes / memory_Bps),
+        (3 * x.parameter_bytes + 2 * x.state_bytes) / memory_Bps,
+    )
 
 
 def accelerator_profile(

@@ -128,6 +128,17 @@ def test_memory_bounds_the_layers_that_multiply_little() -> None:
     assert profile.optimizer_s[1] == pytest.approx(7 * block.parameter_bytes / 900e9)
 
 
+def test_weights_are_read_once_a_micro_batch_whatever_its_size() -> None:
+    """On a device that only waits for memory the line through two sizes meets every other."""
+    shape = ModelSpec(preset="gpt2")
+    eight, two = (device_profile(model_profile(shape, b, 64), "d", 1e15, 1e9) for b in (8, 2))
+    assert eight.scaled(0.25).forward_s == pytest.approx(two.forward_s)
+    assert eight.scaled(0.25).backward_s == pytest.approx(two.backward_s)
+    block = model_profile(shape, 8, 64).layers[1]
+    assert eight.forward_fixed_s[1] == pytest.approx(block.parameter_bytes / 1e9)
+    assert eight.backward_fixed_s[1] == pytest.approx(3 * block.parameter_bytes / 1e9)
+
+
 def test_every_preset_takes_longer_on_a_slower_accelerator() -> None:
     for preset in PRESETS:
         shape = ModelSpec(preset=preset)
