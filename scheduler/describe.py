@@ -51,7 +51,7 @@ def describe(
             )
         )
     micro = count(sum(plan.micro_batches), "micro-batch").replace("batchs", "batches")
-    warmup = f", {plan.warmup_extra} extra in flight" if plan.warmup_extra else ""
+    warmup = f", {plan.warmup_extra} extra in flight a stage" if plan.warmup_extra else ""
     micro += f" of {count(plan.micro_batch or model.micro_batch, 'sample')}"
     recomputes = ", forward recomputed in backward" if plan.recompute else ""
     streams = f", {count(plan.streams, 'stream')} a link" if plan.streams else ""

@@ -110,7 +110,8 @@ class ParallelismSpec(_Strict):
 class ScheduleSpec(_Strict):
     name: Literal["gpipe", "1f1b", "auto"] = "1f1b"
     warmup_extra: Auto | Annotated[int, Field(ge=0)] = 0
-    """Micro-batches in flight beyond what the schedule needs; deeper warm-up hides latency, costs memory."""
+    """Micro-batches in flight beyond what 1f1b needs, for every stage that follows; they hide transfers and
+    cost memory."""
 
 
 class CheckpointSpec(_Strict):

@@ -31,7 +31,7 @@ class Plan:
     schedule: str
     """`gpipe` or `1f1b`."""
     warmup_extra: int = 0
-    """Micro-batches in flight beyond what the schedule needs (deeper warm-up hides latency)."""
+    """Micro-batches in flight beyond what 1f1b needs, for every stage that follows (they hide transfers)."""
     micro_batch: int = 0
     """Samples in a micro-batch; 0: as many as were profiled. A plan that is run says how many."""
     recompute: bool = False

@@ -106,6 +106,8 @@ def _placement(chosen: Chosen) -> Iterator[str]:
         early = ", ended early by its budget" if result.ended_early else ""
         judged = f"{result.evaluations} layouts judged{early}"
         yield f"The placement was found from '{chosen.found.how}', {judged}."
+    if not chosen.found.case.pricing.exact:
+        return
     for name, seconds in sorted(result.seeds_s.items(), key=lambda item: item[1])[:3]:
         lead = seconds - step_s
         verdict = "as fast" if lead <= 1e-9 * seconds else f"{duration(lead)} slower"
@@ -129,7 +131,7 @@ def _shares(found: Found) -> Iterator[str]:
         return
     even = even_shares(found.case.micro_batches, found.case.n_replicas)
     listed = ", ".join(map(str, shares[:TOLD].tolist())) + (", …" if len(shares) > TOLD else "")
-    if np.array_equal(even, shares):
+    if np.array_equal(np.sort(even), np.sort(shares)):
         yield (
             f"{found.case.micro_batches} micro-batches do not divide among {found.case.n_replicas} replicas: "
             f"they take {listed}."
@@ -161,7 +163,7 @@ def _bound(chosen: Chosen) -> Iterator[str]:
 
 def _faster_link(ways: Ways, chosen: Chosen, link: tuple[str, str] | None) -> Iterator[str]:
     """What twice the bandwidth brings where the slowest link is, between its regions and nothing moved."""
-    if link is None or chosen.found.step_s <= 0:
+    if link is None or chosen.found.step_s <= 0 or not chosen.found.case.pricing.exact:
         return
     case = chosen.found.case
     region = {d.name: d.region or d.name for d in ways.topology.devices}
@@ -181,9 +183,9 @@ def _faster_link(ways: Ways, chosen: Chosen, link: tuple[str, str] | None) -> It
 
 def _one_more(ways: Ways, chosen: Chosen) -> Iterator[str]:
     """What a copy of the fastest device would bring, placed as the structured layouts would have it."""
-    if ways.job.parallelism != "auto":
-        return
     case = chosen.found.case
+    if ways.job.parallelism != "auto" or not case.pricing.exact:
+        return
     p, n = case.prices, len(case.pricing.names)
     best = int(np.argmin(case.grounds.speeds))
     index = np.append(np.arange(n), best)

@@ -21,15 +21,15 @@ from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.settings import Setting, choices, priced
 from scheduler.step_bound import lower_bounds_s
-from scheduler.step_case import Case, Found, even_shares, place
-from scheduler.step_kernels import Ints
+from scheduler.step_case import Case, Found, as_it_is, even_shares, faster, place
+from scheduler.step_kernels import Ints, Layout
 from scheduler.step_search import MapTasks, StepSearchOptions, StepSearchResult, search_steps
 from scheduler.step_seeds import Grounds, grounds_of
 from scheduler.step_time import Pricing, pricing_of
 from scheduler.topology import Topology
-from scheduler.tuning import Price, tune
+from scheduler.tuning import WORTH, Price, tune
 
-TUNED_SHAPES = 6
+TUNED_SHAPES = 16
 """The fastest shapes, whose knobs are tuned before they are searched; as many of those that do not fit."""
 JUDGED = 6
 """Layouts that the engine compares where the twin is only an estimate."""
@@ -95,24 +95,40 @@ class Ways:
         timeline = predict(plan, self.model, self.devices, self.topology, self.codecs)
         return replace(plan, predicted_step_s=timeline.duration_s)
 
-    def tuned(self, n_stages: int, n_replicas: int, cells: Ints, how: str) -> Found | DoesNotFit:
+    def tuned(
+        self, n_stages: int, n_replicas: int, cells: Ints, how: str, kept: Layout | None = None
+    ) -> Found | DoesNotFit:
         """The placement under the setting that fits and is fastest, or what lacks under the one that
-        lacks least."""
+        lacks least. Where `kept`'s cut and shares do for a setting they stay."""
         places: dict[Setting, Found] = {}
         errors: list[DoesNotFit] = []
 
         def price(setting: Setting) -> Price:
             case = self.case(n_stages, n_replicas, setting)
             found = place(case, cells, how, fair=case.grounds.unlike)
+            if kept is not None and kept.shares.sum() == case.micro_batches:
+                found = faster(found, as_it_is(case, kept, how))
             if found is None:
                 errors.append(self.what_lacks(case, cells))
                 return Price(errors[-1].missing_bytes, inf)
             places[setting] = found
             return Price(0, found.step_s)
 
-        setting, found = tune(choices(self.job, self.topology, n_stages, n_replicas), price)
+        knobs = choices(self.job, self.topology, n_stages, n_replicas)
+        # Knob by knob nobody gets to a deep warm-up that only fits with recomputation: begin with either.
+        best: tuple[Setting, Price] | None = None
+        for recompute in knobs.recompute:
+            tuned = tune(replace(knobs, recompute=(recompute,)), price)
+            if best is None or tuned[1].beats(best[1]):
+                best = tuned
+        assert best is not None
+        setting, found = best
         if found.missing_bytes:
             return min(errors, key=lambda e: e.missing_bytes)
+        if setting.recompute and len(knobs.recompute) > 1:  # say so, as `choices` does of what it turns
+            turned = knobs.at((0, 0, 0, knobs.recompute.index(True))).reason
+            reason = "; ".join(x for x in (setting.reason, turned) if x)
+            self._cases[places[setting].case.number] = (places[setting].case, replace(setting, reason=reason))
         return places[setting]
 
     def what_lacks(self, case: Case, cells: Ints) -> DoesNotFit:
@@ -177,17 +193,40 @@ def search_plan(
     assert result is not None  # what was tuned fits
     others = [f for f in result.by_case if f is not result.best]
     if opened is not None:
-        known = {(f.case.n_stages, f.case.n_replicas) for f in result.by_case}
+        known = {(f.case.n_stages, f.case.n_replicas) for f in tuned}
         others += [f for f in opened.by_case if (f.case.n_stages, f.case.n_replicas) not in known]
+    result = _tuned_again(ways, result, options, map_tasks, should_stop)
     found, plan = _judged(ways, result, version)
-    retuned = ways.tuned(found.case.n_stages, found.case.n_replicas, found.layout.cells, found.how)
-    if isinstance(retuned, Found):
-        other = ways.plan(retuned, version)
-        if other.predicted_step_s < plan.predicted_step_s:
-            found, plan = retuned, other
-    others = sorted((f for f in others if f.case is not found.case), key=lambda f: f.key)
+    others = sorted((f for f in others if f.case.number != found.case.number), key=lambda f: f.key)
     bound_s = min([*lower_bounds_s(cases), *bounds])
     return Chosen(plan, found, result, tuple(others), tuple(errors), bound_s)
+
+
+def _tuned_again(
+    ways: Ways,
+    result: StepSearchResult,
+    options: StepSearchOptions,
+    map_tasks: MapTasks,
+    should_stop: Callable[[], bool],
+) -> StepSearchResult:
+    """The knobs were tuned at an opening: turn them again where the search has come to, and go on."""
+    for _ in range(2):
+        best = result.best
+        case, layout = best.case, best.layout
+        turned = ways.tuned(case.n_stages, case.n_replicas, layout.cells, best.how, layout)
+        if isinstance(turned, DoesNotFit) or turned.step_s >= best.step_s * (1 - WORTH):
+            break
+        few = replace(options, actions=0.3 * options.actions, rounds=((1, 3, 1.0),))
+        more = search_steps([turned.case], ways.job.seed, few, map_tasks, should_stop, starts=[turned])
+        assert more is not None
+        result = replace(
+            result,
+            best=more.best,
+            by_case=(more.best, *result.by_case),
+            evaluations=result.evaluations + more.evaluations,
+            curve=(*result.curve, *((result.evaluations + n, s) for n, s in more.curve)),
+        )
+    return result
 
 
 def _tuned(

@@ -90,11 +90,13 @@ def compute_order(
 ) -> NDArray[np.int64]:
     """What one stage computes, in order: [2 x micro-batches, 2] of (0 forward or 1 backward, micro-batch).
 
-    This is where a schedule is decided; who receives and sends what around it follows. Raises as
+    This is where a schedule is decided; who receives and sends what around it follows. `warmup_extra`
+    forwards go ahead for every stage that follows: a stage must be as many ahead of the next as a
+    tensor's way there and back takes, or each waits for the other once a micro-batch. Raises as
     `stage_actions` does.
     """
     _require_sizes(stage, n_stages, n_micro_batches, warmup_extra)
-    warmup = _warmup(name, n_stages - stage - 1 + warmup_extra, n_micro_batches)
+    warmup = _warmup(name, (n_stages - stage - 1) * (1 + warmup_extra), n_micro_batches)
     steady = n_micro_batches - warmup
     order = np.empty((2 * n_micro_batches, 2), dtype=np.int64)
     order[:, 0] = 1

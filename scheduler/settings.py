@@ -119,8 +119,8 @@ class Choices:
             gain = "take less memory and leave a smaller bubble" if smaller else "cost less a sample"
             why.append(f"micro-batches of {count(size, 'sample')} {gain}")
         if k:
-            more = f" with {extra} more in flight hides latency" if extra else " keeps all in flight"
-            why.append(schedule + more)
+            ahead = f"with {extra} more in flight a stage hides transfers"
+            why.append(f"{schedule} {ahead if extra else 'keeps all in flight'}")
         if m:
             why.append("doing forwards again saves memory")
         return Setting(schedule, extra, size, recompute, streams, "; ".join(why))

@@ -32,15 +32,13 @@ from scheduler.step_moves import (
     walk,
 )
 from scheduler.step_seeds import Grounds, seeds
-from scheduler.step_time import Pricing, layout_step_s, new_state, tables_for
+from scheduler.step_time import Pricing, layout_missing_bytes, layout_step_s, new_state, tables_for
 from scheduler.topology import Device, Topology
 
 PRICED_SEEDS = 8
 """Seeds of a shape that are replayed, after all were sorted by their floor."""
 WINDOW = 2
 """How far a replica's share of the batch may move from where it began, in micro-batches either way."""
-MAX_CUTS = 64
-"""Cuts of a shape up to which the exhaustive search tries them all with every placement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +189,19 @@ def place(case: Case, cells: Ints, how: str, fair: bool = True) -> Found | None:
     return found
 
 
+def as_it_is(case: Case, layout: Layout, how: str) -> Found | None:
+    """The layout as it is, under this case's setting; None if it does not fit."""
+    tables = case.tables(layout.shares)
+    if layout_missing_bytes(case.pricing, tables, layout) > 0:
+        return None
+    return Found(case, layout, layout_step_s(case.pricing, tables, layout), how)
+
+
+def faster(one: Found | None, other: Found | None) -> Found | None:
+    """The faster of what there is."""
+    return min((f for f in (one, other) if f is not None), key=lambda f: f.key, default=None)
+
+
 def _search_of(case: Case, layout: Layout) -> Search:
     spare = np.setdiff1d(np.arange(len(case.pricing.names)), layout.cells)
     copy = Layout(layout.cells.copy(), layout.cut.copy(), layout.shares.copy())
@@ -262,11 +273,9 @@ def n_placements(case: Case, most: int) -> int:
     return exhaust(case.prices, empty, case.grounds.kinds, no_cuts, now, best, False, most)[1]
 
 
-def try_all(case: Case, most: int) -> Found | None:
-    """The best of all placements (with every cut, where those are few), then of its neighbours.
-
-    None if nothing fits.
-    """
+def try_all(case: Case, most: int, every_cut: bool) -> Found | None:
+    """The best of all placements, with every cut or with the one that balances compute; then of its
+    neighbours. None if nothing fits."""
     shares = even_shares(case.micro_batches, case.n_replicas)
     tables = case.tables(shares, WINDOW)
     blank = Layout(
@@ -276,7 +285,7 @@ def try_all(case: Case, most: int) -> Found | None:
     )
     now, best = _search_of(case, blank), _search_of(case, blank)
     best = best._replace(spare=np.zeros(len(case.pricing.names) - blank.cells.size, dtype=np.int64))
-    cuts = _cuts(case)
+    cuts = _cuts(case) if every_cut else np.zeros((0, case.n_stages + 1), dtype=np.int64)
     step_s, count = exhaust(case.prices, tables, case.grounds.kinds, cuts, now, best, True, most)
     if not np.isfinite(step_s):
         return None
@@ -284,14 +293,17 @@ def try_all(case: Case, most: int) -> Found | None:
     unlike = case.grounds.unlike
     step_s, tried = descend(case.prices, tables, case.grounds.kinds, best, trial, unlike, 20_000)
     step_s = layout_step_s(case.pricing, tables, best.layout)
-    return Found(case, best.layout, step_s, "all placements", count * max(1, len(cuts)) + tried, True)
+    return Found(case, best.layout, step_s, "all placements", count * max(1, len(cuts)) + tried, every_cut)
+
+
+def n_cuts(case: Case) -> int:
+    """Ways to cut the layers into the case's stages."""
+    return comb(case.prices.forward_s.shape[1] - 2, case.n_stages - 1)
 
 
 def _cuts(case: Case) -> Ints:
-    """[C, S + 1]: every cut, or none where they are many."""
+    """[C, S + 1]: every cut."""
     n_layers = case.prices.forward_s.shape[1] - 1
-    if comb(n_layers - 1, case.n_stages - 1) > MAX_CUTS:
-        return np.zeros((0, case.n_stages + 1), dtype=np.int64)
     ends = combinations(range(1, n_layers), case.n_stages - 1)
     return np.array([[0, *inner, n_layers] for inner in ends], dtype=np.int64)
 

@@ -22,6 +22,7 @@ from scheduler.step_case import (
     Found,
     dtfm_cells,
     improve,
+    n_cuts,
     n_placements,
     open_case,
     openings,
@@ -206,9 +207,10 @@ def _exhausted(case: Case, options: StepSearchOptions) -> Found | None:
     if case.n_stages * case.n_replicas > 12:
         return None
     most = int(options.exhaustive / (case.rows * case.n_replicas))
-    if n_placements(case, most) < 0:
+    count = n_placements(case, most)
+    if count < 0:
         return None
-    return try_all(case, most)
+    return try_all(case, most, count * n_cuts(case) <= most)
 
 
 def _starts(

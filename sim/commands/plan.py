@@ -1,6 +1,7 @@
 """`sim plan`: search a placement for a network, say what it costs and why, draw it.
 
-Reads files and the clock on behalf of the pure search. Knows no model: volumes come as bytes.
+Under `step_time` a job's step is planned as the coordinator would (`sim/step_plan.py`); under `dtfm` volumes
+come as bytes and no model is known. Reads files and the clock on behalf of the pure searches.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from scheduler.bound import lower_bound_s
 from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Volumes
 from scheduler.encoding import places_of
 from scheduler.explain_placement import bottleneck_device, bottleneck_hops, explain
+from scheduler.gpus import ACHIEVABLE
+from scheduler.job import ScheduleSpec
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, search
 from scheduler.topology import Topology, TopologyError
-from sim.plot import draw_placement, placed_of
+from scheduler.units import duration
+from sim import inputs as i
+from sim.plot import Placed, draw_placement, placed_by, placed_of
 from sim.spread import HERE, spread
+from sim.step_plan import StepPlanned, plan_step
 from sim.topology_file import Positions, read_topology
 
 BAD_INPUT = 2
@@ -106,8 +112,26 @@ def plan(
     topology_file: Annotated[
         Path | None, typer.Option("--topology", help="A link-trace/1 csv, or JSON of devices and matrices.")
     ] = None,
-    objective: Annotated[str, typer.Option(help="What a plan costs: dtfm.")] = "dtfm",
-    stages: Annotated[int | None, typer.Option(help="Pipeline stages; default: as square as can be.")] = None,
+    objective: Annotated[
+        str,
+        typer.Option(help="What a plan costs: step_time (default with --job or --model), or dtfm."),
+    ] = "",
+    job: i.JobFile = None,
+    model: i.Model = None,
+    batch: Annotated[
+        int, typer.Option("--batch", "--global-batch", help="With --model: samples of a step.")
+    ] = 1024,
+    micro_batch: i.MicroBatch = 1,
+    sequence: Annotated[
+        int, typer.Option("--sequence", "--sequence-length", help="With --model: tokens of a sample.")
+    ] = 2048,
+    gpu: i.Gpu = None,
+    precision: i.PrecisionOption = "fp16",
+    efficiency: i.Efficiency = ACHIEVABLE,
+    stages: Annotated[
+        int | None,
+        typer.Option(help="Pipeline stages; default: the best, under dtfm as square as can be."),
+    ] = None,
     replicas: Annotated[int | None, typer.Option(help="Replicas of each stage.")] = None,
     c_pp_bytes: Annotated[
         float, typer.Option(help="Activation bytes a step over a stage boundary of one pipeline.")
@@ -138,8 +162,11 @@ def plan(
 ) -> None:
     """Find the placement of pipeline stages and replicas that costs least on a network, and say why."""
     try:
-        if objective != "dtfm":
-            raise TopologyError(f"--objective: found {objective!r}, required dtfm")
+        objective = objective or ("dtfm" if job is None and model is None else "step_time")
+        if objective not in ("dtfm", "step_time"):
+            raise TopologyError(f"--objective: found {objective!r}, required step_time or dtfm")
+        if objective == "dtfm" and (job is not None or model is not None):
+            raise TopologyError("--objective dtfm knows volumes, no model; leave --job and --model out")
         if (scenario_name is None) == (topology_file is None):
             raise TopologyError("required exactly one of --scenario NAME and --topology FILE")
         if budget is not None and not budget > 0:
@@ -150,33 +177,65 @@ def plan(
         else:
             topology = scenario(scenario_name or "", variant, devices)
             positions = {r: POSITIONS[r] for r in {d.region for d in topology.devices} if r in POSITIONS}
-        options = SearchOptions(evaluations=evaluations)
-        volumes = Volumes(c_dp_bytes, c_pp_bytes)
-        found = make_plan(
-            topology, positions, stages, replicas, volumes, seed, budget, options, processes, ray
-        )
+        found: Planned | StepPlanned
+        if objective == "step_time":
+            gpus = i.read_gpus(gpu, precision, efficiency)
+            topology = _with_memory(topology, gpus)
+            sizes = i.JobInput(job, model, sequence, batch, micro_batch, stages=stages, replicas=replicas)
+            spec = i.read_job(sizes)
+            if model is not None:  # nobody asked for an order: the search chooses it
+                spec = spec.model_copy(update={"schedule": ScheduleSpec(name="auto", warmup_extra="auto")})
+            work = i.read_work(spec, topology.devices, gpus)
+            found = plan_step(spec, work, topology, seed, budget, evaluations, processes, ray)
+        else:
+            options = SearchOptions(evaluations=evaluations)
+            volumes = Volumes(c_dp_bytes, c_pp_bytes)
+            found = make_plan(
+                topology, positions, stages, replicas, volumes, seed, budget, options, processes, ray
+            )
     except ValueError as e:  # TopologyError is one
         typer.echo(f"sim plan: {e}", err=True)
         raise typer.Exit(BAD_INPUT) from e
     if plot is not None:
-        _draw(found, plot)
-    typer.echo(json.dumps(found.document()) if as_json else _report(found, plot))
+        try:
+            draw_placement(plot, *_picture(found, positions))
+        except (OSError, ValueError) as e:
+            typer.echo(f"sim plan: --plot {plot}: {e}", err=True)
+            raise typer.Exit(BAD_INPUT) from e
+    if as_json:
+        typer.echo(json.dumps(found.document()))
+    else:
+        typer.echo(found.report() if isinstance(found, StepPlanned) else _report(found))
+        if plot is not None:
+            typer.echo(f"- drawn: {plot}")
 
 
-def _draw(found: Planned, path: Path) -> None:
+def _with_memory(topology: Topology, gpus: i.Gpus) -> Topology:
+    """What the file does not say of a device's memory is its accelerator's."""
+    known = tuple(
+        replace(d, memory_bytes=d.memory_bytes or gpus.of(d).memory_bytes) for d in topology.devices
+    )
+    return replace(topology, devices=known)
+
+
+def _picture(found: Planned | StepPlanned, positions: Positions) -> tuple[Placed, str]:
+    """What `draw_placement` takes: who stands where, and a title."""
+    if isinstance(found, StepPlanned):
+        plan = found.plan
+        regions = {d.name: d.region for d in found.topology.devices}
+        title = (
+            f"{plan.n_stages} stages x {plan.n_replicas} replicas: {duration(plan.predicted_step_s)} a step "
+            f"(at least {duration(found.lower_bound_s)})"
+        )
+        return placed_by(plan, found.timeline, regions, positions), title
     placement = found.result.placement
     title = f"{placement.cost_s:.2f} s a step in communication (at least {found.lower_bound_s:.2f})"
     slowest = bottleneck_device(found.objective, placement)[1] if found.objective.n_replicas > 1 else None
     hops = bottleneck_hops(found.objective, placement)
-    placed = placed_of(found.topology, placement.stages, hops, slowest, found.positions)
-    try:
-        draw_placement(path, placed, title)
-    except (OSError, ValueError) as e:
-        typer.echo(f"sim plan: --plot {path}: {e}", err=True)
-        raise typer.Exit(BAD_INPUT) from e
+    return placed_of(found.topology, placement.stages, hops, slowest, found.positions), title
 
 
-def _report(found: Planned, plot: Path | None) -> str:
+def _report(found: Planned) -> str:
     names = [d.name for d in found.topology.devices]
     width = max(len(n) for n in names)
     rows = ["stage   " + "".join(f"{s:<{width + 2}}" for s in range(found.objective.n_stages))]
@@ -186,6 +245,4 @@ def _report(found: Planned, plot: Path | None) -> str:
     ]
     lines = [*(row.rstrip() for row in rows), "", *(f"- {reason}" for reason in found.reasons)]
     lines.append(f"- {found.result.evaluations} placements judged in {found.elapsed_s:.1f} s")
-    if plot is not None:
-        lines.append(f"- drawn: {plot}")
     return "\n".join(lines)

@@ -96,7 +96,8 @@ def test_every_size_runs_and_keeps_backwards_in_order(
         assert [a.mb for a in actions if isinstance(a, Forward)] == every
         assert [a.mb for a in actions if isinstance(a, Backward)] == every
         assert actions[-2:] == (ReduceGradients(), OptimizerStep())
-        most = n_micro_batches if name == "gpipe" else min(n_micro_batches, n_stages - stage + extra)
+        ahead = (n_stages - stage - 1) * (1 + extra) + 1
+        most = n_micro_batches if name == "gpipe" else min(n_micro_batches, ahead)
         assert in_flight(actions) == most
 
 

@@ -147,7 +147,8 @@ def test_open_knobs_come_nearest_first_and_with_their_reasons() -> None:
     assert turned == Setting("1f1b", 2, 2, True, 8)
     assert turned.reason == (
         "8 streams carry more than one flow; micro-batches of 2 samples take less memory and leave a "
-        "smaller bubble; 1f1b with 2 more in flight hides latency; doing forwards again saves memory"
+        "smaller bubble; 1f1b with 2 more in flight a stage hides transfers; "
+        "doing forwards again saves memory"
     )
 
 

@@ -170,6 +170,13 @@ def test_bad_traces_and_files_are_refused(tmp_path: Path) -> None:
         (("--scenario", "5", "--budget", "0"), "more than 0"),
         (("--scenario", "5", "--evaluations", "0"), "at least 1"),
         (("--scenario", "5", "--devices", "63"), "multiple of 8"),
+        (("--scenario", "5", "--objective", "step_time"), "exactly one of --job FILE and --model"),
+        (("--scenario", "5", "--objective", "dtfm", "--model", "gpt2"), "knows volumes, no model"),
+        (("--scenario", "5", "--model", "gpt9"), "gpt9"),
+        (("--scenario", "5", "--model", "gpt2", "--gpu", "abacus"), "abacus"),
+        (("--scenario", "5", "--model", "gpt3-xl-24", "--stages", "27", "--replicas", "1"), "at most 26"),
+        (("--scenario", "5", "--model", "gpt3-xl-24", "--stages", "9", "--replicas", "9"), "required 81"),
+        (("--scenario", "5", "--model", "gpt2", "--batch", "3", "--micro-batch", "2"), "micro_batch"),
     ],
 )
 def test_bad_arguments_are_refused_with_their_reason(args: tuple[str, ...], says: str) -> None:
@@ -203,3 +210,53 @@ def test_a_picture_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     result = runner.invoke(app, args)
     assert result.exit_code == 2
     assert "plan.wav" in result.stderr
+
+
+MODEL = ("--model", "gpt2", "--batch", "16", "--sequence", "128", "--evaluations", "300")
+
+
+def test_a_job_is_planned_by_its_step_time(tmp_path: Path) -> None:
+    """Unequal devices come from the file; devices left free are no worse than devices forced."""
+    topology = network("clustered", 6, np.random.default_rng(0))
+    document = as_document(topology)
+    for k, d in enumerate(document["devices"]):
+        d |= {"flops": (2e11, 1e11, 4e10)[k % 3], "memory_bytes": 16 * 2**30}
+    path = write(tmp_path / "t.json", document)
+    found = run_json("--topology", path, *MODEL, "--stages", "3", "--replicas", "2")
+    assert found["objective"] == "step_time"
+    keys = "objective cost_s lower_bound_s stages layers_per_stage elapsed_s evaluations explain"
+    assert set(found) == set(keys.split())
+    assert sorted(d for stage in found["stages"] for d in stage) == list(range(6))
+    assert sum(found["layers_per_stage"]) == 14
+    assert found["lower_bound_s"] <= found["cost_s"]
+    for d in document["devices"]:
+        d["flops"] = 4e10
+    slow = run_json(
+        "--topology", write(tmp_path / "s.json", document), *MODEL, "--stages", "3", "--replicas", "2"
+    )
+    assert slow["cost_s"] > 1.2 * found["cost_s"]
+    free = run_json("--topology", path, *MODEL)
+    assert free["cost_s"] <= found["cost_s"]
+    assert free["stages"] == run_json("--topology", path, *MODEL, "--processes", "2")["stages"]
+
+
+def test_a_plan_by_step_time_is_told_and_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "plan.svg"
+    args = ["--scenario", "worldwide", "--devices", "8", *MODEL, "--plot", str(path), "--budget", "30"]
+    result = runner.invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert "</svg>" in path.read_text()
+    assert "a step predicted" in result.stdout
+    assert "layouts judged" in result.stdout
+
+
+def test_a_model_that_fits_nowhere_says_what_lacks_and_where(tmp_path: Path) -> None:
+    document = as_document(network("uniform", 3, np.random.default_rng(0)))
+    for d in document["devices"]:
+        d["memory_bytes"] = 10**9
+    path = write(tmp_path / "t.json", document)
+    result = runner.invoke(app, ["--topology", path, "--model", "gpt3-xl-24", "--batch", "4"])
+    assert result.exit_code == 2
+    assert "are missing" in result.stderr
+    assert " on d" in result.stderr
+    assert "a device with more memory" in result.stderr
