@@ -35,12 +35,12 @@ TITLE_PX = 15.0
 COLOURS = {
     "forward": "hue5",
     "backward": "hue0",
-    "wait": "wait",
-    "reduce": "hue4",
-    "optimizer": "hue3",
     "encode": "hue2",
     "decode": "hue2",
+    "wait": "wait",
     "send": "hue1",
+    "reduce": "hue4",
+    "optimizer": "hue3",
 }
 """One colour a kind of span; waiting is the page's own faint tone, so that work stands out."""
 
@@ -291,12 +291,9 @@ def gantt(
     """
     n = timeline.n_ranks
     out, top = heading(title, width=width)
-    used = [
-        k
-        for k in ("forward", "backward", "wait", "send", "reduce", "optimizer")
-        if any(s.kind == k for s in timeline.spans)
-    ]
-    keys, top = legend([(k, COLOURS[k]) for k in used], top, width)
+    used = [k for k in COLOURS if any(s.kind == k for s in timeline.spans)]
+    words = ["encode and decode" if k in ("encode", "decode") else k for k in used]
+    keys, top = legend(list(dict(zip(words, (COLOURS[k] for k in used), strict=True)).items()), top, width)
     out += keys
     row = 34.0 if n <= 16 else 22.0 if n <= 48 else max(4.0, 1400.0 / n)
     named = row >= 10
