@@ -37,7 +37,7 @@ protos: $(VENV)/.protoc  ## regenerate the stubs after a change of protos/*.prot
 	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/orchestrator.proto
 
 bench: $(VENV)/.dev  ## every benchmark, a minute each
-	for f in step transport scheduler links peers; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
+	for f in step transport scheduler links peers papers; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
 
 data/shakespeare/SOURCE.txt: | $(VENV)/.worker
 	$(BIN)/python -m deploy.fetch_data

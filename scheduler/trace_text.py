@@ -94,9 +94,7 @@ def shifted(text: str, power: int) -> float:
     return float(f"{text}e{power}") + 0.0  # which makes -0 a 0
 
 
-def _number(
-    text: str, where: str, column: str, power: int = 0, required: str = "a number, 0 or more"
-) -> float:
+def _number(text: str, column: str, power: int = 0, required: str = "a number, 0 or more") -> float:
     """The cell x 10^power; NaN if it is empty. TraceError with `required` unless finite and >= 0."""
     if not text:
         return nan
@@ -105,7 +103,7 @@ def _number(
     except ValueError:
         value = -1.0
     if not (isfinite(value) and value >= 0):
-        raise TraceError(f"{where}: {column}: found {text!r}, required {required}, or nothing for unknown")
+        raise TraceError(f"{column}: found {text!r}, required {required}, or nothing for unknown")
     return value
 
 
@@ -147,44 +145,51 @@ def _links(
 ) -> dict[Pair, LinkSeries]:
     links: dict[Pair, tuple[array[float], ...]] = {}
     for count, (line, cells) in enumerate(_records(lines, where, COLUMNS, OPTIONAL)):
-        t, src, dst, rtt, bandwidth, jitter, loss = cells
-        at = f"{where}:{line}"
-        if count == MAX_ROWS:
-            raise TraceError(f"{at}: found more than {MAX_ROWS} rows; required at most that")
-        for column, end in (("src", src), ("dst", dst)):
-            if end not in nodes:
-                raise TraceError(f"{at}: {column}: found {end!r}, required a node that {nodes_file} names")
-        if src == dst:
-            raise TraceError(f"{at}: dst: found {dst!r}, which is also src; required another node")
-        if not t:
-            raise TraceError(f"{at}: t_s: found nothing, required seconds since the start")
-        time_s = _number(t, at, "t_s")
-        bits = _number(bandwidth, at, "bw_mbps", 6, "more than 0")
-        lost = _number(loss, at, "loss", 0, "a share from 0 to below 1")
-        if bits == 0:
-            raise TraceError(
-                f"{at}: bw_mbps: found {bandwidth!r}, required more than 0, or nothing for unknown"
-            )
-        if lost >= 1:
-            raise TraceError(f"{at}: loss: found {loss!r}, required a share from 0 to below 1")
-        columns = links.get((src, dst)) or links.setdefault((src, dst), tuple(array("d") for _ in range(5)))
-        if columns[0] and time_s <= columns[0][-1]:
-            raise TraceError(
-                f"{at}: t_s: found {t}, required more than the {columns[0][-1]:g} of the row before of "
-                f"{src} -> {dst}: time does not run backwards"
-            )
-        values = (
-            time_s,
-            _number(rtt, at, "rtt_ms", -3),
-            bits / 8,
-            _number(jitter, at, "jitter_ms", -3),
-            lost,
-        )
+        try:
+            if count == MAX_ROWS:
+                raise TraceError(f"found more than {MAX_ROWS} rows; required at most that")
+            pair = _ends(cells, nodes, nodes_file)
+            columns = links.get(pair)
+            if columns is None:
+                columns = links[pair] = tuple(array("d") for _ in range(5))
+            values = _figures(cells, columns[0][-1] if columns[0] else -1.0)
+        except TraceError as e:
+            raise TraceError(f"{where}:{line}: {e}") from None
         for kept, value in zip(columns, values, strict=True):
             kept.append(value)
     if not links:
         raise TraceError(f"{where}: found no link, required one or more rows")
     return {pair: LinkSeries(*(np.array(c) for c in columns)) for pair, columns in links.items()}
+
+
+def _ends(cells: Sequence[str], nodes: Mapping[str, Node], nodes_file: str) -> Pair:
+    src, dst = cells[1], cells[2]
+    for column, end in (("src", src), ("dst", dst)):
+        if end not in nodes:
+            raise TraceError(f"{column}: found {end!r}, required a node that {nodes_file} names")
+    if src == dst:
+        raise TraceError(f"dst: found {dst!r}, which is also src; required another node")
+    return src, dst
+
+
+def _figures(cells: Sequence[str], before_s: float) -> tuple[float, float, float, float, float]:
+    """(t in s, rtt in s, bandwidth in bytes/s, jitter in s, loss) of a row that comes after `before_s`."""
+    t, src, dst, rtt, bandwidth, jitter, loss = cells
+    if not t:
+        raise TraceError("t_s: found nothing, required seconds since the start")
+    time_s = _number(t, "t_s")
+    if time_s <= before_s:
+        raise TraceError(
+            f"t_s: found {t}, required more than the {before_s:g} of the row before of {src} -> {dst}: "
+            "time does not run backwards"
+        )
+    bits = _number(bandwidth, "bw_mbps", 6, "more than 0")
+    if bits == 0:
+        raise TraceError(f"bw_mbps: found {bandwidth!r}, required more than 0, or nothing for unknown")
+    lost = _number(loss, "loss", 0, "a share from 0 to below 1")
+    if lost >= 1:
+        raise TraceError(f"loss: found {loss!r}, required a share from 0 to below 1")
+    return time_s, _number(rtt, "rtt_ms", -3), bits / 8, _number(jitter, "jitter_ms", -3), lost
 
 
 def _about(text: str, where: str, has_rtt: bool, has_bandwidth: bool) -> About:
@@ -235,7 +240,10 @@ def _optional(meta: Mapping[str, Any], key: str, where: str, power: int = 0) -> 
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TraceError(f"{where}: {key}: found {value!r}, required a number, 0 or more")
-    return _number(str(value), where, key, power)
+    try:
+        return _number(str(value), key, power)
+    except TraceError as e:
+        raise TraceError(f"{where}: {e}") from None
 
 
 # ---- writing

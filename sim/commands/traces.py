@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
+from rich.console import Console
 
 from scheduler.trace import Sampler, Trace, TraceError
 from sim.importers.kinds import KINDS, import_trace
@@ -130,12 +131,13 @@ def import_files(
 ) -> None:
     """Turn measurements of others, or logs of your own, into a trace."""
     try:
-        trace = import_trace(kind, files, output.name.removesuffix(".csv"), step)
-        if nodes is not None:
-            trace = trace.subset([n.strip() for n in nodes.split(",")])
-        if resample is not None:
-            trace = trace.resampled(resample)
-        written = save(trace, output)
+        with Console(stderr=True).status(f"reading {len(files)} file{'s' if len(files) > 1 else ''}"):
+            trace = import_trace(kind, files, output.name.removesuffix(".csv"), step)
+            if nodes is not None:
+                trace = trace.subset([n.strip() for n in nodes.split(",")])
+            if resample is not None:
+                trace = trace.resampled(resample)
+            written = save(trace, output)
     except TraceError as e:
         _fail(e)
     typer.echo(f"{written}: {summary(trace)}")
