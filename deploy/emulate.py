@@ -21,6 +21,9 @@ from coordinator.history import History, read_history
 from coordinator.measurements import read_measurements
 from deploy.local import Backend, LinkOptions, LocalCluster, LocalOptions, forget
 from deploy.processes import ProcessFailed
+from scheduler.cost import durations
+from scheduler.durations import Durations
+from scheduler.engine import replay
 from scheduler.exit_codes import ExitCode
 from scheduler.gpus import ACHIEVABLE
 from scheduler.job import JobSpec
@@ -78,6 +81,9 @@ class Outcome:
     measured_s: float
     kinds: dict[SpanKind, tuple[float, float]]
     """Seconds (predicted, measured) of every kind of span in a recorded step, all ranks together."""
+    own: tuple[float, float] | None = None
+    """That step as predicted with the computations as long as they were in it, and as measured: what order,
+    links and exchanges have of the error, whatever else kept the machine's cores busy."""
 
     @property
     def error(self) -> float:
@@ -170,14 +176,37 @@ def judged(emulation: Emulation, trace: str, history: History, state_dir: Path, 
     for s in steps:
         start_s = max(0.0, s.at_s - s.duration_s - began_s)
         predicted[s.step] = replay_at(plan, work, network, start_s)
-    recorded = [r for r in history.measured if r.step in predicted]
-    kinds = difference(predicted[recorded[-1].step], recorded[-1].timeline).by_kind() if recorded else {}
+    last = next((r for r in reversed(history.measured) if r.step in predicted), None)
+    own = None
+    if last is not None:
+        costs = durations(plan, found.model, found.profiles, network.topology(0.0))
+        at_s = next(s.at_s for s in steps if s.step == last.step)
+        links = network.network(max(0.0, at_s - last.timeline.duration_s - began_s), plan.streams)
+        own = replay(plan, as_long_as(last.timeline, costs), links).duration_s, last.timeline.duration_s
     return Outcome(
         Path(trace).stem,
         replace(plan, reasons=()),
         median(t.duration_s for t in predicted.values()),
         median(s.duration_s for s in steps),
-        kinds,
+        difference(predicted[last.step], last.timeline).by_kind() if last is not None else {},
+        own,
+    )
+
+
+def as_long_as(measured: Timeline, costs: Durations) -> Durations:
+    """`costs` with each rank's computations as long as they were on average in a measured step, by
+    themselves: what they did to one another on shared cores is in them already."""
+
+    def mean_s(kind: SpanKind, rank: int) -> float:
+        found = [s.duration_s for s in measured.spans if s.kind == kind and s.rank == rank]
+        return sum(found) / len(found) if found else 0.0
+
+    ranks = range(measured.n_ranks)
+    return replace(
+        costs,
+        forward_s=tuple(mean_s("forward", r) for r in ranks),
+        backward_s=tuple(mean_s("backward", r) for r in ranks),
+        shared_cores=(),
     )
 
 
@@ -199,4 +228,7 @@ def table(found: Sequence[Outcome]) -> str:
         of_trace = [o for o in found if o.trace == name]
         lines.append(f"{name}: {concordance(of_trace):.0%} of the pairs of placements in the measured order")
     lines.append(f"median error: {median(abs(o.error) for o in found):.1%}")
+    own = [abs(o.own[0] / o.own[1] - 1) for o in found if o.own is not None]
+    if own:
+        lines.append(f"with computations as long as they were: {median(own):.1%}")
     return "\n".join(lines)

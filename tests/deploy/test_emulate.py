@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy.emulate import Emulation, Outcome, concordance, placements_of, plans_for, table
+from deploy.emulate import Emulation, Outcome, as_long_as, concordance, placements_of, plans_for, table
+from scheduler.engine import replay
 from scheduler.job import DataSpec, JobSpec, ModelSpec
 from scheduler.plan import Plan
+from tests.scheduler.test_engine import a_plan, equal, links
 
 JOB = JobSpec(
     name="j", model=ModelSpec(preset="demo"), data=DataSpec(files=("x",)), sequence_length=128,
@@ -47,6 +50,8 @@ def test_the_error_is_of_the_prediction_and_pairs_say_how_placements_rank() -> N
     assert "+10.0%" in shown
     assert "t: 67% of the pairs of placements in the measured order" in shown
     assert "median error: 20.0%" in shown
+    assert "as long as they were" not in shown
+    assert "with computations as long as they were: 5.0%" in table([replace(found[0], own=(1.05, 1.0))])
 
 
 def test_simulated_links_are_scaled_as_the_real_ones() -> None:
@@ -57,3 +62,16 @@ def test_simulated_links_are_scaled_as_the_real_ones() -> None:
     assert whole.bandwidth_Bps is not None
     assert link.one_way_s == pytest.approx(2 * whole.one_way_s)
     assert link.bandwidth_Bps == pytest.approx(whole.bandwidth_Bps / 10)
+
+
+def test_computations_are_taken_as_long_as_they_were() -> None:
+    """A step that was replayed with other computations than planned is explained by them exactly."""
+    plan = a_plan(3, 1, 4)
+    planned = equal(plan, 1.0, 2.0, n_bytes=300)
+    slower = replace(planned, forward_s=(1.5, 1.0, 3.0), backward_s=(2.0, 5.0, 2.5))
+    measured = replay(plan, slower, links(3))
+    found = as_long_as(measured, replace(planned, shared_cores=(((0, 1, 2), 1),)))
+    assert found.forward_s == pytest.approx(slower.forward_s)
+    assert found.backward_s == pytest.approx(slower.backward_s)
+    assert found.shared_cores == ()
+    assert replay(plan, found, links(3)).duration_s == pytest.approx(measured.duration_s)
