@@ -97,6 +97,22 @@ def test_a_killed_worker_ends_the_run_with_its_name_and_another_plan_continues_i
     assert read_history(state).losses == pytest.approx(undisturbed, rel=RELATIVE)
 
 
+def test_knobs_named_by_the_job_are_run_and_change_no_loss(
+    directory: Path, undisturbed: tuple[float, ...]
+) -> None:
+    job = write_job(
+        directory, "{stages: 2, replicas: 1}\nrecompute: true\nstreams: 1\nschedule: {name: gpipe}"
+    )
+    job.write_text(job.read_text().replace("micro_batch: 2", "micro_batch: 4"))
+    code, _ = run(job, directory / "knobs", 2)
+    assert code == ExitCode.OK
+    history = read_history(directory / "knobs")
+    assert history.plan is not None
+    assert (history.plan.schedule, history.plan.micro_batch, history.plan.micro_batches) == ("gpipe", 4, (2,))
+    assert (history.plan.recompute, history.plan.streams) == (True, 1)
+    assert history.losses == pytest.approx(undisturbed, rel=RELATIVE)
+
+
 def test_a_killed_coordinator_is_started_again_and_loses_no_step(
     directory: Path, undisturbed: tuple[float, ...]
 ) -> None:
