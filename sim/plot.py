@@ -201,12 +201,14 @@ def placement_map(placed: Placed, title: str, width: float = WIDE) -> Picture | 
     held = Counter(placed.regions[d] for stage in placed.stages for d in stage)
     within = Counter(a for a, b, _ in flows if a == b)
     labels = {r: f"{r} · {held[r]}" for r in places}
-    sides = _label_places(places, labels, along, globe.frame)
+    px = 11.5 if width > 600 else 9.5
+    sides = _label_places(places, labels, along, globe.frame, px)
     for region, (x, y) in places.items():
-        dx, dy, anchor = sides[region]
         tip = f"{region}: {count(held[region], 'device')}, {count(within[region], 'hop')} inside"
         inside.append(Dot(x, y, 5 + 1.1 * min(held[region], 16) ** 0.5, tints[region], "ink", tip))
-        inside.append(Text(x + dx, y + dy + 4, labels[region], anchor, size=11.5, bold=True, halo=True))
+        if region in sides:  # where there is no room for a name, the grid's legend has it
+            dx, dy, anchor = sides[region]
+            inside.append(Text(x + dx, y + dy + 4, labels[region], anchor, size=px, bold=True, halo=True))
     out.append(Clipped(globe.frame, tuple(inside)))
     bottom = top + globe.frame[3]
     out.append(
@@ -267,14 +269,18 @@ def _label_places(
     labels: Mapping[str, str],
     along: Sequence[Point],
     frame: tuple[float, float, float, float],
+    px: float,
 ) -> dict[str, tuple[float, float, str]]:
-    """Each label where it covers least of dots, arcs (`along`) and labels before it: (dx, dy, anchor)."""
+    """Each label where it covers least of dots, arcs (`along`) and labels before it: (dx, dy, anchor).
+
+    One that would cover another label to a good part is left out.
+    """
     sides = [(dx, dy) for dy in (0, 14, -14, 26, -26) for dx in (13, -13)]
     boxes: list[tuple[float, float, float]] = []
     out: dict[str, tuple[float, float, str]] = {}
     for region in sorted(places, key=lambda r: -places[r][0]):
         x, y = places[region]
-        half = text_px(labels[region], 11.5) / 2 + 2
+        half = text_px(labels[region], px) / 2 + 2
 
         def cost(
             side: tuple[int, int], x: float = x, y: float = y, half: float = half, own: str = region
@@ -288,7 +294,12 @@ def _label_places(
             return covered + 50 * out_of_frame + 20 * crossed + abs(side[1])
 
         dx, dy = min(sides, key=cost)
-        boxes.append((x + dx + (half if dx > 0 else -half), y + dy, half))
+        at = (x + dx + (half if dx > 0 else -half), y + dy, half)
+        if any(
+            abs(at[0] - bx) < 0.8 * (half + other) and abs(at[1] - by) < 0.7 * px for bx, by, other in boxes
+        ):
+            continue
+        boxes.append(at)
         out[region] = (float(dx), float(dy), "start" if dx > 0 else "end")
     return out
 
