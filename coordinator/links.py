@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from scheduler.trace import About, LinkSeries, Node, Trace, TraceError, series
-from scheduler.trace_text import CSV, JSON, NODES_CSV, format_trace, parse_trace
+from scheduler.trace_text import CSV, JSON, NODES_CSV, parse_trace
+from scheduler.trace_write import format_trace
 
 from .commands import MakePlan
 

@@ -10,7 +10,7 @@ from coordinator.timelines import RecordedStep
 from deploy.local import LocalOptions
 from scheduler.timeline import Timeline
 from sim import report
-from sim.plot import Placed, placed_by
+from sim.placed import Placed, placed_by
 from sim.trace import load
 
 

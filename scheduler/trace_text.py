@@ -1,18 +1,17 @@
-"""The format `link-trace/1`, from text and to text, without loss in either direction.
+"""The format `link-trace/1`, and how it is read; `scheduler.trace_write` is the way back, without loss.
 
     NAME.csv         t_s,src,dst,rtt_ms,bw_mbps[,jitter_ms,loss]   a row for each change of a directed link
     NAME.nodes.csv   node,provider,region,latitude,longitude,n_devices
     NAME.json        format, latency_kind, one_way_factor, bw_kind, intra_node, step_s, source, licence, ...
 
-An empty cell is unknown, never 0. Milliseconds and Mbit/s exist only in this module: numbers are
+An empty cell is unknown, never 0. Milliseconds and Mbit/s exist only in these two modules: numbers are
 shifted by powers of ten in their decimal form, so that writing what was read gives the same text
-(in the json, up to 15 digits). Takes lines and gives lines; opens nothing.
+(in the json, up to 15 digits). Takes lines; opens nothing.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,8 +36,8 @@ CSV, NODES_CSV, JSON = ".csv", ".nodes.csv", ".json"
 COLUMNS = ("t_s", "src", "dst", "rtt_ms", "bw_mbps")
 OPTIONAL = ("jitter_ms", "loss")
 NODE_COLUMNS = ("node", "provider", "region", "latitude", "longitude", "n_devices")
-_TEXTS = ("latency_kind", "bw_kind", "start", "source", "licence", "date", "caveats")
-_KEYS = ("format", "name", *_TEXTS[:1], "one_way_factor", *_TEXTS[1:2], "intra_node", "step_s", *_TEXTS[2:])
+TEXTS = ("latency_kind", "bw_kind", "start", "source", "licence", "date", "caveats")
+_KEYS = ("format", "name", *TEXTS[:1], "one_way_factor", *TEXTS[1:2], "intra_node", "step_s", *TEXTS[2:])
 _WITHIN = ("delay_ms", "bw_mbps")
 
 
@@ -207,7 +206,7 @@ def _about(text: str, where: str, has_rtt: bool, has_bandwidth: bool) -> About:
     ):
         if wanted and meta.get(key) in (None, ""):
             raise TraceError(f"{where}: {key}: found none, required {why}")
-    texts = {key: meta.get(key, "") for key in _TEXTS}
+    texts = {key: meta.get(key, "") for key in TEXTS}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise TraceError(f"{where}: {key}: found {value!r}, required text")
@@ -244,66 +243,3 @@ def _optional(meta: Mapping[str, Any], key: str, where: str, power: int = 0) -> 
         return _number(str(value), key, power)
     except TraceError as e:
         raise TraceError(f"{where}: {e}") from None
-
-
-# ---- writing
-
-
-def format_trace(trace: Trace) -> dict[str, Iterator[str]]:
-    """What ends each file's name -> its lines, the json last: a trace without one is not whole yet."""
-    return {NODES_CSV: _node_lines(trace), CSV: _row_lines(trace), JSON: iter([_about_text(trace)])}
-
-
-def _cells(*cells: str) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
-    return out.getvalue()
-
-
-def _decimal(value: float, power: int = 0) -> str:
-    """`value` x 10^power exactly, in the fewest digits that read back as `value`; '' for NaN."""
-    return "" if value != value else f"{Decimal(repr(float(value))).scaleb(power).normalize():f}"
-
-
-def _node_lines(trace: Trace) -> Iterator[str]:
-    yield _cells(*NODE_COLUMNS)
-    for n in trace.nodes.values():
-        degrees = ("" if v is None else _decimal(v) for v in (n.latitude, n.longitude))
-        yield _cells(n.name, n.provider, n.region, *degrees, str(n.n_devices))
-
-
-def _row_lines(trace: Trace) -> Iterator[str]:
-    """By time; links of one moment in the order of their nodes."""
-    place = {name: k for k, name in enumerate(trace.nodes)}
-    pairs = sorted(trace.links, key=lambda p: (place[p[0]], place[p[1]]))
-    ends = [(_cells(*pair)).rstrip("\n") for pair in pairs]
-    columns = [np.concatenate([trace.links[p].columns()[k] for p in pairs]) for k in range(5)]
-    link = np.repeat(np.arange(len(pairs)), [len(trace.links[p]) for p in pairs])
-    more = not all(np.isnan(c).all() for c in columns[3:])
-    yield _cells(*COLUMNS, *(OPTIONAL if more else ()))
-    for i in np.lexsort((link, columns[0])):
-        t, rtt, bandwidth, jitter, loss = (c[i] for c in columns)
-        tail = f",{_decimal(jitter, 3)},{_decimal(loss)}" if more else ""
-        yield f"{_decimal(t)},{ends[link[i]]},{_decimal(rtt, 3)},{_decimal(bandwidth * 8, -6)}{tail}\n"
-
-
-def _about_text(trace: Trace) -> str:
-    about = trace.about
-    within = {
-        "delay_ms": None if about.within_rtt_s is None else float(_decimal(about.within_rtt_s, 3)),
-        "bw_mbps": None
-        if about.within_bandwidth_Bps is None
-        else float(_decimal(about.within_bandwidth_Bps * 8, -6)),
-    }
-    known: dict[str, Any] = {
-        "format": FORMAT,
-        "name": trace.name,
-        "latency_kind": about.latency_kind,
-        "one_way_factor": about.one_way_factor,
-        "bw_kind": about.bw_kind,
-        "intra_node": {k: v for k, v in within.items() if v is not None},
-        "step_s": about.step_s,
-        **{key: getattr(about, key) for key in _TEXTS[2:]},
-    }
-    body = {k: v for k, v in known.items() if v not in (None, "", {})} | dict(about.other)
-    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"

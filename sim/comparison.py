@@ -12,7 +12,7 @@ from scheduler.timeline import Timeline
 from scheduler.units import duration
 from sim.inputs import NetworkRead
 from sim.pictures import Bar
-from sim.plot import placed_by
+from sim.placed import placed_by
 from sim.report import Contents, Step, Table
 
 

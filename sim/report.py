@@ -18,10 +18,13 @@ from scheduler.shares import time_shares
 from scheduler.timeline import Timeline, chrome_trace
 from scheduler.trace import Trace
 from sim.canvas import Picture
-from sim.pictures import NARROW, WIDE, Axis, Bar, Series, bars, curve, gantt
-from sim.plot import Placed, placement_grid, placement_map
+from sim.gantt import gantt
+from sim.pictures import NARROW, WIDE, Axis, Bar, Series, bars, curve
+from sim.placed import Placed
+from sim.placement_grid import placement_grid
 from sim.svg import SVG_CSS, save, svg, theme_css
 from sim.weather import weather
+from sim.world_map import placement_map
 
 Points = tuple[tuple[float, float], ...]
 

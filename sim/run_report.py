@@ -9,7 +9,7 @@ from sim import report
 from sim.codec_curve import Curve
 from sim.inputs import NetworkRead
 from sim.network import TraceNetwork
-from sim.plot import placed_by
+from sim.placed import placed_by
 from sim.run import RunResult
 
 

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from scheduler.trace import LinkState, Node, Trace, TraceError
-from scheduler.trace_text import CSV, JSON, MAX_FILE_BYTES, NODES_CSV, format_trace, parse_trace
+from scheduler.trace_text import CSV, JSON, MAX_FILE_BYTES, NODES_CSV, parse_trace
+from scheduler.trace_write import format_trace
 
 __all__ = ["LinkState", "Node", "Trace", "TraceError", "load", "save", "shipped"]
 

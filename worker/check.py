@@ -14,7 +14,8 @@ from protos import orchestrator_pb2 as pb
 from protos.orchestrator_pb2_grpc import OrchestratorStub
 from scheduler.exit_codes import ExitCode
 from scheduler.trace import About, Node, Trace, steady
-from scheduler.trace_text import CSV, format_trace
+from scheduler.trace_text import CSV
+from scheduler.trace_write import format_trace
 from scheduler.units import duration
 from worker.addresses import CurveKeys, PeerAddress
 from worker.probe import LinkMeasurement, measure

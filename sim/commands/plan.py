@@ -25,7 +25,8 @@ from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, s
 from scheduler.topology import Topology, TopologyError
 from scheduler.units import duration
 from sim import inputs as i
-from sim.plot import Placed, draw_placement, placed_by, placed_of
+from sim.placed import Placed, placed_by, placed_of
+from sim.plot import draw_placement
 from sim.spread import HERE, spread
 from sim.step_plan import StepPlanned, plan_step
 from sim.topology_file import Positions, read_topology

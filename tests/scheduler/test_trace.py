@@ -22,7 +22,8 @@ from scheduler.trace import (
     series,
     steady,
 )
-from scheduler.trace_text import CSV, JSON, NODES_CSV, format_trace, parse_trace
+from scheduler.trace_text import CSV, JSON, NODES_CSV, parse_trace
+from scheduler.trace_write import format_trace
 
 quick = settings(max_examples=40, deadline=None)
 figures = st.none() | st.floats(0, 1e6, allow_subnormal=False)

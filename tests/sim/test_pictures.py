@@ -14,11 +14,14 @@ from scheduler.plan import Plan
 from scheduler.scenarios import POSITIONS
 from scheduler.timeline import Span, Timeline
 from sim.canvas import DARK, LIGHT, Clipped, Dot, Line, Picture, Rect, Shape, Text, stacked, text_px, ticks
-from sim.pictures import MAX_TIPS, NARROW, WIDE, Axis, Bar, Series, bars, curve, gantt, short
-from sim.plot import Globe, Placed, placed_by, placement_grid, placement_map
+from sim.gantt import MAX_TIPS, gantt
+from sim.pictures import NARROW, WIDE, Axis, Bar, Series, bars, curve, short
+from sim.placed import Placed, placed_by
+from sim.placement_grid import placement_grid
 from sim.svg import save, svg
 from sim.trace import load
 from sim.weather import link_matrix, weather
+from sim.world_map import Globe, placement_map
 
 SVG = "{http://www.w3.org/2000/svg}"
 STEP = Timeline(

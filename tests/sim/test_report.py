@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from scheduler.scenarios import POSITIONS
-from sim.plot import Placed
+from sim.placed import Placed
 from sim.report import Contents, Step, Table, page, write_report
 from sim.trace import load
 from tests.sim.test_pictures import STEP

@@ -1,0 +1,75 @@
+"""A trace as the lines of its files, `link-trace/1`, in the fewest digits that read back as the same trace."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from scheduler.trace import Trace
+from scheduler.trace_text import COLUMNS, CSV, FORMAT, JSON, NODE_COLUMNS, NODES_CSV, OPTIONAL, TEXTS
+
+
+def format_trace(trace: Trace) -> dict[str, Iterator[str]]:
+    """What ends each file's name -> its lines, the json last: a trace without one is not whole yet."""
+    return {NODES_CSV: _node_lines(trace), CSV: _row_lines(trace), JSON: iter([_about_text(trace)])}
+
+
+def _cells(*cells: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue()
+
+
+def _decimal(value: float, power: int = 0) -> str:
+    """`value` x 10^power exactly, in the fewest digits that read back as `value`; '' for NaN."""
+    return "" if value != value else f"{Decimal(repr(float(value))).scaleb(power).normalize():f}"
+
+
+def _node_lines(trace: Trace) -> Iterator[str]:
+    yield _cells(*NODE_COLUMNS)
+    for n in trace.nodes.values():
+        degrees = ("" if v is None else _decimal(v) for v in (n.latitude, n.longitude))
+        yield _cells(n.name, n.provider, n.region, *degrees, str(n.n_devices))
+
+
+def _row_lines(trace: Trace) -> Iterator[str]:
+    """By time; links of one moment in the order of their nodes."""
+    place = {name: k for k, name in enumerate(trace.nodes)}
+    pairs = sorted(trace.links, key=lambda p: (place[p[0]], place[p[1]]))
+    ends = [(_cells(*pair)).rstrip("\n") for pair in pairs]
+    columns = [np.concatenate([trace.links[p].columns()[k] for p in pairs]) for k in range(5)]
+    link = np.repeat(np.arange(len(pairs)), [len(trace.links[p]) for p in pairs])
+    more = not all(np.isnan(c).all() for c in columns[3:])
+    yield _cells(*COLUMNS, *(OPTIONAL if more else ()))
+    for i in np.lexsort((link, columns[0])):
+        t, rtt, bandwidth, jitter, loss = (c[i] for c in columns)
+        tail = f",{_decimal(jitter, 3)},{_decimal(loss)}" if more else ""
+        yield f"{_decimal(t)},{ends[link[i]]},{_decimal(rtt, 3)},{_decimal(bandwidth * 8, -6)}{tail}\n"
+
+
+def _about_text(trace: Trace) -> str:
+    about = trace.about
+    within = {
+        "delay_ms": None if about.within_rtt_s is None else float(_decimal(about.within_rtt_s, 3)),
+        "bw_mbps": None
+        if about.within_bandwidth_Bps is None
+        else float(_decimal(about.within_bandwidth_Bps * 8, -6)),
+    }
+    known: dict[str, Any] = {
+        "format": FORMAT,
+        "name": trace.name,
+        "latency_kind": about.latency_kind,
+        "one_way_factor": about.one_way_factor,
+        "bw_kind": about.bw_kind,
+        "intra_node": {k: v for k, v in within.items() if v is not None},
+        "step_s": about.step_s,
+        **{key: getattr(about, key) for key in TEXTS[2:]},
+    }
+    body = {k: v for k, v in known.items() if v not in (None, "", {})} | dict(about.other)
+    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
