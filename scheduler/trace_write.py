@@ -1,4 +1,4 @@
-"""A trace as the lines of its files, `link-trace/1`, in the fewest digits that read back as the same trace."""
+"""A trace as its files' lines, `link-trace/1`, in the fewest digits that read back as the same trace."""
 
 from __future__ import annotations
 

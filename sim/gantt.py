@@ -1,4 +1,4 @@
-"""The timeline of one step as a picture: a row a device, what it does in colours, sends as thin lines below."""
+"""The timeline of one step as a picture: a row a device, its doings in colours, sends as thin lines below."""
 
 from __future__ import annotations
 
