@@ -7,7 +7,7 @@ ValueError (its subclasses) that names the option, what was found and what is re
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -62,6 +62,9 @@ WindowBytes = Annotated[float, typer.Option(min=0, help="Window of one flow, in 
 CardMbps = Annotated[
     float, typer.Option(min=0, help="What a device's network card carries, each way, Mbit/s; 0: no limit.")
 ]
+EgressMbps = Annotated[
+    float, typer.Option(min=0, help="What a region sends to others at most, Mbit/s; 0: no limit.")
+]
 Start = Annotated[float, typer.Option(min=0, help="Moment of the trace at which the run begins, in s.")]
 JobFile = Annotated[Path | None, typer.Option("--job", help="A job file: model, batch, schedule.")]
 Model = Annotated[
@@ -110,6 +113,7 @@ class NetworkInput:
     cap_mbps: float = 0.0
     window_bytes: float = 0.0
     card_mbps: float = 0.0
+    egress_mbps: float = 0.0
     seed: int = 0
 
 
@@ -142,6 +146,12 @@ def read_network(given: NetworkInput, gpus: Gpus) -> NetworkRead:
             for d in devices
         )
 
+    def ways_out(devices: Sequence[Device], known: Mapping[str, float]) -> Mapping[str, float]:
+        """The option's for every region; without it what is known."""
+        if not given.egress_mbps:
+            return known
+        return dict.fromkeys((d.region for d in devices if d.region), given.egress_mbps * MBIT_BPS)
+
     if given.trace is not None:
         trace = load(given.trace)
         delay: Literal["", "paper", "physical"] = given.delay  # type: ignore[assignment]  # checked above
@@ -151,7 +161,9 @@ def read_network(given: NetworkInput, gpus: Gpus) -> NetworkRead:
             for n in trace.nodes.values()
             if n.latitude is not None and n.longitude is not None
         }
-        return NetworkRead(TraceNetwork(trace, fitted(devices_of(trace)), conventions), positions, trace.name)
+        devices = fitted(devices_of(trace))
+        network = TraceNetwork(trace, devices, conventions, ways_out(devices, {}))
+        return NetworkRead(network, positions, trace.name)
     if given.scenario is not None:
         factor = 0.5 if given.delay == "physical" else 1.0
         still = scenario(given.scenario, given.variant, given.devices, factor)
@@ -162,7 +174,11 @@ def read_network(given: NetworkInput, gpus: Gpus) -> NetworkRead:
         read = read_topology(given.topology)
         still, positions, name = read.topology, read.positions, given.topology.stem
     still = Topology(
-        fitted(still.devices), still.latency_s, still.bandwidth_Bps, still.flow_Bps, still.egress_Bps
+        fitted(still.devices),
+        still.latency_s,
+        still.bandwidth_Bps,
+        still.flow_Bps,
+        ways_out(still.devices, still.egress_Bps),
     )
     return NetworkRead(StillNetwork(still), positions, name)
 

@@ -42,6 +42,7 @@ class Settings:
     cap_mbps: float = 0.0
     window_bytes: float = 0.0
     card_mbps: float = 0.0
+    egress_mbps: float = 0.0
     start_s: float = 0.0
     job: Path | None = None
     model: str | None = None
@@ -103,7 +104,7 @@ def simulate(
     read = read_network(
         NetworkInput(
             s.scenario, s.variant, s.devices, s.trace, s.topology, s.delay, s.cap_mbps, s.window_bytes,
-            s.card_mbps, s.seed,
+            s.card_mbps, s.egress_mbps, s.seed,
         ),
         gpus,
     )  # fmt: skip

@@ -7,6 +7,7 @@ of plans.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ def _plain(path: Path, document: Any) -> TopologyFile:
                 str(e.get("host", "")),
                 int(e.get("memory_bytes", 0)),
                 float(e.get("flops", 0.0)),
+                int(e.get("host_cores", 0)),
+                float(e.get("uplink_Bps", 0.0)),
+                float(e.get("downlink_Bps", 0.0)),
             )
             if "latitude" in e and "longitude" in e:
                 positions[device.region or device.name] = (float(e["latitude"]), float(e["longitude"]))
@@ -95,7 +99,23 @@ def _plain(path: Path, document: Any) -> TopologyFile:
     latency_s = _matrix(path, document, "latency_s", names)
     bandwidth_Bps = _matrix(path, document, "bandwidth_Bps", names)
     _require_links(path, names, latency_s, bandwidth_Bps)
-    return TopologyFile(_checked(path, tuple(devices), latency_s, bandwidth_Bps), positions)
+    flow_Bps = _matrix(path, document, "flow_Bps", names) if "flow_Bps" in document else None
+    egress_Bps = _egress(path, document.get("egress_Bps", {}), {d.region for d in devices})
+    topology = _checked(path, tuple(devices), latency_s, bandwidth_Bps, flow_Bps, egress_Bps)
+    return TopologyFile(topology, positions)
+
+
+def _egress(path: Path, given: Any, regions: set[str]) -> dict[str, float]:
+    """What each region sends to others at most, for those that have a limit."""
+    if not isinstance(given, dict) or not set(given) <= regions:
+        raise TopologyError(
+            f"{path}: egress_Bps: found {given!r}, required bytes a second by region, of: "
+            + ", ".join(sorted(regions))
+        )
+    for region, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TopologyError(f"{path}: egress_Bps.{region}: found {value!r}, required a number")
+    return {region: float(value) for region, value in given.items()}
 
 
 def _matrix(path: Path, document: dict[str, Any], key: str, names: list[str]) -> Matrix:
@@ -142,10 +162,15 @@ def _require_links(path: Path, names: list[str], latency_s: Matrix, bandwidth_Bp
 
 
 def _checked(
-    path: Path | str, devices: tuple[Device, ...], latency_s: Matrix, bandwidth_Bps: Matrix
+    path: Path,
+    devices: tuple[Device, ...],
+    latency_s: Matrix,
+    bandwidth_Bps: Matrix,
+    flow_Bps: Matrix | None = None,
+    egress_Bps: Mapping[str, float] | None = None,
 ) -> Topology:
     try:
-        return Topology(devices, latency_s, bandwidth_Bps)
+        return Topology(devices, latency_s, bandwidth_Bps, flow_Bps, egress_Bps or {})
     except TopologyError as e:
         raise TopologyError(f"{path}: {e}") from e
 

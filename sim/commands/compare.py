@@ -102,6 +102,7 @@ def compare(
     cap_mbps: i.CapMbps = 0.0,
     window_bytes: i.WindowBytes = 0.0,
     card_mbps: i.CardMbps = 0.0,
+    egress_mbps: i.EgressMbps = 0.0,
     start_s: i.Start = 0.0,
     job: i.JobFile = None,
     model: i.Model = None,
@@ -139,7 +140,17 @@ def compare(
         gpus = i.read_gpus(gpu, precision, efficiency)
         read = i.read_network(
             i.NetworkInput(
-                scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, seed
+                scenario,
+                variant,
+                devices,
+                trace,
+                topology,
+                delay,
+                cap_mbps,
+                window_bytes,
+                card_mbps,
+                egress_mbps,
+                seed,
             ),
             gpus,
         )

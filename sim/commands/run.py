@@ -35,6 +35,7 @@ def run(
     cap_mbps: i.CapMbps = 0.0,
     window_bytes: i.WindowBytes = 0.0,
     card_mbps: i.CardMbps = 0.0,
+    egress_mbps: i.EgressMbps = 0.0,
     start_s: i.Start = 0.0,
     job: i.JobFile = None,
     model: i.Model = None,
@@ -76,8 +77,8 @@ def run(
 ) -> None:
     """Simulate steps of a job on a network: how long they take, why, and what they cost."""
     settings = Settings(
-        scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, start_s, job,
-        model, sequence_length, global_batch, micro_batch, stages, replicas, schedule, streams,
+        scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, egress_mbps,
+        start_s, job, model, sequence_length, global_batch, micro_batch, stages, replicas, schedule, streams,
         tuple(gpu or ()), precision, efficiency, codec, gradient_codec, plan_file, steps, faults_file,
         prices_file, save_every, restart_s, replan_every, seed,
     )  # fmt: skip

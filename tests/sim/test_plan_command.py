@@ -260,3 +260,21 @@ def test_a_model_that_fits_nowhere_says_what_lacks_and_where(tmp_path: Path) -> 
     assert "are missing" in result.stderr
     assert " on d" in result.stderr
     assert "a device with more memory" in result.stderr
+
+
+def test_a_topology_file_says_what_cards_flows_and_regions_carry(tmp_path: Path) -> None:
+    document = as_document(scenario("regional", n_devices=4))
+    for entry in document["devices"]:
+        entry |= {"uplink_Bps": 5e7, "downlink_Bps": 6e7, "host_cores": 2}
+    flows = [[1e7] * 4] * 4
+    known = read_topology(
+        Path(write(tmp_path / "t.json", document | {"flow_Bps": flows, "egress_Bps": {"Ohio": 1e8}}))
+    )
+    topology = known.topology
+    assert {(d.uplink_Bps, d.downlink_Bps, d.host_cores) for d in topology.devices} == {(5e7, 6e7, 2)}
+    assert topology.striped(2).bandwidth_Bps[0, 1] == 2e7
+    assert topology.egress_Bps == {"Ohio": 1e8}
+    for bad, message in (({"Mars": 1.0}, "found {'Mars': 1.0}, required"), ({"Ohio": 0}, "above 0"),
+                         ({"Ohio": "fast"}, "egress_Bps.Ohio: found 'fast', required a number")):  # fmt: skip
+        with pytest.raises(TopologyError, match=message):
+            read_topology(Path(write(tmp_path / "t.json", document | {"egress_Bps": bad})))

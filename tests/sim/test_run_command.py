@@ -50,6 +50,8 @@ def test_a_plan_that_was_printed_can_be_replayed_elsewhere(tmp_path: Path) -> No
     assert again["total_s"] == found["total_s"]
     other = run_json(*TRACED, "--plan", str(path), "--delay", "paper", "--card-mbps", "100")
     assert other["total_s"] > found["total_s"]
+    slow = run_json(*TRACED, "--plan", str(path), "--egress-mbps", "10")
+    assert slow["total_s"] > 10 * found["total_s"]
 
 
 def test_codecs_streams_and_schedules_reach_the_engine() -> None:
