@@ -33,9 +33,10 @@ class MovingCost:
     def sentence(self) -> str:
         if not self.n_layers and not self.orphans:
             return f"no layer moves, the restart takes {duration(self.seconds)}"
+        verb = "moves" if self.n_layers == 1 else "move"
+        amount = f"{count(self.n_layers, 'layer')} ({size(self.n_bytes)})"
         lost = f"; {count(len(self.orphans), 'layer')} must come from a checkpoint" if self.orphans else ""
-        moves = f"{count(self.n_layers, 'layer')} ({size(self.n_bytes)}) move in {duration(self.seconds)}"
-        return moves + lost
+        return f"{amount} {verb} in {duration(self.seconds)}{lost}"
 
 
 def moving_cost(

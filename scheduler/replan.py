@@ -97,7 +97,9 @@ def reconsider(
     share = f"{duration(candidate_s)} a step instead of {duration(running_s)}"
     if _same_work(running, candidate):
         return Stay(0, f"No other plan is known to be faster than {duration(running_s)} a step.")
-    if saves_s < patience.margin * running_s or saves_s <= 0:
+    if saves_s <= 0:
+        return Stay(0, f"The other plan would take {share}.")
+    if saves_s < patience.margin * running_s:
         asked = f"less than the {patience.margin:.0%} that is asked for"
         return Stay(0, f"The other plan would take {share}: {saves_s / running_s:.0%} faster, {asked}.")
     pays_at = step + ceil(cost.seconds / saves_s)

@@ -34,7 +34,7 @@ def test_a_boundary_that_shifts_moves_the_layers_between() -> None:
     """One layer with its state: 300 bytes at 100 a second, half a second away."""
     cost = moving_cost(RUNNING, a_plan(("a", "b"), cut=(3,)), MODEL, TOPOLOGY)
     assert cost == MovingCost(300, 0.5 + 3.0, 1, ())
-    assert cost.sentence() == "1 layer (300 B) move in 3.50 s"
+    assert cost.sentence() == "1 layer (300 B) moves in 3.50 s"
 
 
 def test_links_work_side_by_side_and_transfers_of_one_link_in_turn() -> None:

@@ -172,6 +172,9 @@ def test_a_better_plan_that_is_not_better_by_the_margin_is_named_and_left() -> N
     answer = reconsider(running, best(slower), now, 0, STEPS, streak=2)
     assert isinstance(answer, Stay)
     assert "less than the 20% that is asked for" in answer.reason
+    worse = reconsider(best(slower), running, now, 0, STEPS, streak=2)
+    assert isinstance(worse, Stay)
+    assert "faster" not in worse.reason
     same = reconsider(running, running, now, 0, STEPS, streak=2)
     assert isinstance(same, Stay)
     assert same.reason.startswith("No other plan is known to be faster")
