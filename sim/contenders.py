@@ -61,6 +61,19 @@ class Field:
         return tuple(d.name for d in self.topology.devices)
 
 
+def shape_for(n_devices: int, stages: int | None, replicas: int | None) -> tuple[int, int]:
+    """(stages, replicas) as given, or the squarest of all devices, stages first. PlanError if they are more
+    than there are devices."""
+    if stages and replicas:
+        if stages * replicas > n_devices:
+            raise PlanError(
+                f"found {stages} stages x {replicas} replicas, required at most {n_devices} devices"
+            )
+        return stages, replicas
+    least = max(r for r in range(1, n_devices + 1) if n_devices % r == 0 and r * r <= n_devices)
+    return n_devices // least, least
+
+
 def contend(name: str, field: Field) -> Contender:
     """One of NAMES. A contender that has no plan says why; nothing is raised for it."""
     found: dict[str, Callable[[Field], Contender]] = {

@@ -6,7 +6,7 @@ Reads the files that the settings name; prints nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 
 from scheduler.gpus import ACHIEVABLE
 from scheduler.job import JobSpec
-from scheduler.plan import Plan
+from scheduler.plan import Plan, PlanError
 from scheduler.plan_text import plan_document
 from scheduler.planner import make_plan
 from scheduler.topology import Topology
+from sim.contenders import Field, contend, shape_for
 from sim.fault_script import read_faults
 from sim.faults import Faults
 from sim.inputs import JobInput, NetworkInput, NetworkRead, read_gpus, read_job, read_network, read_work
@@ -27,6 +28,8 @@ from sim.replay import Work, require_devices
 from sim.run import Planner, RunOptions, RunResult, simulate_run
 
 DAY_S = 86400.0
+OBJECTIVES = ("step", "dtfm")
+"""What plans are chosen by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Settings:
     efficiency: float = ACHIEVABLE
     codec: str = ""
     gradient_codec: str = ""
+    objective: str = "step"
     plan: Path | None = None
     steps: int = 1
     faults: Path | None = None
@@ -80,13 +84,25 @@ class Simulation:
     tokens_a_step: int
 
 
-def planner_of(job: JobSpec, work: Work) -> Planner:
-    """Plans as the coordinator does, for whoever is there."""
+def planner_of(job: JobSpec, work: Work, objective: str = "step", seed: int = 0) -> Planner:
+    """Plans for whoever is there. `objective`: `step`, the predicted step time, as the coordinator does;
+    `dtfm`, the paper's own objective and search in the job's shape. PlanError for another."""
+    if objective not in OBJECTIVES:
+        raise PlanError(f"--objective: found {objective!r}, required {' or '.join(OBJECTIVES)}")
 
     def planner(topology: Topology, names: Sequence[str], version: int) -> Plan:
         profiles = [p for p in work.profiles if p.device in set(names)]
         there = topology.subset([topology.index(p.device) for p in profiles])
-        return make_plan(job, work.model, profiles, there, version)
+        if objective == "step":
+            return make_plan(job, work.model, profiles, there, version)
+        given = (
+            (None, None) if job.parallelism == "auto" else (job.parallelism.stages, job.parallelism.replicas)
+        )
+        shape = shape_for(len(there), *given)
+        found = contend("dtfm", Field(job, Work(work.model, tuple(profiles)), there, shape, seed))
+        if found.plan is None:
+            raise PlanError(found.why_not)
+        return replace(found.plan, version=version, reasons=(f"Placed by {found.note}.", *found.plan.reasons))
 
     return planner
 
@@ -117,7 +133,7 @@ def simulate(
     network = read.network
     work = read_work(job, network.devices, gpus)
     prices = read_prices(s.prices) if s.prices else Prices()
-    planner = planner_of(job, work)
+    planner = planner_of(job, work, s.objective, s.seed)
     names = [d.name for d in network.devices]
     if s.plan is not None:
         plan = read_plan(s.plan)

@@ -21,7 +21,7 @@ from scheduler.timeline import bubble_fraction
 from scheduler.traffic import traffic
 from sim import inputs as i
 from sim.comparison import Row, contents, document, table
-from sim.contenders import NAMES, Contender, Field, contend
+from sim.contenders import NAMES, Contender, Field, contend, shape_for
 from sim.network import NetworkOverTime
 from sim.replay import replay_at
 from sim.report import write_report
@@ -78,18 +78,6 @@ def _replayed(task: Task, found: Contender) -> Row:
         plan=plan,
         timeline=timeline,
     )
-
-
-def shape_for(n_devices: int, stages: int | None, replicas: int | None) -> tuple[int, int]:
-    """What is given, or the squarest, stages first."""
-    if stages and replicas:
-        if stages * replicas > n_devices:
-            raise i.InputError(
-                f"found {stages} stages x {replicas} replicas, required at most {n_devices} devices"
-            )
-        return stages, replicas
-    least = max(r for r in range(1, n_devices + 1) if n_devices % r == 0 and r * r <= n_devices)
-    return n_devices // least, least
 
 
 def compare(

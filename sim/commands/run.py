@@ -51,6 +51,10 @@ def run(
     efficiency: i.Efficiency = ACHIEVABLE,
     codec: i.Codec = "",
     gradient_codec: i.GradientCodec = "",
+    objective: Annotated[
+        str,
+        typer.Option(help="What a plan is chosen by: step (predicted step time) or dtfm (DT-FM's)."),
+    ] = "step",
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="A plan to replay (JSON); default: one is made.")
     ] = None,
@@ -79,8 +83,8 @@ def run(
     settings = Settings(
         scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, egress_mbps,
         start_s, job, model, sequence_length, global_batch, micro_batch, stages, replicas, schedule, streams,
-        tuple(gpu or ()), precision, efficiency, codec, gradient_codec, plan_file, steps, faults_file,
-        prices_file, save_every, restart_s, replan_every, seed,
+        tuple(gpu or ()), precision, efficiency, codec, gradient_codec, objective, plan_file, steps,
+        faults_file, prices_file, save_every, restart_s, replan_every, seed,
     )  # fmt: skip
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -65,6 +65,12 @@ def test_codecs_streams_and_schedules_reach_the_engine() -> None:
     assert run_json(*TRACED, "--schedule", "gpipe")["plan"]["schedule"] == "gpipe"
 
 
+def test_dtfm_s_objective_places_what_is_then_priced_by_the_step() -> None:
+    theirs, ours = run_json(*SMALL, "--objective", "dtfm"), run_json(*SMALL)
+    assert theirs["plan"]["reasons"][0].startswith("Placed by DT-FM's objective and search")
+    assert ours["total_s"] <= theirs["total_s"]
+
+
 def test_faults_and_prices_are_told(tmp_path: Path) -> None:
     faults, prices = tmp_path / "faults.yaml", tmp_path / "prices.yaml"
     faults.write_text("faults:\n  - {fail: 0, step: 1}\n")
@@ -105,6 +111,7 @@ def test_a_report_is_one_page_and_a_trace(tmp_path: Path) -> None:
         ([*TRACED, "--delay", "half"], "--delay: found 'half', required paper or physical"),
         ([*TRACED[:-2]], "found one of --stages and --replicas"),
         ([*TRACED, "--codec", "zip"], "zip"),
+        ([*TRACED, "--objective", "best"], "--objective: found 'best', required step or dtfm"),
         ([*TRACED, "--plan", "/nonexistent.json"], "cannot be read as a plan"),
     ],
 )
