@@ -110,7 +110,7 @@ class ActivationDeltaCodec:
         before = found.version
         body = torch.empty(self._grid.payload_bytes(value.shape), dtype=torch.uint8)
         n_codes, memory = packed_bytes(value.numel(), self._grid.bits), self._buffers.read(found)
-        scales = torch.zeros(self._grid.n_scales(value.shape), dtype=torch.int16)
+        scales = torch.empty(self._grid.n_scales(value.shape), dtype=torch.int16)
         kernels_cpu.encode_into(
             value, scales, body[:n_codes], self._grid, self._seeds.next(), torch.get_num_threads(), memory
         )
@@ -228,9 +228,10 @@ class ActivationDeltaCodec:
         return packed_bytes(torch.Size(self._buffers.shape).numel(), grid.bits)
 
     def _stacked(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if not key:
-            return torch.empty(shape, dtype=dtype)
-        return torch.stack([self._made[sample].to(dtype) for sample in key])
+        stacked = torch.empty(shape, dtype=dtype)
+        for into, sample in zip(stacked, key, strict=True):
+            into.copy_(self._made[sample])
+        return stacked
 
     def echo(self, encoded: Encoded, key: Key) -> Tensor:
         with self._lock:

@@ -1,11 +1,13 @@
-"""Which twin of the quantizer runs where: the compiled loop on a CPU, the reference elsewhere.
+"""Which twin of the quantizer runs where: the compiled loop on a CPU, Triton on a GPU that has it.
 
 All have the signatures of `quantize.py` and give its bits.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -34,4 +36,6 @@ def twin_of(device: torch.device) -> Twin:
     """The fastest there is for tensors on `device`."""
     if device.type == "cpu":
         return kernels_cpu
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return cast(Twin, import_module("compression.kernels_triton"))
     return quantize

@@ -41,7 +41,7 @@ MASKS = np.array([0, 0x0101010101010101, 0x0303030303030303, 0, 0x0F0F0F0F0F0F0F
 def quantize(x: Tensor, grid: Grid, seed: int = 0, threads: int = 1) -> tuple[Tensor, Tensor]:
     """As `quantize.quantize`, of a tensor on the CPU."""
     shape = tuple(x.shape)
-    scales = torch.zeros(grid.n_scales(shape), dtype=torch.int16)
+    scales = torch.empty(grid.n_scales(shape), dtype=torch.int16)
     packed = torch.empty(packed_bytes(x.numel(), grid.bits), dtype=torch.uint8)
     encode_into(x, scales, packed, grid, seed, threads)
     return scales, packed
@@ -182,7 +182,7 @@ def _encode(x, memory, scales, packed, first, last, bits, half, mode, group, see
     code = np.zeros(BLOCK, np.uint8)
     shift = np.full(BLOCK, F32(0.5), np.float32)
     inverses = _inverses(scales) if mode == CHANNEL else buffer
-    all_largest, inverse_half = U32(0), F32(1) / half
+    all_largest = U32(0)
     for block in range(first, last):
         at = block * BLOCK
         values = x[at : at + BLOCK]
@@ -207,9 +207,9 @@ def _encode(x, memory, scales, packed, first, last, bits, half, mode, group, see
                     all_largest = max(all_largest, largest)
                     scales[k] = upper_half(largest)
                 _round(v, scale_of(scales[k]), u, c, half)
-                if remembered.size:
-                    _remember(c, scale_of(scales[k]) * inverse_half, half, remembered[start:stop])
             start = stop
+        if remembered.size:
+            _remember(code, scales, at, group, half, remembered)
         out = packed[block * (BLOCK * bits // 8) :]
         if m == BLOCK:
             _pack_whole(code, out[: BLOCK * bits // 8], bits)
@@ -248,9 +248,14 @@ def _round(v, scale, shift, code, half):
 
 
 @njit(cache=True, nogil=True)
-def _remember(code, step, half, memory):
-    for i in range(memory.size):
-        memory[i] = kept(loaded(memory[i]) + (level_of(code[i]) - half) * step, memory[i])
+def _remember(code, scales, at, group, half, memory):
+    """Add what the other end decodes, apart from the loop above, which is fast because it is small."""
+    start = 0
+    while start < memory.size:
+        k = (at + start) // group
+        stop = min(memory.size, (k + 1) * group - at)
+        _values(code[start:stop], scale_of(scales[k]) * (F32(1) / half), half, memory[start:stop], True)
+        start = stop
 
 
 @njit(cache=True, nogil=True)

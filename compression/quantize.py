@@ -40,20 +40,28 @@ def quantize(x: Tensor, grid: Grid, seed: int = 0, threads: int = 1) -> tuple[Te
     del threads
     values = x.detach().float().contiguous().flatten()
     n = values.numel()
-    owner = scale_index(tuple(x.shape), grid)
-    largest = torch.zeros(grid.n_scales(x.shape), dtype=torch.int32, device=x.device)
-    magnitude = values.view(torch.int32) & 0x7FFFFFFF  # ordered as the magnitudes are, NaN above all
-    largest.scatter_reduce_(0, owner.to(x.device), magnitude, "amax")
-    require_finite(int(largest.max()) if n else 0)
-    upper = ((largest.long() + 0xFFFF) >> 16).clamp(max=LARGEST_SCALE_BITS)
-    upper[upper < SMALLEST_SCALE_BITS] = 0
-    scales = (upper << 16).to(torch.int32).view(torch.float32)
+    owner = scale_index(tuple(x.shape), grid).to(x.device)
+    upper = scales_of(values, tuple(x.shape), grid).to(torch.int32)
+    scales = (upper << 16).view(torch.float32)
     inverse = torch.where(scales > 0, 1.0 / scales, torch.zeros_like(scales))
     half = steps_of(grid.bits) / 2
     shift = uniforms(n, seed).to(x.device) if grid.stochastic else 0.5
-    position = values * inverse[owner.to(x.device)] * half + half + shift
+    position = values * inverse[owner] * half + half + shift
     codes = position.clamp(0, 2 * half).to(torch.uint8)
     return upper.to(torch.int16), pack(codes, grid.bits)
+
+
+def scales_of(values: Tensor, shape: tuple[int, ...], grid: Grid) -> Tensor:
+    """int16: the upper half of each largest magnitude of float32 values (n,) of a tensor of `shape`,
+    rounded up, within the numbers that are normal and finite. Raises NotFinite."""
+    largest = torch.zeros(grid.n_scales(shape), dtype=torch.int32, device=values.device)
+    magnitude = values.view(torch.int32) & 0x7FFFFFFF  # ordered as the magnitudes are, NaN above all
+    owner = scale_index(shape, grid).to(values.device)
+    largest.scatter_reduce_(0, owner, magnitude, "amax")
+    require_finite(int(largest.max()) if values.numel() else 0)
+    upper = ((largest.long() + 0xFFFF) >> 16).clamp(max=LARGEST_SCALE_BITS)
+    upper[upper < SMALLEST_SCALE_BITS] = 0
+    return upper.to(torch.int16)
 
 
 def dequantize(

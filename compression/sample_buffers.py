@@ -116,7 +116,7 @@ class SampleBuffers:
                 memory.copy_(x.float().clamp(-65504, 65504))
             return
         n_codes = packed_bytes(x.numel(), self._grid.bits)
-        scales = torch.zeros(self._grid.n_scales(self._shape), dtype=torch.int16)
+        scales = torch.empty(self._grid.n_scales(self._shape), dtype=torch.int16)
         kernels_cpu.encode_into(x, scales, data[:n_codes], self._grid, 0, torch.get_num_threads())
         data[n_codes : n_codes + SCALE_BYTES * scales.numel()] = scales.view(torch.uint8)
 

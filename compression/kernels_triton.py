@@ -1,0 +1,177 @@
+# mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator, name-defined"
+"""The k-bit quantizer's twin for a GPU: the same bits as `quantize.py`, a block a program.
+
+A program reads its block once and writes its codes and scales once. Fusion of products and sums is off
+(`enable_fp_fusion`), or the last bit would differ. Scales that no block alone can tell (per tensor, per
+channel, groups that cross blocks) are found by torch before. Triton's interpreter runs the same code on a
+CPU, which is how tests run it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from compression.grid import BLOCK, Grid, numel, packed_bytes, steps_of
+from compression.quantize import require_finite, require_sizes, scales_of
+
+HALF_BLOCK = BLOCK // 2
+
+
+def quantize(x: Tensor, grid: Grid, seed: int = 0, threads: int = 1) -> tuple[Tensor, Tensor]:
+    """As `quantize.quantize`."""
+    del threads
+    shape, values = tuple(x.shape), x.detach().contiguous().flatten()
+    n = values.numel()
+    packed = torch.empty(packed_bytes(n, grid.bits), dtype=torch.uint8, device=x.device)
+    if n == 0:
+        return torch.empty(0, dtype=torch.int16, device=x.device), packed
+    fused = grid.scale == "group" and BLOCK % grid.group == 0
+    n_scales, blocks = grid.n_scales(shape), -(-n // BLOCK)
+    if fused:
+        scales = torch.empty(n_scales, dtype=torch.int16, device=x.device)
+    else:
+        scales = scales_of(values.float(), shape, grid)
+    largest = torch.zeros(blocks, dtype=torch.int32, device=x.device)
+    _encode[(blocks,)](
+        values, scales, packed, largest, n, n_scales, steps_of(grid.bits) / 2, seed - (seed >> 31 << 32),
+        grid.bits, grid.stochastic, fused, *_layout(grid, shape), grid.group if fused else 1, BLOCK,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    require_finite(int(largest.max()))
+    return scales, packed
+
+
+def dequantize(
+    scales: Tensor, packed: Tensor, shape: tuple[int, ...], grid: Grid, dtype: torch.dtype, threads: int = 1
+) -> Tensor:
+    """As `quantize.dequantize`, on the device of `packed`."""
+    del threads
+    require_sizes(scales, packed, shape, grid)
+    n = numel(shape)
+    y = torch.empty(shape, dtype=dtype, device=packed.device)
+    if n:
+        half = steps_of(grid.bits) / 2
+        inverse = torch.tensor(1.0 / half, dtype=torch.float32)
+        step = (scales.to(torch.int32) << 16).view(torch.float32) * inverse
+        brain = dtype == torch.bfloat16
+        into = y.view(torch.int16) if brain else y
+        _decode[(-(-n // BLOCK),)](
+            packed, step, into.view(-1), n, half, grid.bits, brain, *_layout(grid, shape), BLOCK,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return y
+
+
+def _layout(grid: Grid, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(divisor, modulus): value i has the scale i // divisor, or where the modulus is not 0, i % modulus."""
+    match grid.scale:
+        case "tensor":
+            return numel(shape), 0
+        case "channel":
+            return 1, shape[-1] if shape else 1
+        case "group":
+            return grid.group, 0
+
+
+@triton.jit
+def _hash(h):
+    """C. Wellons' lowbias32 of uint32."""
+    h ^= h >> 16
+    h *= 0x7FEB352D
+    h ^= h >> 15
+    h *= 0x846CA68B
+    h ^= h >> 16
+    return h
+
+
+@triton.jit
+def _encode(
+    x_at, scales_at, packed_at, largest_at, n, n_scales, half: tl.float32, seed,
+    BITS: tl.constexpr, STOCHASTIC: tl.constexpr, FUSED: tl.constexpr,
+    divisor, modulus, GROUP: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    at = block.to(tl.int64) * SIZE
+    m = tl.minimum(n - at, SIZE).to(tl.int32)
+    if FUSED:
+        i = tl.arange(0, SIZE)
+        x = tl.load(x_at + at + i, mask=i < m, other=0.0).to(tl.float32)
+        magnitude = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        largest = tl.max(tl.reshape(magnitude, (SIZE // GROUP, GROUP)), axis=1)
+        upper = (largest.to(tl.int64) + 0xFFFF) >> 16
+        upper = tl.minimum(tl.where(upper < 0x0080, 0, upper), 0x7F7F)
+        k = tl.arange(0, SIZE // GROUP)
+        first = at // GROUP
+        tl.store(scales_at + first + k, upper.to(tl.int16), mask=first + k < n_scales)
+        tl.store(largest_at + block, tl.max(largest, axis=0))
+        tl.debug_barrier()  # scales are read again below, lane by lane
+    shift = BITS
+    out = packed_at + block.to(tl.int64) * (SIZE * BITS // 8)
+    for position in tl.static_range(4):
+        WIDTH: tl.constexpr = 8 >> position
+        if BITS & WIDTH:
+            shift -= WIDTH
+            each = (m * WIDTH + 7) // 8
+            j = tl.arange(0, SIZE * WIDTH // 8)
+            byte = tl.zeros((SIZE * WIDTH // 8,), tl.int32)
+            for lane in tl.static_range(8 // WIDTH):
+                i = lane * each + j
+                good = (j < each) & (i < m)
+                x = tl.load(x_at + at + i, mask=good, other=0.0).to(tl.float32)
+                place = at + i
+                index = place // divisor
+                if modulus > 0:
+                    index = place % modulus
+                upper = tl.load(scales_at + index, mask=good, other=0).to(tl.int32)
+                scale = (upper << 16).to(tl.float32, bitcast=True)
+                inverse = tl.where(scale > 0, tl.div_rn(1.0, tl.where(scale > 0, scale, 1.0)), 0.0)
+                if STOCHASTIC:
+                    counter = block * (SIZE // 2) + (i % (SIZE // 2)) + seed
+                    h = _hash(counter.to(tl.uint32, bitcast=True))
+                    word = tl.where(i < SIZE // 2, h & 0xFFFF, h >> 16)
+                    u = (word.to(tl.float32) + 0.5) * 0.0000152587890625
+                else:
+                    u = 0.5
+                t = x * inverse * half + half + u
+                code = tl.minimum(tl.maximum(t, 0.0), 2.0 * half).to(tl.int32)
+                part = (code >> shift) & ((1 << WIDTH) - 1)
+                byte |= tl.where(good, part, 0) << (WIDTH * lane)
+            tl.store(out + j, byte.to(tl.uint8), mask=j < each)
+            out += each
+
+
+@triton.jit
+def _decode(
+    packed_at, step_at, y_at, n, half: tl.float32,
+    BITS: tl.constexpr, BRAIN: tl.constexpr, divisor, modulus, SIZE: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    at = block.to(tl.int64) * SIZE
+    m = tl.minimum(n - at, SIZE).to(tl.int32)
+    i = tl.arange(0, SIZE)
+    code = tl.zeros((SIZE,), tl.int32)
+    shift = BITS
+    source = packed_at + block.to(tl.int64) * (SIZE * BITS // 8)
+    for position in tl.static_range(4):
+        WIDTH: tl.constexpr = 8 >> position
+        if BITS & WIDTH:
+            shift -= WIDTH
+            each = (m * WIDTH + 7) // 8
+            lane = i // each
+            byte = tl.load(source + i % each, mask=i < m, other=0).to(tl.int32)
+            code |= ((byte >> (WIDTH * lane)) & ((1 << WIDTH) - 1)) << shift
+            source += each
+    place = at + i
+    index = place // divisor
+    if modulus > 0:
+        index = place % modulus
+    step = tl.load(step_at + index, mask=i < m, other=0.0)
+    value = (code.to(tl.float32) - half) * step
+    if BRAIN:  # bfloat16's bits, rounded to the nearest even by hand: the interpreter would cut them off
+        bits = value.to(tl.int32, bitcast=True)
+        tl.store(y_at + at + i, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16), mask=i < m)
+    else:
+        tl.store(y_at + at + i, value.to(y_at.dtype.element_ty), mask=i < m)

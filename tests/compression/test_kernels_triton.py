@@ -1,0 +1,60 @@
+"""The Triton kernels give the reference's bits, run by Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import pytest
+import torch
+
+from compression import quantize
+from compression.grid import BLOCK, Grid, NotFinite
+
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+pytest.importorskip("triton", reason="the extra `gpu` is not installed")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SCALES = [("tensor", 1), ("channel", 1), ("group", 32), ("group", 64), ("group", 96)]
+
+
+@pytest.fixture(scope="module")
+def twin() -> ModuleType:
+    from compression import kernels_triton
+
+    return kernels_triton
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_the_same_bits_for_every_width_scale_and_size(twin: ModuleType, bits: int, stochastic: bool) -> None:
+    for scale, group in SCALES:
+        grid = Grid(bits, scale, group, stochastic)  # type: ignore[arg-type]
+        for shape in ((BLOCK + 77,), (3, 192)):
+            require_same(twin, torch.randn(shape, generator=torch.Generator().manual_seed(bits)), grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_same_bits_for_other_types_strides_and_nothing(twin: ModuleType, dtype: torch.dtype) -> None:
+    x = torch.randn(192, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for stochastic in (False, True):
+        require_same(twin, x.t(), Grid(4, "group", 64, stochastic))
+        require_same(twin, x[:0], Grid(4, "group", 3, stochastic))
+
+
+def require_same(twin: ModuleType, x: torch.Tensor, grid: Grid) -> None:
+    scales, packed = quantize.quantize(x, grid, 3_000_000_001)
+    found = twin.quantize(x.to(DEVICE), grid, 3_000_000_001)
+    assert torch.equal(found[0].cpu(), scales)
+    assert torch.equal(found[1].cpu(), packed)
+    y = quantize.dequantize(scales, packed, tuple(x.shape), grid, x.dtype)
+    z = twin.dequantize(found[0], found[1], tuple(x.shape), grid, x.dtype)
+    assert torch.equal(z.cpu(), y)
+
+
+@pytest.mark.parametrize(("scale", "group"), SCALES)
+def test_what_is_not_finite_is_refused(twin: ModuleType, scale: str, group: int) -> None:
+    x = torch.ones(BLOCK + 5)
+    x[BLOCK + 2] = float("nan")
+    with pytest.raises(NotFinite):
+        twin.quantize(x.to(DEVICE), Grid(4, scale, group))  # type: ignore[arg-type]
