@@ -19,6 +19,7 @@ from scheduler.step_moves import (
     BOUNDARY,
     CROSS,
     N_MOVES,
+    REGIONS,
     REPLACE,
     SHARE,
     STAGES,
@@ -215,16 +216,23 @@ def improve(found: Found, actions: float, rng: np.random.Generator, hot: float, 
     now, trial, best = (_search_of(case, found.layout) for _ in range(3))
     each = move_cost(case)
     n = int(0.8 * actions / each)
-    kinds = case.grounds.kinds
+    grounds = case.grounds
     if n:
-        walk(case.prices, tables, kinds, now, trial, best, _draws(case, len(now.spare), n, rng), hot, cold)
-    unlike = case.grounds.unlike or case.prices.memory_bytes.min() < case.prices.memory_bytes.max()
-    _, tried = descend(case.prices, tables, kinds, best, trial, unlike, max(100, int(0.2 * actions / each)))
+        draws = _draws(case, len(now.spare), n, rng)
+        walk(case.prices, tables, grounds.kinds, grounds.places, now, trial, best, draws, hot, cold)
+    tried = _descend(case, tables, best, trial, max(100, int(0.2 * actions / each)))
     step_s = layout_step_s(case.pricing, tables, best.layout)
     used = found.evaluations + n + tried
     if step_s < found.step_s:
         return Found(case, best.layout, step_s, found.how, used)
     return replace(found, evaluations=used)
+
+
+def _descend(case: Case, tables: Tables, best: Search, trial: Search, most: int) -> int:
+    """Down to where no move gains; the moves tried."""
+    grounds, memory = case.grounds, case.prices.memory_bytes
+    unlike = grounds.unlike or bool(memory.min() < memory.max())
+    return descend(case.prices, tables, grounds.kinds, grounds.places, best, trial, unlike, most)[1]
 
 
 def move_cost(case: Case) -> float:
@@ -242,6 +250,8 @@ def _draws(case: Case, n_spare: int, n: int, rng: np.random.Generator) -> Draws:
     weight[STAGES] = 0.02 if s > 1 else 0.0
     weight[BOUNDARY] = 0.03 if s > 1 else 0.0
     weight[SHARE] = 0.05 if r > 1 else 0.0
+    if 1 < case.grounds.places.max() + 1 < len(case.grounds.places):
+        weight[REGIONS] = 0.02
     if not weight.any():  # one device and no other: nothing can move
         n, weight[SWAP] = 0, 1.0
     again = rng.random(n) < 0.5 if case.grounds.unlike else np.zeros(n, dtype=bool)
@@ -290,8 +300,7 @@ def try_all(case: Case, most: int, every_cut: bool) -> Found | None:
     if not np.isfinite(step_s):
         return None
     trial = _search_of(case, best.layout)
-    unlike = case.grounds.unlike
-    step_s, tried = descend(case.prices, tables, case.grounds.kinds, best, trial, unlike, 20_000)
+    tried = _descend(case, tables, best, trial, 20_000)
     step_s = layout_step_s(case.pricing, tables, best.layout)
     return Found(case, best.layout, step_s, "all placements", count * max(1, len(cuts)) + tried, every_cut)
 

@@ -28,10 +28,11 @@ from scheduler.step_kernels import (
     total_s,
 )
 
-SWAP, REPLACE, CROSS, STAGES, BOUNDARY, SHARE = range(6)
+SWAP, REPLACE, CROSS, STAGES, BOUNDARY, SHARE, REGIONS = range(7)
 """Two devices change places; one with a device left out; two pipelines exchange what follows a
-stage; two stages change places; a layer crosses a boundary; a micro-batch changes replica."""
-N_MOVES = 6
+stage; two stages change places; a layer crosses a boundary; a micro-batch changes replica; the devices
+of two regions change places, those that are left out among them."""
+N_MOVES = 7
 
 BEHIND = 0.02
 """Weight of what is behind the slowest (`total_s`) when a move is judged: it slopes the plateaus."""
@@ -165,10 +166,42 @@ def copy_search(source: Search, target: Search) -> None:
 
 
 @compiled
+def exchange_regions(trial: Search, regions: Ints, x: int, y: int) -> bool:
+    """Put the devices of region x where those of y are and the other way round, as far as either has some.
+
+    False if neither is in use.
+    """
+    n_devices = len(regions)
+    partner = np.full(n_devices, -1, dtype=np.int64)
+    a, b = 0, 0
+    while True:
+        while a < n_devices and regions[a] != x:
+            a += 1
+        while b < n_devices and regions[b] != y:
+            b += 1
+        if a == n_devices or b == n_devices:
+            break
+        partner[a], partner[b] = b, a
+        a += 1
+        b += 1
+    moved = False
+    flat = trial.layout.cells.reshape(trial.layout.cells.size)
+    for k in range(len(flat)):
+        if partner[flat[k]] >= 0:
+            flat[k] = partner[flat[k]]
+            moved = True
+    for k in range(len(trial.spare)):
+        if partner[trial.spare[k]] >= 0:
+            trial.spare[k] = partner[trial.spare[k]]
+    return moved
+
+
+@compiled
 def propose(
     prices: Prices,
     tables: Tables,
     alike: Ints,
+    regions: Ints,
     trial: Search,
     what: int,
     x: int,
@@ -181,7 +214,7 @@ def propose(
 
     Infinite, and `trial` spoilt, where the move is none, does not fit, or costs more than `allowed`.
     SWAP: cells x and y; REPLACE: cell x, spare y; CROSS: replicas x, y from stage z on; STAGES: x, y;
-    BOUNDARY: the cut before stage x, down if y is 0 else up; SHARE: from replica x to y.
+    BOUNDARY: the cut before stage x, down if y is 0 else up; SHARE: from replica x to y; REGIONS: x, y.
     """
     layout, state = trial.layout, trial.state
     cells, cut, shares = layout.cells, layout.cut, layout.shares
@@ -238,6 +271,13 @@ def propose(
         pipelines[:] = True
         groups[x] = True
         groups[x - 1] = True
+    elif what == REGIONS:
+        if x == y or not exchange_regions(trial, regions, x, y):
+            return none
+        pipelines[:] = True
+        groups[:] = True
+        if cut_again and not cut_layers(prices, tables, layout):
+            return none
     else:
         if x == y or shares[x] < 2:
             return none
@@ -269,6 +309,7 @@ def walk(
     prices: Prices,
     tables: Tables,
     alike: Ints,
+    regions: Ints,
     now: Search,
     trial: Search,
     best: Search,
@@ -282,7 +323,7 @@ def walk(
     """
     price_all(prices, tables, now.layout, now.state)
     n_replicas, n_stages = now.layout.cells.shape
-    n_cells, n_spare = n_replicas * n_stages, len(now.spare)
+    n_cells, n_spare, n_regions = n_replicas * n_stages, len(now.spare), regions.max() + 1
     best_s, current = energy(now.state)
     copy_search(now, best)
     found_at = -1
@@ -300,13 +341,17 @@ def walk(
             z = 1 + int(draws.z[k] * (n_stages - 1))
         elif what == STAGES:
             x, y = int(draws.x[k] * n_stages), int(draws.y[k] * n_stages)
+        elif what == REGIONS:
+            x, y = int(draws.x[k] * n_regions), int(draws.y[k] * n_regions)
         elif what == BOUNDARY:
             x, y = 1 + int(draws.x[k] * (n_stages - 1)), int(draws.y[k] * 2)
         else:
             x, y = int(draws.x[k] * n_replicas), int(draws.y[k] * n_replicas)
         allowed = current - temperature * np.log(1.0 - draws.luck[k])
         copy_search(now, trial)
-        step_s, judged = propose(prices, tables, alike, trial, what, x, y, z, draws.cut_again[k], allowed)
+        step_s, judged = propose(
+            prices, tables, alike, regions, trial, what, x, y, z, draws.cut_again[k], allowed
+        )
         if judged <= allowed:
             copy_search(trial, now)
             current = judged
@@ -323,6 +368,7 @@ def descend(
     prices: Prices,
     tables: Tables,
     alike: Ints,
+    regions: Ints,
     now: Search,
     trial: Search,
     unlike: bool,
@@ -338,6 +384,9 @@ def descend(
     n_cells = n_replicas * n_stages
     step_s, current = energy(now.state)
     tried, since = 0, 0
+    n_regions = regions.max() + 1
+    if n_regions == len(regions):  # then they are devices, and SWAP is the same
+        n_regions = 0
     sizes = np.array(
         [
             [n_cells, n_cells, 1],
@@ -346,6 +395,7 @@ def descend(
             [n_stages, n_stages, 1],
             [n_stages, 2, 1],
             [n_replicas, n_replicas, 1],
+            [n_regions, n_regions, 1],
         ]
     )
     whole = 0
@@ -356,7 +406,7 @@ def descend(
             again = 2 if unlike and what <= REPLACE else 1
             for x in range(sizes[what, 0]):
                 for y in range(sizes[what, 1]):
-                    if y <= x and what in (SWAP, CROSS, STAGES):
+                    if y <= x and what in (SWAP, CROSS, STAGES, REGIONS):
                         since += sizes[what, 2] * again
                         continue
                     for z in range(sizes[what, 2]):
@@ -367,7 +417,7 @@ def descend(
                             tried += 1
                             copy_search(now, trial)
                             found_s, judged = propose(
-                                prices, tables, alike, trial, what, x, y, z, cut_again == 1, current
+                                prices, tables, alike, regions, trial, what, x, y, z, cut_again == 1, current
                             )
                             if judged < current * (1 - 1e-12) and found_s <= step_s:
                                 copy_search(trial, now)

@@ -12,7 +12,7 @@ knows a clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,8 +30,10 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 3e9
+DEFAULT_ACTIONS = 5e9
 HOTTEST = 1.0
+FIRST_WALKS = 8
+"""Of the first round at least, over all its cases."""
 COMPARED = 8
 """Cases replayed at least, even those whose floor shows that they cannot win: reasons tell of them."""
 
@@ -119,19 +121,18 @@ def search_steps(
     `starts`: layouts to begin with as well.
     """
     options = options or StepSearchOptions()
-    pool, unfit, opened_s, skipped = _open(cases, options, floors_s)
+    pool, unfit, opened, skipped = _open(cases, options, floors_s)
     pool = _best_of_each(pool, starts)
     if not pool:
         return None
     judged = sum(f.evaluations for f in pool)
-    seeds_s = dict(opened_s)
     curve = [(judged, pool[0].step_s)]
     stopped = False
     for number, (kept, walks, share) in enumerate(options.rounds):
         stopped = should_stop()
         if stopped:
             break
-        starts = _starts(pool[:kept], walks, seed, number, options)
+        starts = _starts(pool[:kept], opened, walks, seed, number, options)
         cooler = options.heat * 0.25 ** (number / max(1, len(options.rounds) - 1))
         open_tasks = [
             Task(
@@ -159,7 +160,7 @@ def search_steps(
     return StepSearchResult(
         best,
         tuple(pool),
-        seeds_s.get(best.case.number, {}),
+        {f.how: f.step_s for f in opened.get(best.case.number, ())},
         judged,
         tuple(curve),
         method,
@@ -171,14 +172,15 @@ def search_steps(
 
 def _open(
     cases: Sequence[Case], options: StepSearchOptions, floors_s: Sequence[float] | None
-) -> tuple[list[Found], list[Case], list[tuple[int, dict[str, float]]], int]:
-    """The best opening of every case worth replaying, fastest first; what fits nowhere; seeds' times."""
+) -> tuple[list[Found], list[Case], dict[int, list[Found]], int]:
+    """The best opening of every case worth replaying, fastest first; what fits nowhere; the best few
+    openings by case; how many cases were not replayed."""
     least = list(floors_s) if floors_s is not None else [0.0] * len(cases)
     opened = [(openings(case), floor, case) for case, floor in zip(cases, least, strict=True)]
     opened.sort(key=lambda o: max(o[1], o[0][0].floor_s) if o[0] else np.inf)
     pool: list[Found] = []
     unfit: list[Case] = []
-    seeds_s: list[tuple[int, dict[str, float]]] = []
+    kept: dict[int, list[Found]] = {}
     skipped, best_s, replayed = 0, np.inf, 0
     for first, floor, case in opened:
         if not first:
@@ -195,11 +197,11 @@ def _open(
                 unfit.append(case)
                 continue
             found = few[0]
-        seeds_s.append((case.number, {f.how: f.step_s for f in few}))
+        kept[case.number] = few
         replayed += 1
         pool.append(found)
         best_s = min(best_s, found.step_s)
-    return sorted(pool, key=lambda f: f.key), unfit, seeds_s, skipped
+    return sorted(pool, key=lambda f: f.key), unfit, kept, skipped
 
 
 def _exhausted(case: Case, options: StepSearchOptions) -> Found | None:
@@ -214,14 +216,25 @@ def _exhausted(case: Case, options: StepSearchOptions) -> Found | None:
 
 
 def _starts(
-    pool: Sequence[Found], walks: int, seed: int, number: int, options: StepSearchOptions
+    pool: Sequence[Found],
+    opened: Mapping[int, Sequence[Found]],
+    walks: int,
+    seed: int,
+    number: int,
+    options: StepSearchOptions,
 ) -> list[Found]:
-    """Where a round's walks begin: each case's best, and from the second walk on DT-FM's proposal."""
+    """Where a round's walks begin: in the first, at each case's best openings in turn; later at its best.
+
+    In the second the last walk begins where DT-FM's objective would.
+    """
+    going = [f for f in pool if not f.exhausted]
     starts = []
-    for f in pool:
-        if f.exhausted:
-            continue
-        starts += [replace(f, evaluations=0)] * walks
+    for f in going:
+        places = [f]
+        if number == 0:
+            walks = max(walks, -(-FIRST_WALKS // len(going)))
+            places += [o for o in opened.get(f.case.number, ()) if o.how != f.how]
+        starts += [replace(places[k % len(places)], evaluations=0) for k in range(walks)]
         enough = f.case.n_stages > 1 and f.case.n_replicas > 1 and f.layout.cells.size <= 256
         if options.dtfm and walks > 1 and enough and number == 1:
             other = place(f.case, dtfm_cells(f, seed), "DT-FM's objective with the model's volumes")
