@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import typer
 import yaml
@@ -29,6 +29,7 @@ from sim.topology_file import Positions, read_topology
 from sim.trace import load
 
 MBIT_BPS = 1e6 / 8
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -97,10 +98,15 @@ GradientCodec = Annotated[str, typer.Option(help="Of weights' gradients between 
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 
+def chosen(kind: type[T], given: Mapping[str, Any]) -> T:
+    """The dataclass `kind` from the command's options, which have its fields' names among others."""
+    return kind(**{f.name: given[f.name] for f in fields(cast(Any, kind))})
+
+
 # ---- a network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NetworkInput:
     """Exactly one of `scenario`, `trace` and `topology`."""
 
@@ -221,7 +227,7 @@ def read_gpus(given: Sequence[str] | None, precision: str, efficiency: float = A
 # ---- a job
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobInput:
     """Exactly one of `job` and `model`; the sizes are the model's."""
 

@@ -118,6 +118,9 @@ def simulate_run(
     Raises PlanError for a plan of other devices, or of some that are not there at the start.
     """
     require_devices(plan, network)
+    strange = sorted(rank for rank, _ in faults.crashes if rank >= plan.n_ranks)
+    if strange:
+        raise PlanError(f"found a crash of rank {strange[0]}, required one of 0 to {plan.n_ranks - 1}")
     return _Run(work, network, plan, options, planner, faults, progress).run()
 
 

@@ -32,35 +32,14 @@ OBJECTIVES = ("step", "dtfm")
 """What plans are chosen by."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True)
+class Settings(NetworkInput, JobInput):
     """Everything that decides a simulation's result, by the names of `sim run`'s options."""
 
-    scenario: str | None = None
-    variant: str = "scheduler"
-    devices: int = 64
-    trace: str | None = None
-    topology: Path | None = None
-    delay: str = ""
-    cap_mbps: float = 0.0
-    window_bytes: float = 0.0
-    card_mbps: float = 0.0
-    egress_mbps: float = 0.0
     start_s: float = 0.0
-    job: Path | None = None
-    model: str | None = None
-    sequence_length: int = 2048
-    global_batch: int = 1024
-    micro_batch: int = 1
-    stages: int | None = None
-    replicas: int | None = None
-    schedule: str = ""
-    streams: int = 0
     gpu: tuple[str, ...] = ()
     precision: str = "fp16"
     efficiency: float = ACHIEVABLE
-    codec: str = ""
-    gradient_codec: str = ""
     objective: str = "step"
     plan: Path | None = None
     steps: int = 1
@@ -69,7 +48,6 @@ class Settings:
     save_every: int = 50
     restart_s: float = 60.0
     replan_every: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +95,8 @@ def simulate(
     Raises ValueError (its subclasses) for whatever cannot be, saying what was found and required.
     """
     gpus = read_gpus(s.gpu, s.precision, s.efficiency)
-    read = read_network(
-        NetworkInput(
-            s.scenario, s.variant, s.devices, s.trace, s.topology, s.delay, s.cap_mbps, s.window_bytes,
-            s.card_mbps, s.egress_mbps, s.seed,
-        ),
-        gpus,
-    )  # fmt: skip
-    job = read_job(
-        JobInput(
-            s.job, s.model, s.sequence_length, s.global_batch, s.micro_batch, s.schedule, s.stages,
-            s.replicas, s.streams, s.codec, s.gradient_codec,
-        )
-    )  # fmt: skip
+    read = read_network(s, gpus)
+    job = read_job(s)
     network = read.network
     work = read_work(job, network.devices, gpus)
     prices = read_prices(s.prices) if s.prices else Prices()

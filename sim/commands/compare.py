@@ -119,6 +119,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Put placements, codecs and schedules side by side: the same job, network and engine for all."""
+    options = {**locals(), "schedule": "", "codec": "", "gradient_codec": ""}
     try:
         unknown = sorted(set(placement or ()) - set(NAMES))
         if unknown:
@@ -126,26 +127,9 @@ def compare(
                 f"--placement: found {', '.join(unknown)}, required some of: {', '.join(NAMES)}"
             )
         gpus = i.read_gpus(gpu, precision, efficiency)
-        read = i.read_network(
-            i.NetworkInput(
-                scenario,
-                variant,
-                devices,
-                trace,
-                topology,
-                delay,
-                cap_mbps,
-                window_bytes,
-                card_mbps,
-                egress_mbps,
-                seed,
-            ),
-            gpus,
-        )
+        read = i.read_network(i.chosen(i.NetworkInput, options), gpus)
         shape = shape_for(len(read.network.devices), stages, replicas)
-        given = i.JobInput(
-            job, model, sequence_length, global_batch, micro_batch, "", stages, replicas, streams
-        )
+        given = i.chosen(i.JobInput, options)
         tasks = []
         for text, name in product(codec or [""], schedule or [""]):
             activations, _, gradients = text.partition("/")

@@ -55,15 +55,11 @@ def run(
         str,
         typer.Option(help="What a plan is chosen by: step (predicted step time) or dtfm (DT-FM's)."),
     ] = "step",
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="A plan to replay (JSON); default: one is made.")
-    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan to replay (JSON); default: one is made.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to run.")] = 1,
-    faults_file: Annotated[
-        Path | None, typer.Option("--faults", help="A script of faults (YAML), or a rate of them.")
-    ] = None,
-    prices_file: Annotated[
-        Path | None, typer.Option("--prices", help="Prices of device-hours and egress, watts (YAML).")
+    faults: Annotated[Path | None, typer.Option(help="A script of faults (YAML), or a rate of them.")] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="Prices of device-hours and egress, watts (YAML).")
     ] = None,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 50,
     restart_s: Annotated[float, typer.Option(min=0, help="Seconds from a loss to the next step.")] = 60.0,
@@ -80,12 +76,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Simulate steps of a job on a network: how long they take, why, and what they cost."""
-    settings = Settings(
-        scenario, variant, devices, trace, topology, delay, cap_mbps, window_bytes, card_mbps, egress_mbps,
-        start_s, job, model, sequence_length, global_batch, micro_batch, stages, replicas, schedule, streams,
-        tuple(gpu or ()), precision, efficiency, codec, gradient_codec, objective, plan_file, steps,
-        faults_file, prices_file, save_every, restart_s, replan_every, seed,
-    )  # fmt: skip
+    settings = i.chosen(Settings, {**locals(), "gpu": tuple(gpu or ())})
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("planning", total=None)

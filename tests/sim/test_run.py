@@ -78,6 +78,11 @@ def test_a_device_that_leaves_is_replaced_and_waits_for_the_next_plan_when_it_is
     assert len(r.plans) == 2
 
 
+def test_a_crash_of_nobody_is_refused() -> None:
+    with pytest.raises(PlanError, match="found a crash of rank 2, required one of 0 to 1"):
+        run(Faults().fail_at(rank=2, step=1))
+
+
 def test_who_was_not_there_at_the_start_cannot_be_planned_with() -> None:
     with pytest.raises(PlanError, match="needs d1, absent at 0 s"):
         run(Faults().join("d1", 5.0))
