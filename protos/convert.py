@@ -149,7 +149,7 @@ def layer_to_message(layer: LayerProfile) -> pb.Layer:
         saved_bytes=layer.saved_bytes,
         state_bytes=layer.state_bytes,
         tied_to=layer.tied_to,
-        saved_fixed_bytes=layer.saved_fixed_bytes,
+        working_bytes=layer.working_bytes,
     )
 
 
@@ -164,7 +164,7 @@ def layer_from_message(m: pb.Layer) -> LayerProfile:
         saved_bytes=m.saved_bytes,
         state_bytes=m.state_bytes,
         tied_to=m.tied_to,
-        saved_fixed_bytes=m.saved_fixed_bytes,
+        working_bytes=m.working_bytes,
     )
 
 

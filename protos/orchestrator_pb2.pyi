@@ -82,7 +82,7 @@ class Heartbeat(_message.Message):
     def __init__(self, memory_used_bytes: _Optional[int] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "forward_flops", "backward_flops", "parameter_bytes", "boundary_bytes", "saved_bytes", "state_bytes", "tied_to", "saved_fixed_bytes")
+    __slots__ = ("name", "forward_flops", "backward_flops", "parameter_bytes", "boundary_bytes", "saved_bytes", "state_bytes", "tied_to", "working_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
@@ -91,7 +91,7 @@ class Layer(_message.Message):
     SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     TIED_TO_FIELD_NUMBER: _ClassVar[int]
-    SAVED_FIXED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORKING_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     forward_flops: float
     backward_flops: float
@@ -100,8 +100,8 @@ class Layer(_message.Message):
     saved_bytes: int
     state_bytes: int
     tied_to: str
-    saved_fixed_bytes: int
-    def __init__(self, name: _Optional[str] = ..., forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., parameter_bytes: _Optional[int] = ..., boundary_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., tied_to: _Optional[str] = ..., saved_fixed_bytes: _Optional[int] = ...) -> None: ...
+    working_bytes: int
+    def __init__(self, name: _Optional[str] = ..., forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., parameter_bytes: _Optional[int] = ..., boundary_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., tied_to: _Optional[str] = ..., working_bytes: _Optional[int] = ...) -> None: ...
 
 class Profiled(_message.Message):
     __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples", "forward_fixed_s", "backward_fixed_s")

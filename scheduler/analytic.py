@@ -53,7 +53,7 @@ def model_profile(
     """Embedding, blocks and head of `shape` for micro-batches of `micro_batch` samples (B) of
     `sequence_length` tokens (T); activations are `dtype_bytes` wide, parameters and their gradients
     `parameter_dtype_bytes`. Where parameters are the wider, the residual stream is as wide as they, and
-    every micro-batch keeps copies of the matrices in the activations' width (PyTorch's autocast).
+    a step keeps copies of the matrices in the activations' width (PyTorch's autocast).
     `optimizer`: whose state is kept (default: AdamW).
 
     Flops count products (2 x m x n x k each; attention as if every pair of positions were multiplied,
@@ -82,7 +82,7 @@ def model_profile(
             saved_bytes=c.saved_bytes,
             state_bytes=c.parameters * state,
             tied_to="embedding" if name == "head" and model.tied else "",
-            saved_fixed_bytes=c.saved_fixed_bytes,
+            working_bytes=c.working_bytes,
         )
         for name, c in costs.items()
     )
@@ -108,8 +108,8 @@ class _Cost:
     backward_flops: float
     saved_bytes: int
     """What forward keeps for backward, without parameters and what all layers share."""
-    saved_fixed_bytes: int = 0
-    """Of it, what does not grow with the samples."""
+    working_bytes: int = 0
+    """What is needed once, however many micro-batches are in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +144,17 @@ class _Sizes:
 
     def block(self) -> _Cost:
         attention, mlp = self._attention(), self._mlp()
-        copies = attention.saved_fixed_bytes + mlp.saved_fixed_bytes
         return _Cost(
             2 * self._norm_parameters() + attention.parameters + mlp.parameters,
             attention.forward_flops + mlp.forward_flops,
             attention.backward_flops + mlp.backward_flops,
-            2 * self._norm_saved_bytes() + attention.saved_bytes + mlp.saved_bytes + copies,
-            copies,
+            2 * self._norm_saved_bytes() + attention.saved_bytes + mlp.saved_bytes,
+            attention.working_bytes + mlp.working_bytes,
         )
 
     def head(self) -> _Cost:
         """Norm, logits and loss. Kept: what the norm keeps, its output, targets and their weight, and
-        log-probabilities in float32; of the last, a chunk is the most that is held at a time."""
+        log-probabilities in float32. Made in chunks, the last are not kept; one chunk is at work."""
         forward = self._product(self.model.hidden, self.vocab)
         chunk = min(self.rows, loss_rows(self.vocab))
         again = 1 if self.rows > chunk else 0
@@ -166,8 +165,8 @@ class _Sizes:
             self._norm_parameters() + self.vocab * self.model.hidden,
             forward,
             (2 + again) * forward,
-            self._norm_saved_bytes() + kept + logits + copies,
-            copies + again * logits,
+            self._norm_saved_bytes() + kept + (0 if again else logits),
+            copies + (logits if again else 0),
         )
 
     def _attention(self) -> _Cost:
@@ -256,7 +255,7 @@ def device_profile(
 def _roofline(x: LayerProfile, achieved_flops: float, memory_Bps: float) -> tuple[float, float, float]:
     """Seconds of forward, backward and the optimizer's step."""
     weights = x.parameter_bytes if x.forward_flops else 0  # a lookup reads rows, not the table
-    forward_bytes = weights + x.saved_bytes + x.boundary_bytes
+    forward_bytes = weights + x.saved_bytes + x.working_bytes + x.boundary_bytes
     backward_bytes = 2 * forward_bytes - weights + 2 * x.parameter_bytes
     return (
         max(x.forward_flops / achieved_flops, forward_bytes / memory_Bps),

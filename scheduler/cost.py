@@ -77,13 +77,14 @@ class StageMemory:
     """What one micro-batch's forward keeps for its backward: with recomputation its input alone."""
     boundary_bytes: int
     """The largest tensor between two layers, the stage's input and output included."""
-    recomputed_bytes: int = 0
-    """What the one micro-batch whose forward is done again keeps meanwhile; 0 without recomputation."""
+    working_bytes: int = 0
+    """What is needed once, however many micro-batches are in flight: the layers' own, and with recomputation
+    what the one micro-batch whose forward is done again keeps meanwhile."""
 
     def total_bytes(self, in_flight: int) -> int:
-        """Parameters + gradients + state + saved activations of `in_flight` micro-batches + a boundary,
-        and what is recomputed at a time."""
-        fixed = 2 * self.parameter_bytes + self.state_bytes + self.boundary_bytes + self.recomputed_bytes
+        """Parameters + gradients + state + saved activations of `in_flight` micro-batches + a boundary + what
+        is needed once."""
+        fixed = 2 * self.parameter_bytes + self.state_bytes + self.boundary_bytes + self.working_bytes
         return fixed + in_flight * self.saved_bytes
 
 
@@ -98,13 +99,14 @@ def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
             a, b = model.layers[first], model.layers[second]
             parameter_bytes -= min(a.parameter_bytes, b.parameter_bytes)
             state_bytes -= min(a.state_bytes, b.state_bytes)
-    saved_bytes = sum(x.saved_bytes for x in layers)
+    saved_bytes, working_bytes = sum(x.saved_bytes for x in layers), sum(x.working_bytes for x in layers)
     largest = max((x.boundary_bytes for x in crossing), default=0)
     if not model.recompute:
-        return StageMemory(parameter_bytes, state_bytes, saved_bytes, largest)
+        return StageMemory(parameter_bytes, state_bytes, saved_bytes, largest, working_bytes)
     inputs = model.tokens_bytes if start == 0 else model.layers[start - 1].boundary_bytes
     targets = model.tokens_bytes if stop == len(model.layers) else 0
-    return StageMemory(parameter_bytes, state_bytes, inputs + targets, largest, saved_bytes)
+    again = working_bytes + saved_bytes
+    return StageMemory(parameter_bytes, state_bytes, inputs + targets, largest, again)
 
 
 def stage_memory_bytes(model: ModelProfile, start: int, stop: int, in_flight: int) -> int:

@@ -22,9 +22,9 @@ class LayerProfile:
     state_bytes: int
     tied_to: str = ""
     """Name of the earlier layer whose weight this one shares (a tied head), or ''."""
-    saved_fixed_bytes: int = 0
-    """Of `saved_bytes`, what does not grow with the samples: 16-bit copies of float32 weights, a chunk of
-    logits."""
+    working_bytes: int = 0
+    """What is needed once, however many micro-batches are in flight: 16-bit copies of float32 weights, a
+    chunk of logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,7 @@ class ModelProfile:
                 forward_flops=x.forward_flops * ratio,
                 backward_flops=x.backward_flops * ratio,
                 boundary_bytes=-(-x.boundary_bytes * micro_batch // self.micro_batch),
-                saved_bytes=x.saved_fixed_bytes
-                - (-(x.saved_bytes - x.saved_fixed_bytes) * micro_batch // self.micro_batch),
+                saved_bytes=-(-x.saved_bytes * micro_batch // self.micro_batch),
             )
             for x in self.layers
         )

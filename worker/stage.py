@@ -6,7 +6,8 @@ of a micro-batch, T positions, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -114,6 +115,23 @@ class Stage:
         if watch is not None:
             watch.finish()
         return x.grad
+
+    @contextmanager
+    def copies_held(self) -> Iterator[None]:
+        """Within it, autocast's 16-bit copies of the weights are made once and serve every micro-batch; else
+        each in flight keeps its own. No forward may follow a change of weights in it.
+
+        Not where forwards are done again: a copy that the first of them made would know no gradient.
+        """
+        if self._autocast is None or self._recompute:
+            yield
+            return
+        torch.autocast_increment_nesting()  # the cache lasts as long as anything is nested
+        try:
+            yield
+        finally:
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, targets: Tensor | None = None) -> Tensor:

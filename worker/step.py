@@ -91,7 +91,8 @@ def run_step(
     """
     try:
         recorder = Recorder(context.rank, clock, measure_errors)
-        return _Step(context, stage, optimizer, step, batch, recorder, samples).run()
+        with stage.copies_held():
+            return _Step(context, stage, optimizer, step, batch, recorder, samples).run()
     except BaseException:
         stage.clear()
         raise

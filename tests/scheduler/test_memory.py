@@ -21,7 +21,7 @@ from scheduler.timeline import Timeline
 from scheduler.topology import Device, Topology
 
 SHAPE = ModelSpec(layers=6, hidden=32, heads=4, vocab=300, max_positions=32)
-MODEL = model_profile(SHAPE, 2, 32)
+MODEL = model_profile(SHAPE, 2, 32, dtype_bytes=2)
 
 
 @st.composite
@@ -86,6 +86,7 @@ def test_the_fullest_moment_of_the_timeline_is_what_is_priced(
             shared = min(layers[0].parameter_bytes, layers[-1].parameter_bytes)
             weights -= 2 * shared + min(layers[0].state_bytes, layers[-1].state_bytes)
         boundary = max(x.boundary_bytes for x in model.layers[max(0, start - 1) : stop])
+        weights += sum(x.working_bytes for x in layers)
         assert needed.needed_bytes == weights + boundary + held_bytes(timeline, rank, kept, meanwhile)
         assert held_bytes(timeline, rank, 1, 0) == in_flight(plan.actions(rank))
 

@@ -89,9 +89,9 @@ def test_recomputation_doubles_forwards_and_keeps_inputs() -> None:
     ):
         whole, inputs = stage_memory(MODEL, a, b), stage_memory(model, a, b)
         assert inputs.saved_bytes == kept
-        assert inputs.recomputed_bytes == whole.saved_bytes
+        assert inputs.working_bytes == whole.working_bytes + whole.saved_bytes
         assert inputs.total_bytes(3) == whole.total_bytes(1) + 3 * kept
-        assert replace(inputs, saved_bytes=whole.saved_bytes, recomputed_bytes=0) == whole
+        assert replace(inputs, saved_bytes=whole.saved_bytes, working_bytes=0) == whole
 
 
 def test_streams_fill_the_link() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from scheduler.analytic import job_profile
 from tests.worker.model.shapes import kept
 from tests.worker.pipelines import fresh_layers, make_job, tokens_of
 from worker.stage import Stage, StageError, owned_parameters
@@ -70,6 +72,40 @@ def test_recomputing_keeps_the_inputs_alone_and_changes_no_bit(
     for a, b in zip(*found, strict=True):
         assert (a is None) == (b is None)
         assert a is None or (b is not None and torch.equal(a, b))
+
+
+def test_copies_of_weights_are_held_for_a_step_and_change_no_bit() -> None:
+    """Four micro-batches keep one 16-bit copy of the matrices, not four; the next step makes new ones."""
+    job = make_job("llama")
+    model = job_profile(job.model_copy(update={"precision": "bf16"}))
+    tokens = torch.split(tokens_of(job, 0), 2)
+    found = {}
+    for held in (False, True):
+        stage = Stage(fresh_layers(job, 0, 5), True, True, torch.bfloat16)
+        parameters = [p for ps in stage.owned for p in ps]
+        results: list[Tensor] = []
+        sizes = []
+        for _ in range(2):
+
+            def forwards(stage: Stage = stage, results: list[Tensor] = results) -> Tensor:
+                results += [stage.forward(mb, x[:, :-1], x[:, 1:]) for mb, x in enumerate(tokens)]
+                return results[-1]
+
+            with stage.copies_held() if held else nullcontext():
+                sizes.append(kept(forwards, parameters)[1])
+                for mb in range(4):
+                    stage.backward(mb, None, 0.25)
+            with torch.no_grad():
+                for p in parameters:
+                    assert p.grad is not None
+                    p.sub_(0.1 * p.grad)
+        found[held] = (sizes, [*results, *parameters])
+    copies = sum(x.working_bytes for x in model.layers)
+    assert copies > 0
+    for once, each in zip(found[True][0], found[False][0], strict=True):
+        assert each - once == 3 * copies
+    for a, b in zip(found[True][1], found[False][1], strict=True):
+        assert torch.equal(a, b)
 
 
 def test_layers_are_done_from_the_last_to_the_first_each_once_with_its_gradient() -> None:
