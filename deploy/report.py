@@ -50,12 +50,7 @@ def _placed(history: History, options: LocalOptions, timeline: Timeline) -> Plac
     if history.plan is None:
         return None
     regions = {w.name: w.region for w in history.workers}
-    nodes = load(options.links.trace).nodes if options.links.trace else {}
-    positions = {
-        n.name: (n.latitude, n.longitude)
-        for n in nodes.values()
-        if n.latitude is not None and n.longitude is not None
-    }
+    positions = load(options.links.trace).positions if options.links.trace else {}
     return placed_by(history.plan, timeline, regions, positions)
 
 

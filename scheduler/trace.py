@@ -173,6 +173,15 @@ class Trace:
         return max((float(link.times_s[-1]) for link in self.links.values()), default=0.0)
 
     @property
+    def positions(self) -> dict[str, tuple[float, float]]:
+        """(latitude, longitude) in degrees of the nodes whose place is known."""
+        return {
+            n.name: (n.latitude, n.longitude)
+            for n in self.nodes.values()
+            if n.latitude is not None and n.longitude is not None
+        }
+
+    @property
     def n_rows(self) -> int:
         return sum(len(link) for link in self.links.values())
 

@@ -162,11 +162,6 @@ def read_network(given: NetworkInput, gpus: Gpus) -> NetworkRead:
         trace = load(given.trace)
         delay: Literal["", "paper", "physical"] = given.delay  # type: ignore[assignment]  # checked above
         conventions = Conventions(delay, given.cap_mbps * MBIT_BPS, given.window_bytes, given.seed)
-        positions = {
-            n.name: (n.latitude, n.longitude)
-            for n in trace.nodes.values()
-            if n.latitude is not None and n.longitude is not None
-        }
         devices = fitted(devices_of(trace))
         network = TraceNetwork(trace, devices, conventions, ways_out(devices, {}))
         return NetworkRead(network, positions, trace.name)

@@ -185,9 +185,4 @@ def _trace(path: Path) -> TopologyFile:
         topology = TraceNetwork(trace).topology(0.0)
     except TraceError as e:
         raise TopologyError(str(e)) from e
-    positions = {
-        n.name: (n.latitude, n.longitude)
-        for n in trace.nodes.values()
-        if n.latitude is not None and n.longitude is not None
-    }
-    return TopologyFile(topology, positions)
+    return TopologyFile(topology, trace.positions)
