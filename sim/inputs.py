@@ -164,7 +164,7 @@ def read_network(given: NetworkInput, gpus: Gpus) -> NetworkRead:
         conventions = Conventions(delay, given.cap_mbps * MBIT_BPS, given.window_bytes, given.seed)
         devices = fitted(devices_of(trace))
         network = TraceNetwork(trace, devices, conventions, ways_out(devices, {}))
-        return NetworkRead(network, positions, trace.name)
+        return NetworkRead(network, trace.positions, trace.name)
     if given.scenario is not None:
         factor = 0.5 if given.delay == "physical" else 1.0
         still = scenario(given.scenario, given.variant, given.devices, factor)
