@@ -178,7 +178,7 @@ class Ranks:
                 run.step()
             optimizer.step()
             optimizer.zero_grad()
-            return float(sum(float(x) for x in losses)) / SCALE
+            return sum(x.item() for x in losses) / SCALE
 
         return step
 

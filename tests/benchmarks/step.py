@@ -155,7 +155,9 @@ def stage_of(
 ) -> Callable[[int], StepResult]:
     """One rank of the plan, as the worker runs it."""
     peers = {r: PeerAddress(a) for r, a in enumerate(addresses) if r != rank}
-    transport = endpoint.open(run="step", plan_version=plan.version, rank=rank, peers=peers)
+    transport = endpoint.open(
+        run="step", plan_version=plan.version, rank=rank, peers=peers, streams=plan.streams
+    )
     context = StepContext(
         plan, rank, job, transport, LinkCodecs(plan, rank, job.seed), receive_timeout_s=120.0
     )
