@@ -81,7 +81,7 @@ def local(
         code = run_local(job, options, fresh=fresh, report=report, export=export, as_json=as_json)
     except ProcessFailed as failure:
         typer.echo(f"error: {failure}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(failure.code) from None
     raise typer.Exit(code)
 
 

@@ -16,11 +16,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from scheduler.exit_codes import ExitCode
+
 Event = dict[str, Any]
 
 
 class ProcessFailed(RuntimeError):
-    """A child ended when it should not have; the message carries the end of its log."""
+    """A child ended when it should not have; the message carries the end of its log.
+
+    `code` is the child's exit code where it chose one, for whoever started us.
+    """
+
+    def __init__(self, reason: str, code: int = ExitCode.INTERNAL) -> None:
+        super().__init__(reason)
+        self.code = int(code)
 
 
 class Child:
@@ -79,7 +88,8 @@ class Child:
             if event is None:
                 code = self.process.wait()
                 raise ProcessFailed(
-                    f"{self.name} ended with exit code {code} before {kind!r}; its log ends:\n{self.tail()}"
+                    f"{self.name} ended with exit code {code} before {kind!r}; its log ends:\n{self.tail()}",
+                    code if code > 0 else ExitCode.INTERNAL,
                 )
             if event.get("event") == kind:
                 return event

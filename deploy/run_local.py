@@ -38,7 +38,10 @@ def run_local(
     if fresh:
         forget(options.state_dir)
     if options.links.backend == "switch" and not as_json:
-        console.print("workers run in network namespaces; their tensors go unencrypted, on this machine only")
+        console.print(
+            "workers run in network namespaces; their tensors go unencrypted, on this machine only",
+            soft_wrap=True,
+        )
     show: Show = JsonLines() if as_json else Bar(console)
     checkpoint = ""
     with LocalCluster(job, options) as cluster, interrupts_drain(cluster), show:

@@ -48,8 +48,9 @@ def test_events_are_read_and_everything_else_is_kept_in_the_log(start: Start, lo
 
 def test_a_child_that_dies_early_is_explained_with_its_own_words(start: Start) -> None:
     child = start("import sys; print('no such job', file=sys.stderr); sys.exit(3)")
-    with pytest.raises(ProcessFailed, match=r"exit code 3.*\n.*no such job"):
+    with pytest.raises(ProcessFailed, match=r"exit code 3.*\n.*no such job") as failed:
         child.wait_for("listening", 20)
+    assert failed.value.code == 3
 
 
 def test_a_silent_child_is_not_waited_for_for_ever(start: Start) -> None:
