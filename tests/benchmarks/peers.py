@@ -4,9 +4,9 @@
 
 Four processes in network namespaces, joined by the packet switch, so that everybody's TCP is real;
 the demo's model (untied) and batch of 32 x 128 tokens; the same weights, tokens, loss and optimizer
-for all. Contenders take turns round by round, each begins a round anew, its first step (connections,
-buffers) is left out, and the best round of each counts: what else the machine does makes a round slower,
-never faster.
+for all. Contenders take turns round by round, each begins a round anew, its first two steps
+(connections, buffers, TCP's view of the path) are left out, and the best round of each counts: what
+else the machine does makes a round slower, never faster.
 
     Isthmus        its workers' step over its own transport: as its planner cuts it for these links, and
                    as four replicas, and as four stages, to be compared with one peer each; with codecs
@@ -15,11 +15,11 @@ never faster.
     hivemind       its averager on every step's gradients, plain and fp16; in a Python of its own, as it
                    wants an older numpy (--hivemind-python: one that has it; else the row says so)
 
-The ratio is tokens/s against Isthmus as planned. Neither side pays for a control
-plane: Isthmus without its coordinator, torch without its elastic agent. `loss` is that of the last step
-of the last round, to show that all did the same work. Replicas take their 8 samples in one pass,
-pipelines 8 micro-batches of 4. The last line is JSON; the exit code is 1 if a peer is faster than
-Isthmus as planned by more than the noise (10 %).
+The ratio is tokens/s against Isthmus as planned. Neither side pays for a control plane: Isthmus without
+its coordinator, torch without its elastic agent. `loss` is that of the last step of the last round, to
+show that all did the same work. Replicas take their 8 samples in one pass, pipelines 8 micro-batches
+of 4. The last line is JSON; the exit code is 1 if a peer is faster than Isthmus as planned by more than
+the noise (10 %).
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from scheduler.job import JobSpec, ParallelismSpec, ScheduleSpec
@@ -46,17 +44,18 @@ from scheduler.topology import Device, Topology
 from scheduler.trace import Sampler
 from sim.trace import load
 from tests.benchmarks.peer_ranks import JOB, MICRO_BATCH, N_RANKS, SCALE, Ran
-from tests.benchmarks.switched import Space, switched, why_not
+from tests.benchmarks.switched import switched, why_not
+from tests.benchmarks.teams import Failed, Team, team
 
 TRACE = "four_cities"
 PLACES = ("Oregon", "Virginia", "London", "Tokyo")
 STREAMS = 4
 TENSOR_PORT, STORE_PORT = 29530, 29600
-ANSWER_S = 150.0
-"""Whoever has not answered by then has failed."""
+RANKS = "tests.benchmarks.peer_ranks"
 TOKENS = JOB.global_batch * JOB.sequence_length
 PLANNED = "Isthmus, as planned"
 NOISE = 0.10
+WARM_STEPS = 2
 OPEN: dict[str, Any] = {
     "parallelism": "auto",
     "schedule": ScheduleSpec(name="auto", warmup_extra="auto"),
@@ -65,10 +64,6 @@ OPEN: dict[str, Any] = {
 """What the planner is asked to choose."""
 HALF = CompressionSpec.model_validate({"reduce": "fp16"})
 EIGHT = CompressionSpec.model_validate(dict.fromkeys(("activations", "gradients", "reduce"), "kbit"))
-
-
-class Failed(Exception):
-    """A contender could not do it: the reason in its words."""
 
 
 @dataclass
@@ -80,68 +75,6 @@ class Row:
     """Of the best round."""
     loss: float = 0.0
     why_not: str = ""
-
-
-@dataclass
-class Team:
-    """Four processes, a namespace each, and the lines to them."""
-
-    spaces: Sequence[Space]
-    pipes: Sequence[Connection]
-
-    def ask(self, *order: Any) -> list[Any]:
-        """Give all the same order, wait for all. Raises Failed."""
-        for pipe in self.pipes:
-            pipe.send(order)
-        return [self.answer(pipe) for pipe in self.pipes]
-
-    def answer(self, pipe: Connection) -> Any:
-        try:
-            if not pipe.poll(ANSWER_S):
-                raise Failed(f"no answer within {ANSWER_S:g} s")
-            said = pipe.recv()
-        except (EOFError, OSError) as error:
-            raise Failed(f"its process ended ({error!r})") from error
-        if isinstance(said, Exception):
-            raise Failed(str(said))
-        return said
-
-
-@contextmanager
-def team(python: str, spaces: Sequence[Space], log: Path) -> Iterator[Team]:
-    """Start a process in each namespace, end them all at last."""
-    with TemporaryDirectory(prefix="isthmus-peers-") as folder, ExitStack() as exit_stack:
-        listener = exit_stack.enter_context(Listener(f"{folder}/line", "AF_UNIX", backlog=N_RANKS))
-        lines = exit_stack.enter_context(log.open("a"))
-        for rank, space in enumerate(spaces):
-            argv = [*space.enter, python, "-m", "tests.benchmarks.peer_ranks", f"{folder}/line", str(rank)]
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=lines, stderr=lines)
-            exit_stack.callback(_end, process)
-        pipes: dict[int, Connection] = {}
-        while len(pipes) < len(spaces):
-            pipe = listener.accept()
-            pipes[pipe.recv()] = pipe
-        try:
-            yield Team(spaces, [pipes[rank] for rank in range(len(spaces))])
-        finally:
-            for pipe in pipes.values():
-                with pipe:
-                    _tell_to_stop(pipe)
-
-
-def _tell_to_stop(pipe: Connection) -> None:
-    try:
-        pipe.send(("stop",))
-    except OSError:
-        return  # it has ended already
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 # ---- what the contenders are told
@@ -243,8 +176,8 @@ def measure(contender: Contender, workers: Team, n_steps: int) -> None:
         pipe.send(("begin", contender.what, own))
     for pipe in workers.pipes:
         workers.answer(pipe)
-    workers.ask("run", 0, 1)
-    ran: list[Ran] = workers.ask("run", 1, n_steps)
+    workers.ask("run", 0, WARM_STEPS)
+    ran: list[Ran] = workers.ask("run", WARM_STEPS, n_steps)
     starts_s, ends_s, losses = zip(*ran, strict=True)
     step_s = (max(ends_s) - min(starts_s)) / n_steps
     contender.row.tokens_per_s = max(contender.row.tokens_per_s, TOKENS / step_s)
@@ -258,28 +191,31 @@ def compare(
     with ExitStack() as exit_stack:
         scale = ("--bandwidth-scale", str(bandwidth_scale))
         spaces = exit_stack.enter_context(switched(TRACE, PLACES, *scale))
-        workers = exit_stack.enter_context(team(sys.executable, spaces, log))
-        apart = exit_stack.enter_context(team(hivemind, spaces, log)) if hivemind else None
+        workers = exit_stack.enter_context(team(sys.executable, RANKS, spaces, log))
+        apart, why = None, "not in this Python, whose numpy is too new for it; give --hivemind-python"
+        if hivemind:
+            try:
+                apart = exit_stack.enter_context(team(hivemind, RANKS, spaces, log))
+            except (Failed, OSError) as failure:
+                why = str(failure)
         plans = Plans(workers, bandwidth_scale)
         told = contenders(plans)
         for _ in range(n_rounds):
             for contender in told:
                 who = apart if contender.in_hivemind_python else workers
                 if who is None:
-                    contender.row.why_not = (
-                        "not in this Python, whose numpy is too new for it; give --hivemind-python"
-                    )
+                    contender.row.why_not = why
                 if who is None or contender.row.why_not:
                     continue
                 try:
                     measure(contender, who, n_steps)
-                except Failed as why:
-                    contender.row.why_not = str(why)
+                except Failed as failure:
+                    contender.row.why_not = str(failure)
         return plans.make(**OPEN), [contender.row for contender in told]
 
 
 def benchmark(quick: bool, hivemind: str, log: Path) -> tuple[list[str], bool]:
-    n_rounds, n_steps = (1, 2) if quick else (3, 2)
+    n_rounds, n_steps = (1, 2) if quick else (2, 2)
     lines = [
         f"{N_RANKS} workers, {', '.join(PLACES)}; {TOKENS} tokens a step; packet switch;"
         f" best of {n_rounds} rounds of {n_steps} steps"
@@ -320,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := why_not():
         print(f"not measured: {reason}\n" + json.dumps({"benchmark": "peers", "why_not": reason}))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of everybody's `finally`
     lines, missed = benchmark(options.quick, options.hivemind_python, options.log)
     print("\n".join(lines))
     if options.out:
