@@ -334,7 +334,7 @@ def dtfm_objective(found: Found) -> DtfmObjective:
     return DtfmObjective(topology, case.n_stages, case.n_replicas, volumes)
 
 
-def dtfm_cells(found: Found, seed: int, evaluations: int = 6000) -> Ints:
+def dtfm_cells(found: Found, seed: int, evaluations: int = 3000) -> Ints:
     """The same devices as DT-FM's objective would place them, with this layout's volumes: [R, S]."""
     used = np.sort(found.layout.cells.ravel())
     _, places = np.unique(found.case.grounds.places[used], return_inverse=True)

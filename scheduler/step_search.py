@@ -46,7 +46,7 @@ class StepSearchOptions:
     """Actions replayed at most by walks and descents: what an evaluation costs depends on its shape."""
     open_cases: int = 40
     """Cases whose openings are replayed, least floor first."""
-    rounds: tuple[tuple[int, int, float], ...] = ((8, 1, 0.35), (3, 3, 0.45), (1, 3, 0.2))
+    rounds: tuple[tuple[int, int, float], ...] = ((8, 2, 0.45), (4, 2, 0.35), (1, 3, 0.2))
     """(cases kept, walks of each, share of the effort), round by round."""
     heat: float = 80.0
     """First temperature as a share of the step: this over the square of the number of tasklets, at most
@@ -223,10 +223,8 @@ def _starts(
     number: int,
     options: StepSearchOptions,
 ) -> list[Found]:
-    """Where a round's walks begin: in the first, at each case's best openings in turn; later at its best.
-
-    In the second the last walk begins where DT-FM's objective would.
-    """
+    """Where a round's walks begin: in the first, at each case's best openings in turn, the last walk where
+    DT-FM's objective would have it; later at its best."""
     going = [f for f in pool if not f.exhausted]
     starts = []
     for f in going:
@@ -236,7 +234,7 @@ def _starts(
             places += [o for o in opened.get(f.case.number, ()) if o.how != f.how]
         starts += [replace(places[k % len(places)], evaluations=0) for k in range(walks)]
         enough = f.case.n_stages > 1 and f.case.n_replicas > 1 and f.layout.cells.size <= 256
-        if options.dtfm and walks > 1 and enough and number == 1:
+        if options.dtfm and walks > 1 and enough and number == 0:
             other = place(f.case, dtfm_cells(f, seed), "DT-FM's objective with the model's volumes")
             if other is not None:
                 starts[-1] = other
