@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.bottleneck import bottleneck, least_headroom, what_takes_long
 from scheduler.cost import predict
-from scheduler.plan_search import Chosen, Ways
+from scheduler.plan_search import Chosen, Ways, taking_part
 from scheduler.step_case import Found, even_shares, open_case, openings, place
 from scheduler.step_kernels import Layout
 from scheduler.step_seeds import grounds_of
@@ -26,9 +26,10 @@ TOLD = 8
 def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
     """A sentence, or a few, for each choice: shape, devices, setting, placement, cut, shares; then bounds."""
     plan = chosen.plan
-    timeline = predict(plan, ways.model, ways.devices, ways.topology, ways.codecs)
-    worst = bottleneck(plan, ways.model, ways.devices, ways.topology, ways.codecs)
-    tightest = least_headroom(plan, ways.model, ways.topology)
+    there = taking_part(ways.topology, plan)
+    timeline = predict(plan, ways.model, ways.devices, there, ways.codecs)
+    worst = bottleneck(plan, ways.model, ways.devices, there, ways.codecs)
+    tightest = least_headroom(plan, ways.model, there)
     told = [
         _shape(ways, chosen),
         *_left_out(ways, chosen),

@@ -29,6 +29,7 @@ from scheduler.step_time import Pricing, pricing_of
 from scheduler.topology import Topology
 from scheduler.tuning import WORTH, Price, tune
 
+FINE = 64
 TUNED_SHAPES = 16
 """The fastest shapes, whose knobs are tuned before they are searched; as many of those that do not fit."""
 JUDGED = 6
@@ -92,7 +93,8 @@ class Ways:
             tuple(layout.shares.tolist()),
             **self.setting(found.case).knobs,
         )
-        timeline = predict(plan, self.model, self.devices, self.topology, self.codecs)
+        there = taking_part(self.topology, plan)
+        timeline = predict(plan, self.model, self.devices, there, self.codecs)
         return replace(plan, predicted_step_s=timeline.duration_s)
 
     def tuned(
@@ -163,13 +165,23 @@ class Chosen:
     """No plan of the shapes considered can have a shorter step, under the settings searched."""
 
 
+def taking_part(topology: Topology, plan: Plan) -> Topology:
+    """The part of the network that `plan` uses: of thousands of devices the engine need not hear."""
+    used = {name for pipeline in plan.placement for name in pipeline}
+    return topology.subset([i for i, d in enumerate(topology.devices) if d.name in used])
+
+
 def shapes(n_devices: int, n_layers: int, most_replicas: int) -> list[tuple[int, int]]:
-    """Every (stages, replicas) that `n_devices` or fewer can hold."""
-    return [
-        (s, r)
-        for s in range(1, min(n_devices, n_layers) + 1)
-        for r in range(1, min(n_devices // s, most_replicas) + 1)
-    ]
+    """(stages, replicas) that `n_devices` or fewer can hold: every one with up to `FINE` replicas; of more,
+    each number about an eighth above the last, and the most there can be."""
+    found = []
+    for s in range(1, min(n_devices, n_layers) + 1):
+        most = min(n_devices // s, most_replicas)
+        replicas = list(range(1, min(most, FINE) + 1))
+        while replicas[-1] < most:
+            replicas.append(min(most, replicas[-1] + max(1, replicas[-1] // 8)))
+        found += [(s, r) for r in replicas]
+    return found
 
 
 def search_plan(

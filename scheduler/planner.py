@@ -72,8 +72,12 @@ def explained(ways: Ways, chosen: Chosen) -> Plan:
 
 
 def _with_codecs(ways: Ways, plan: Plan) -> Plan:
+    from scheduler.plan_search import taking_part
+
+    there = taking_part(ways.topology, plan)
+
     def priced_s(p: Plan) -> float:
-        return step_time_s(p, ways.model, ways.devices, ways.topology, ways.codecs)
+        return step_time_s(p, ways.model, ways.devices, there, ways.codecs)
 
     return choose_codecs(ways.job, plan, ways.model, priced_s)
 

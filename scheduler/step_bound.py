@@ -10,6 +10,8 @@ cannot do the batch's work faster than their speeds add up to.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from scheduler.compiled import compiled
@@ -17,16 +19,32 @@ from scheduler.step_case import Case
 from scheduler.step_kernels import NORM_BYTES, Floats, Prices
 
 
+class _Grounds(NamedTuple):
+    """What the bounds of all cases with the same prices share."""
+
+    peers_latency_s: Floats
+    """[R]: the least that any device pays for its r nearest peers: summed latency; and summed seconds a byte.
+    Each by itself, so that together they bound every size of shard."""
+    peers_s_a_byte: Floats
+    hop_latency_s: float
+    hop_Bps: float
+    into_s: Floats
+    """[L]: each layer's forward on the device that is fastest for it; and forward with backward."""
+    least_s: Floats
+    speeds: Floats
+    """[N], fastest first: how fast a device works off the batch at most, in parts of those fastest ones."""
+
+
 def lower_bounds_s(cases: list[Case]) -> list[float]:
-    """The bound of each case. What depends on links alone is computed once for all that share prices."""
-    nearest: dict[int, tuple[Floats, Floats]] = {}
+    """The bound of each case. What does not depend on the shape is computed once for shared prices."""
+    known: dict[int, _Grounds] = {}
     bounds = []
     for case in cases:
         key = id(case.prices)
-        if key not in nearest:
+        if key not in known:
             most = max(c.n_replicas for c in cases if c.prices is case.prices)
-            nearest[key] = _nearest(case.prices, most)
-        bounds.append(_bound(case, *nearest[key]))
+            known[key] = _grounds(case.prices, most)
+        bounds.append(_bound(case, known[key]))
     return bounds
 
 
@@ -35,54 +53,41 @@ def lower_bound_s(case: Case) -> float:
     return lower_bounds_s([case])[0]
 
 
-def _nearest(prices: Prices, n_replicas: int) -> tuple[Floats, Floats]:
-    """[R]: the least any device pays for its r nearest peers: summed latency, and summed seconds a byte.
-
-    Each by itself, so that together they bound every size of shard.
-    """
-    n = len(prices.latency_s)
+def _grounds(p: Prices, n_replicas: int) -> _Grounds:
+    n = len(p.latency_s)
     most = min(n_replicas, n)
-    out = []
-    for m, invert in ((prices.latency_s, False), (prices.bandwidth_Bps, True)):
-        least = np.full(most, np.inf)
-        for d in range(n):
-            row = np.delete(m[d], d)
-            row = 1.0 / row if invert else row
-            row = np.sort(row)[: most - 1]
-            least = np.minimum(least, np.concatenate([[0.0], np.cumsum(row)]))
-        out.append(least)
-    return out[0], out[1]
-
-
-def _bound(case: Case, latency_s: Floats, seconds_a_byte: Floats) -> float:
-    p, s, r = case.prices, case.n_stages, case.n_replicas
-    work_s = np.diff(p.forward_s, axis=1) + np.diff(p.backward_s, axis=1)
-    off = ~np.eye(len(p.latency_s), dtype=bool)
-    hop_latency_s, hop_Bps, norm_s = 0.0, np.inf, 0.0
-    if s > 1:
-        hop_latency_s = float(p.latency_s.min(where=off, initial=np.inf))
-        hop_Bps = float(p.bandwidth_Bps.max(where=off, initial=0.0))
-        norm_s = hop_latency_s + NORM_BYTES / hop_Bps
-    least_s = work_s.min(axis=0)
+    peers_s, a_byte_s = np.full(most, np.inf), np.full(most, np.inf)
+    hop_latency_s, hop_Bps = np.inf, 0.0
+    for d in range(n):
+        latency_s, bandwidth_Bps = np.delete(p.latency_s[d], d), np.delete(p.bandwidth_Bps[d], d)
+        hop_latency_s = min(hop_latency_s, float(latency_s.min(initial=np.inf)))
+        hop_Bps = max(hop_Bps, float(bandwidth_Bps.max(initial=0.0)))
+        for least, row in ((peers_s, latency_s), (a_byte_s, 1.0 / bandwidth_Bps)):
+            sums = np.concatenate([[0.0], np.cumsum(np.sort(row)[: most - 1])])
+            np.minimum(least, sums, out=least)
     into_s = np.diff(p.forward_s, axis=1).min(axis=0)
-    exchange = (float(latency_s[r - 1]), float(seconds_a_byte[r - 1]) / r)
-    share = -(-case.micro_batches // r)
+    work_s = np.diff(p.forward_s, axis=1) + np.diff(p.backward_s, axis=1)
+    least_s = work_s.min(axis=0)
+    busy = least_s > 0
+    slowness = (work_s[:, busy] / least_s[busy]).min(axis=1) if busy.any() else np.ones(n)
+    return _Grounds(peers_s, a_byte_s, hop_latency_s, hop_Bps, into_s, least_s, np.sort(1 / slowness)[::-1])
+
+
+def _bound(case: Case, g: _Grounds) -> float:
+    p, s, r = case.prices, case.n_stages, case.n_replicas
+    hop_latency_s, hop_Bps = (g.hop_latency_s, g.hop_Bps) if s > 1 else (0.0, np.inf)
     chain_s = _least_slowest(
-        np.concatenate([[0.0], np.cumsum(into_s)]),
-        np.concatenate([[0.0], np.cumsum(least_s)]),
+        np.concatenate([[0.0], np.cumsum(g.into_s)]),
+        np.concatenate([[0.0], np.cumsum(g.least_s)]),
         p.activation_bytes / hop_Bps + hop_latency_s,
         p.gradient_bytes / hop_Bps + hop_latency_s,
         p.reduce_bytes,
-        np.array(exchange),
+        np.array([g.peers_latency_s[r - 1], g.peers_s_a_byte[r - 1] / r]),
         s,
-        share,
+        -(-case.micro_batches // r),
     )
-    # Every device works off a layer at least `slowness` times as slowly as the fastest does.
-    busy = least_s > 0
-    slowness = (work_s[:, busy] / least_s[busy]).min(axis=1) if busy.any() else np.ones(len(work_s))
-    speeds = float(np.sort(1 / slowness)[::-1][: s * r].sum())
-    together_s = case.micro_batches * float(least_s.sum()) / speeds
-    return max(chain_s, together_s) + norm_s
+    together_s = case.micro_batches * float(g.least_s.sum()) / float(g.speeds[: s * r].sum())
+    return max(chain_s, together_s) + hop_latency_s + NORM_BYTES / hop_Bps
 
 
 @compiled

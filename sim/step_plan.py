@@ -13,6 +13,7 @@ from scheduler.cost import predict
 from scheduler.describe import describe
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
+from scheduler.plan_search import taking_part
 from scheduler.planner import explained, search_for
 from scheduler.step_search import StepSearchOptions
 from scheduler.timeline import Timeline
@@ -55,7 +56,8 @@ class StepPlanned:
 
     def report(self) -> str:
         """For a person."""
-        told = describe(self.plan, self.work.model, self.topology, self.work.profiles)
+        there = taking_part(self.topology, self.plan)
+        told = describe(self.plan, self.work.model, there, self.work.profiles)
         return f"{told}\n  - {self.evaluations} layouts judged in {self.elapsed_s:.1f} s"
 
 
@@ -92,7 +94,7 @@ def plan_step(
         work,
         topology,
         plan,
-        predict(plan, work.model, work.profiles, topology),
+        predict(plan, work.model, work.profiles, taking_part(topology, plan)),
         min(chosen.bound_s, plan.predicted_step_s),
         chosen.result.evaluations,
         time.monotonic() - began,

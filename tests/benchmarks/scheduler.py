@@ -1,6 +1,6 @@
 """How good and how fast the placement search is: every scenario and volume against every baseline.
 
-    python -m tests.benchmarks.scheduler [--quick] [--seeds 5]
+    python -m tests.benchmarks.scheduler [--quick] [--seeds 5] [--only dtfm | step_time]
 
 Under DT-FM's objective, with its volumes and all their compressions, and under the predicted step
 time (`scheduler_step.py`). Writes two tables and a convergence plot, dated, into
@@ -78,6 +78,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=0, help="default: 5, with --quick 2")
+    parser.add_argument("--only", choices=("dtfm", "step_time"), default="")
     options = parser.parse_args()
     n_seeds = options.seeds or (2 if options.quick else 5)
     missed: list[str] = []
@@ -87,7 +88,7 @@ def main() -> int:
         "|" + "---|" * 14,
     ]
     curves: dict[str, Curve] = {}
-    for case in cases(options.quick):
+    for case in cases(options.quick) if options.only != "step_time" else []:
         row, result = _row(case, n_seeds, 300 if options.quick else 4900, missed)
         rows.append(row)
         print(row, flush=True)
@@ -98,7 +99,7 @@ def main() -> int:
         ) and result.method == "evolution":
             curves[f"{case.name}, DT-FM's objective"] = result.curve
     step_rows, figures = list(HEAD), []
-    for step_case in step_cases(options.quick):
+    for step_case in step_cases(options.quick) if options.only != "dtfm" else []:
         row, chosen, figure = step_row(step_case, n_seeds, 300 if options.quick else 4900, missed)
         step_rows.append(row)
         figures.append(figure)
@@ -107,7 +108,8 @@ def main() -> int:
             curves[f"{step_case.name}, step time"] = chosen.result.curve
     stamp = datetime.date.today().isoformat()
     RESULTS.mkdir(exist_ok=True)
-    base = RESULTS / f"scheduler-{stamp}{'-quick' if options.quick else ''}"
+    marks = [stamp, *(["quick"] if options.quick else []), *([options.only] if options.only else [])]
+    base = RESULTS / f"scheduler-{'-'.join(marks)}"
     verdict = ["", *(f"missed: {m}" for m in missed)] if missed else ["", "every goal met"]
     head = [f"# Placement search, {stamp}, {n_seeds} seeds", "", "## DT-FM's objective", ""]
     text = [*head, *rows, "", "## Predicted step time, gpt3-xl-24, 1,024 samples, V100s", "", *step_rows]
