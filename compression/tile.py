@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compression import kernels
+from compression import kernels, kernels_tile
 from compression.grid import SCALE_BYTES, CodecError, packed_bytes
 from compression.payload import (
     Encoded,
@@ -44,14 +44,23 @@ class TileCodec:
         name, shape = name_of(x, floats=True), tuple(x.shape)
         n_high = self.spec.n_high(shape)
         groups = x.detach().float().reshape(self.spec.n_groups(shape), self.spec.group)
-        groups, rotated, largest = rotate_outliers(groups)
+        threads, compiled = torch.get_num_threads(), groups.device.type == "cpu"
+        if compiled:
+            groups = groups.contiguous()
+            rotated, largest = kernels_tile.scan(groups, OUTLIER, threads)
+        else:
+            groups, rotated, largest = rotate_outliers(groups)
         is_high = torch.zeros(len(groups), dtype=torch.bool, device=x.device)
         is_high[largest.topk(n_high).indices] = True
+        rows = (
+            kernels_tile.split(groups, rotated, is_high, threads)
+            if compiled
+            else (groups[is_high], groups[~is_high])
+        )
         payload = [_flags(rotated), _flags(is_high)]
         scales, codes = [], []
-        for grid, chosen in ((self.spec.high, is_high), (self.spec.low, ~is_high)):
-            twin = kernels.twin_of(x.device)
-            s, c = twin.quantize(groups[chosen], grid, self._seeds.next(), torch.get_num_threads())
+        for grid, values in zip((self.spec.high, self.spec.low), rows, strict=True):
+            s, c = kernels.twin_of(x.device).quantize(values, grid, self._seeds.next(), threads)
             scales.append(s.cpu())
             codes.append(c.cpu())
         payload += [to_bytes(torch.cat(scales)), *map(to_bytes, codes)]
@@ -71,15 +80,13 @@ class TileCodec:
         high = _unflag(is_high, n)
         if int(high.sum()) != n_high:
             raise CodecError(f"found {int(high.sum())} groups of the higher width; required {n_high}")
-        groups = torch.empty(n, group)
-        all_scales = aligned(scales).view(torch.int16)
-        for grid, chosen, s, c in zip(
-            grids, (high, ~high), torch.split(all_scales, counts), codes, strict=True
-        ):
-            threads, some = torch.get_num_threads(), (int(s.numel()), group)
-            groups[chosen] = kernels.twin_of(c.device).dequantize(s, c, some, grid, torch.float32, threads)
-        turned = _unflag(rotated, n)
-        groups[turned] = hadamard(groups[turned])
+        each = torch.split(aligned(scales).view(torch.int16), counts)
+        threads = torch.get_num_threads()
+        high_rows, low_rows = (
+            kernels.twin_of(c.device).dequantize(s, c, (m, group), grid, torch.float32, threads)
+            for grid, m, s, c in zip(grids, counts, each, codes, strict=True)
+        )
+        groups = kernels_tile.join(high_rows, low_rows, _unflag(rotated, n), high, threads)
         return groups.view(shape).to(dtype)
 
     def echo(self, encoded: Encoded, key: Key) -> Tensor:

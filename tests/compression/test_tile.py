@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compression import kernels_tile
 from compression.codec import make_codec
 from compression.grid import CodecError, NotFinite
 from compression.payload import Encoded
 from compression.spec import TileSpec, codec_spec
-from compression.tile import hadamard, rotate_outliers
+from compression.tile import OUTLIER, hadamard, rotate_outliers
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -64,6 +65,23 @@ def test_outliers_cost_little_because_their_groups_are_rotated() -> None:
     assert bool((largest <= x.view(-1, 32).abs().amax(1)).all())
     torch.testing.assert_close(hadamard(groups[rotated]), x.view(-1, 32)[rotated])
     assert torch.equal(groups[~rotated], x.view(-1, 32)[~rotated])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_compiled_loops_do_what_the_reference_does(threads: int) -> None:
+    x = normal(500, 32)
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.01] *= 20
+    groups, rotated, largest = rotate_outliers(x)
+    found = kernels_tile.scan(x, OUTLIER, threads)
+    assert torch.equal(found[0], rotated)
+    assert torch.equal(found[1], largest)
+    is_high = largest > largest.median()
+    high, low = kernels_tile.split(x, rotated, is_high, threads)
+    assert torch.equal(high, groups[is_high])
+    assert torch.equal(low, groups[~is_high])
+    back = kernels_tile.join(high, low, rotated, is_high, threads)
+    assert torch.equal(back[~rotated], x[~rotated])
+    assert torch.equal(back[rotated], hadamard(groups[rotated]))
 
 
 @pytest.mark.parametrize("width", [2, 16, 32])
