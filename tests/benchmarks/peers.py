@@ -8,8 +8,9 @@ for all. Contenders take turns round by round, each begins a round anew, its fir
 (connections, buffers, TCP's view of the path) are left out, and the best round of each counts: what
 else the machine does makes a round slower, never faster.
 
-    Isthmus        its workers' step over its own transport: as its planner cuts it for these links, and
-                   as four replicas, and as four stages, to be compared with one peer each; with codecs
+    Isthmus        its workers' step over its own transport: as its planner cuts it for these links and
+                   all four workers, and as four replicas, and as four stages, to be compared with one
+                   peer each; with codecs
     torch DDP      data parallel over gloo, plain and with its fp16 hook
     torch pipelining  torch.distributed.pipelining over gloo, 1F1B and GPipe
     hivemind       its averager on every step's gradients, plain and fp16; in a Python of its own, as it
@@ -57,7 +58,6 @@ PLANNED = "Isthmus, as planned"
 NOISE = 0.10
 WARM_STEPS = 2
 OPEN: dict[str, Any] = {
-    "parallelism": "auto",
     "schedule": ScheduleSpec(name="auto", warmup_extra="auto"),
     "micro_batch": "auto",
 }
@@ -103,13 +103,19 @@ class Plans:
         self._profiles = [replace(profile, device=name) for name in names]
         matrices = Sampler(load(TRACE).subset(PLACES)).at(0.0)
         devices = tuple(
-            Device(name, region=place, host="here", host_cores=2)
+            Device(name, region=place, host="here", host_cores=os.cpu_count() or 1)
             for name, place in zip(names, PLACES, strict=True)
         )
         self._topology = Topology(devices, matrices.one_way_s, matrices.bandwidth_Bps * bandwidth_scale)
         self._version = 0
 
     def make(self, **choices: Any) -> Plan:
+        """The planner's plan; without a `parallelism`, the best that uses all workers, as the peers must.
+        Left alone it would often leave some out, since here they share the cores of one machine."""
+        if "parallelism" not in choices:
+            shapes = [ParallelismSpec(stages=s, replicas=N_RANKS // s) for s in (1, 2, 4)]
+            plans = [self.make(**choices, parallelism=shape) for shape in shapes]
+            return min(plans, key=lambda plan: plan.predicted_step_s)
         self._version += 1
         job: JobSpec = JOB.model_copy(update=choices)
         return make_plan(job, self._model, self._profiles, self._topology, self._version)
