@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
 
 from scheduler.analytic import device_profile, model_profile
 from scheduler.job import ModelSpec
+from scheduler.partition import DoesNotFit, partition
+from scheduler.plan_search import shapes
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.scenarios import NAMES, scenario
 from scheduler.step_baselines import step_baselines
 from scheduler.step_bound import lower_bound_s
 from scheduler.step_case import Case, Found, even_shares, fair_shares, place
 from scheduler.step_kernels import Ints, Layout, exchange_s, price_pipeline, price_tail
+from scheduler.step_moves import cut_layers
 from scheduler.step_search import StepSearchOptions, StepSearchResult, Task, search_steps
 from scheduler.step_seeds import grounds_of
 from scheduler.step_time import layout_step_s, new_state, pricing_of, tables_for
@@ -229,6 +232,49 @@ def test_a_layout_stays_within_memory() -> None:
         topology.bandwidth_Bps,
     )
     assert search_steps([a_case(tiny, model, equal_devices(tiny, [0.01] * 8), (4, 1), 4)]) is None
+
+
+def test_the_compiled_cut_is_the_reference_cut() -> None:
+    """`cut_layers` against `partition`, with unlike devices, memory, and micro-batches in flight."""
+    rng = np.random.default_rng(8)
+    refused = 0
+    for _ in range(60):
+        s, r = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+        n_layers = s + int(rng.integers(5))
+        plain = network("random", s * r, rng)
+        memory = rng.integers(3 * 10**8, 3 * 10**9, size=s * r).tolist()
+        limited = tuple(replace(d, memory_bytes=m) for d, m in zip(plain.devices, memory, strict=True))
+        topology = Topology(limited, plain.latency_s, plain.bandwidth_Bps)
+        model = a_model(n_layers, boundary=10**6, parameters=10**8, saved=10**7)
+        devices = [
+            DeviceProfile(d.name, *(tuple(rng.uniform(0.01, 0.1, n_layers).tolist()) for _ in range(3)))
+            for d in topology.devices
+        ]
+        case = a_case(topology, model, devices, (s, r), 5 * r)
+        cells = rng.permutation(s * r).reshape(r, s)
+        layout = Layout(cells, np.zeros(s + 1, dtype=np.int64), even_shares(5 * r, r))
+        tables = case.tables(layout.shares)
+        fits = cut_layers(case.prices, tables, layout)
+        columns = [[devices[d] for d in column] for column in cells.T.tolist()]
+        in_flight = tables.in_flight[5].tolist()
+        limits = {d.name: d.memory_bytes for d in topology.devices}
+        if fits:
+            assert partition(model, columns, limits, in_flight) == tuple(pairwise(layout.cut.tolist()))
+        else:
+            refused += 1
+            with pytest.raises(DoesNotFit):
+                partition(model, columns, limits, in_flight)
+    assert 5 < refused < 55
+
+
+def test_hundreds_of_devices_are_searched_within_the_same_effort() -> None:
+    """256 devices in 8 regions: the effort counts actions, so larger ones get fewer moves, not more time."""
+    case = v100s(scenario("worldwide", n_devices=256), 256, (8, 32))
+    result = search_steps([case], 0, replace(QUICK, dtfm=False))
+    assert result is not None
+    assert result.best.step_s <= min(result.seeds_s.values())
+    assert result.evaluations < 20_000
+    assert len(shapes(4096, 26, 1024)) < 2200
 
 
 def test_the_same_seed_gives_the_same_plan_in_any_order_of_work() -> None:
