@@ -54,8 +54,3 @@ def _chain(distance: Matrix, start: int) -> list[int]:
 def pipelines_in_order(order: Sequence[str], n_stages: int, n_replicas: int) -> tuple[tuple[str, ...], ...]:
     """[replica][stage]: each pipeline is a run of neighbours; its replicas may be far."""
     return tuple(tuple(order[r * n_stages : (r + 1) * n_stages]) for r in range(n_replicas))
-
-
-def replicas_in_order(order: Sequence[str], n_stages: int, n_replicas: int) -> tuple[tuple[str, ...], ...]:
-    """[replica][stage]: the replicas of each stage are neighbours; its pipelines may be far."""
-    return tuple(tuple(order[s * n_replicas + r] for s in range(n_stages)) for r in range(n_replicas))

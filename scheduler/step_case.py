@@ -24,16 +24,13 @@ from scheduler.step_moves import (
     SHARE,
     STAGES,
     SWAP,
-    Draws,
     Search,
     cut_layers,
-    descend,
-    exhaust,
     floor_s,
-    walk,
 )
 from scheduler.step_seeds import Grounds, seeds
 from scheduler.step_time import Pricing, layout_missing_bytes, layout_step_s, new_state, tables_for
+from scheduler.step_walk import Draws, descend, exhaust, walk
 from scheduler.topology import Device, Topology
 
 PRICED_SEEDS = 8
