@@ -19,8 +19,11 @@ def test_workers_in_namespaces_train_and_all_their_tensors_cross_the_switch(tmp_
         Namespaces(1).close()
     except SwitchUnavailable as reason:
         pytest.skip(str(reason))
+    job = tmp_path / "job.yaml"  # both workers must hold a stage, else nothing need cross
+    job.write_text(TINY.read_text() + "parallelism: {stages: 2, replicas: 1}\n")
     links = LinkOptions("four_cities", "switch", delay_scale=0.1)
-    with LocalCluster(TINY, LocalOptions(workers=2, links=links, state_dir=tmp_path / "run")) as cluster:
+    options = LocalOptions(workers=2, links=links, state_dir=tmp_path / "run", data_dir=TINY.parent)
+    with LocalCluster(job, options) as cluster:
         events = list(cluster.events())
         code = cluster.wait()
         address = cluster.address
