@@ -30,7 +30,7 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 5e9
+DEFAULT_ACTIONS = 3.5e9
 HOTTEST = 1.0
 FIRST_WALKS = 8
 """Of the first round at least, over all its cases."""

@@ -21,7 +21,7 @@ from scheduler.topology import Topology
 from sim.replay import Work
 from sim.spread import spread
 
-ACTIONS_AN_EVALUATION = 12500.0
+ACTIONS_AN_EVALUATION = 9000.0
 """What judging a layout replays, about, at 8 x 8 with some hundred micro-batches."""
 
 
