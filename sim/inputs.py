@@ -288,6 +288,7 @@ def _base_job(given: JobInput) -> JobSpec:
         "global_batch": given.global_batch,
         "micro_batch": given.micro_batch,
         "steps": 1,
+        "schedule": {"name": "auto", "warmup_extra": "auto"},  # nobody asked for an order: the plan has one
     }
     job = job_from_json(json.dumps(document), "--model")
     return job.model_copy(update={"model": job.shape})

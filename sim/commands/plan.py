@@ -19,7 +19,6 @@ from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Vo
 from scheduler.encoding import places_of
 from scheduler.explain_placement import bottleneck_device, bottleneck_hops, explain
 from scheduler.gpus import ACHIEVABLE
-from scheduler.job import ScheduleSpec
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, search
 from scheduler.topology import Topology, TopologyError
@@ -184,8 +183,6 @@ def plan(
             topology = _with_memory(topology, gpus)
             sizes = i.JobInput(job, model, sequence, batch, micro_batch, stages=stages, replicas=replicas)
             spec = i.read_job(sizes)
-            if model is not None:  # nobody asked for an order: the search chooses it
-                spec = spec.model_copy(update={"schedule": ScheduleSpec(name="auto", warmup_extra="auto")})
             work = i.read_work(spec, topology.devices, gpus)
             found = plan_step(spec, work, topology, seed, budget, evaluations, processes, ray)
         else:
