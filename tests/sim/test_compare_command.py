@@ -84,7 +84,7 @@ def test_a_contender_without_a_plan_is_a_line_below_the_table() -> None:
     more = ("--global-batch", "4", "--placement", "zero", "--placement", "region", "--stages", "4")
     result = runner.invoke(app, ["compare", *SMALL, *more, "--replicas", "2"])
     assert result.exit_code == 0
-    assert "zero (1f1b): no plan: found 4 micro-batches, required 8" in result.stdout
+    assert "zero (auto): no plan: found 4 micro-batches, required 8" in result.stdout
 
 
 @pytest.mark.parametrize(
