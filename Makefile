@@ -36,8 +36,8 @@ unit: $(VENV)/.dev $(VENV)/.protoc
 protos: $(VENV)/.protoc  ## regenerate the stubs after a change of protos/*.proto
 	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/orchestrator.proto
 
-bench: $(VENV)/.dev  ## every benchmark, a minute each
-	for f in step transport scheduler links peers papers; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
+bench: $(VENV)/.dev  ## every benchmark in its short form, some minutes in all
+	for f in step transport engine scheduler codec end_to_end quality links peers emulate papers; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
 
 data/shakespeare/SOURCE.txt: | $(VENV)/.worker
 	$(BIN)/python -m deploy.fetch_data
