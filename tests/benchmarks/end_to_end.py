@@ -12,7 +12,6 @@ the computation measured without links. Goals, of the papers' for their slowest 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -23,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +38,7 @@ from scheduler.profile import ModelProfile
 from scheduler.topology import Device, Topology
 from scheduler.trace import About, Node, Trace, steady
 from sim.emulate import LinkShaper, ShapedNode, ShapeOptions
+from tests.benchmarks.command import run as run_command
 from worker.addresses import PeerAddress
 from worker.model import build_layers, initialize
 from worker.optimizer import StageOptimizer
@@ -326,15 +325,7 @@ def report(job: JobSpec, rows: list[dict[str, Any]]) -> tuple[list[str], bool]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="two links, fewer micro-batches")
-    parser.add_argument("--out", type=Path, help="also write what is printed to this file")
-    options = parser.parse_args(arguments)
-    lines, missed = benchmark(options.quick)
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    return 1 if missed else 0
+    return run_command(benchmark, __doc__, "two links, fewer micro-batches", arguments)
 
 
 if __name__ == "__main__":

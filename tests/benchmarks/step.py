@@ -17,7 +17,6 @@ does makes a round slower, never faster. The last line is JSON; the exit code is
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -27,7 +26,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from torch import Tensor
 
 from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
 from scheduler.plan import Plan
+from tests.benchmarks.command import run as run_command
 from tests.benchmarks.tokens import tokens_of
 from worker.addresses import PeerAddress
 from worker.model import Head, build_layers, initialize
@@ -222,15 +221,7 @@ def ask(pipes: Sequence[Connection], first: int, n: int) -> list[Ran]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="smaller batches, fewer rounds")
-    parser.add_argument("--out", type=Path, help="also write what is printed to this file")
-    options = parser.parse_args(arguments)
-    lines, missed = benchmark(options.quick)
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    return 1 if missed else 0
+    return run_command(benchmark, __doc__, "smaller batches, fewer rounds", arguments)
 
 
 def benchmark(quick: bool) -> tuple[list[str], bool]:

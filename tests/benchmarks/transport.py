@@ -17,7 +17,6 @@ The last line is JSON; the exit code is 1 if a goal is missed.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -27,10 +26,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from scheduler.trace import About, Node, Trace, steady
 from sim.emulate import LinkShaper, ShapedNode, ShapeOptions
+from tests.benchmarks.command import run as run_command
 from worker.addresses import PeerAddress
 from worker.transport import Frame, FrameKey
 from worker.zmq_transport import DataEndpoint
@@ -155,15 +154,7 @@ def relay(pipe: Connection, target: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="fewer bytes, fewer rounds")
-    parser.add_argument("--out", type=Path, help="also write what is printed to this file")
-    options = parser.parse_args(arguments)
-    lines, missed = benchmark(options.quick)
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    return 1 if missed else 0
+    return run_command(benchmark, __doc__, "fewer bytes, fewer rounds", arguments)
 
 
 def benchmark(quick: bool) -> tuple[list[str], bool]:
