@@ -3,7 +3,7 @@
 A share has a cap of its own and passes some limits (a network card, a region's way out); a limit's
 shares together get at most its capacity. Computed by filling all shares alike until one reaches
 its cap or a limit is full, and again for the rest (Bertsekas and Gallager, Data Networks, 6.5.2).
-Knows neither time nor bytes: rates only.
+The reference of `crowd.py`, which does the same compiled. Knows neither time nor bytes: rates only.
 """
 
 from __future__ import annotations

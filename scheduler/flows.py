@@ -19,15 +19,18 @@ start + bytes / bandwidth + latency exactly. Knows nothing of plans.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from math import inf
+from typing import TYPE_CHECKING
 
 from scheduler.clock import At, Happening
-from scheduler.fair_share import Limit, affected, max_min
-from scheduler.lane import Lane, Transfer
+from scheduler.lane import Lane
 from scheduler.limits import Limits, limits_of
 from scheduler.network import LinkNow, Links, LinkSource
 from scheduler.topology import Topology
+
+if TYPE_CHECKING:
+    from scheduler.crowd import Crowd
 
 
 class FlowNetwork:
@@ -72,9 +75,20 @@ class _FlowLinks:
     def __init__(self, source: LinkSource, limits: Limits, seed: int | str, at: At) -> None:
         self._source, self._known_limits, self._seed, self._at = source, limits, seed, at
         self._lanes: dict[tuple[str, str], Lane] = {}
-        self._limits: dict[str, Limit] = {}
-        self._changed: dict[Limit, None] = {}
+        self._limits: dict[str, int] = {}
+        self._carrying: dict[int, Lane] = {}
+        """By slot of the crowd."""
+        self._changed: dict[int, None] = {}
         """Limits whose shares have to be worked out again at this moment."""
+        self._version = 0
+        """Changes whenever the next moment of interest does, which makes an earlier one void."""
+
+    @cached_property
+    def _crowd(self) -> Crowd:
+        """Of the transfers in flight; imported where there is a lane that is not plain."""
+        from scheduler.crowd import Crowd
+
+        return Crowd()
 
     def send(self, src: str, dst: str, n_bytes: float, now_s: float, arrived: Happening) -> None:
         if src == dst:
@@ -86,14 +100,17 @@ class _FlowLinks:
             self._at(lane.free_s + lane.link.latency_s, arrived)
             return
         lane.waiting.append((n_bytes, arrived))
-        if lane.transfer is None:
+        if lane.slot < 0:
             self._begin(lane, now_s)
+            self._look_ahead()
 
     def _new_lane(self, src: str, dst: str, now_s: float) -> Lane:
         passed = self._known_limits.between(src, dst)
-        limits = tuple(self._limits.setdefault(name, Limit(capacity)) for name, capacity in passed)
+        for name, capacity_Bps in passed:
+            if name not in self._limits:
+                self._limits[name] = self._crowd.limit(capacity_Bps)
         link = self._source.link(src, dst, now_s)
-        lane = Lane(src, dst, link, limits, self._seed)
+        lane = Lane(src, dst, link, tuple(self._limits[name] for name, _ in passed), self._seed)
         self._lanes[src, dst] = lane
         return lane
 
@@ -103,76 +120,80 @@ class _FlowLinks:
         if now_s >= lane.link.until_s:
             lane.become(self._source.link(lane.src, lane.dst, now_s))
         self._watch(lane)
-        n_bytes, arrived = lane.waiting.popleft()
-        lane.transfer = Transfer(lane, n_bytes, now_s, arrived)
-        lane.transfer.enter()
-        self._touch(lane.transfer, now_s)
+        n_bytes, lane.arrived = lane.waiting.popleft()
+        cap_Bps = lane.cap_at(now_s)
+        lane.slot = self._crowd.enter(lane.limits, cap_Bps, n_bytes, lane.to_loss_bytes, now_s)
+        self._carrying[lane.slot] = lane
+        self._touch(lane, now_s)
 
-    def _reach(self, transfer: Transfer, version: int, now_s: float) -> None:
-        """The transfer is at its next moment, unless its rate has changed since that was worked out."""
-        if version != transfer.version:
+    def _reach(self, slot: int, version: int, now_s: float) -> None:
+        """A transfer and perhaps others are at their next moment, unless rates have changed since that was
+        worked out."""
+        if version != self._version:
             return
-        loses = transfer.loses_next
-        transfer.progress(now_s)
-        if loses:
-            lane = transfer.lane
-            for later_s in lane.lose(now_s):
-                self._at(later_s, partial(self._change, lane, later_s))
-            self._change(lane, now_s)
-            self._look_ahead(transfer)
-        else:
-            self._leave(transfer, now_s)
+        next_s = now_s
+        while next_s <= now_s:
+            lane = self._carrying[slot]
+            if lane.to_loss_bytes == inf or not self._loses(lane, now_s):
+                self._leave(lane, now_s)
+            slot, next_s = self._crowd.first_due()
+        self._look_ahead()
 
-    def _leave(self, transfer: Transfer, now_s: float) -> None:
-        lane = transfer.lane
-        transfer.version += 1
-        transfer.leave()
-        lane.transfer = None
-        if transfer.limits:
-            self._touch(transfer, now_s)
-        self._at(lane.arrival_s(now_s), transfer.arrived)
+    def _loses(self, lane: Lane, now_s: float) -> bool:
+        """Whether a packet is lost now, not the last byte sent; if so, what follows from it."""
+        left_bytes, lane.to_loss_bytes = self._crowd.progress(lane.slot, now_s)
+        if lane.to_loss_bytes >= left_bytes:
+            return False
+        for later_s in lane.lose(now_s):
+            self._at(later_s, partial(self._change, lane, later_s))
+        self._crowd.set_to_loss(lane.slot, lane.to_loss_bytes)
+        self._change(lane, now_s)
+        return True
+
+    def _leave(self, lane: Lane, now_s: float) -> None:
+        lane.to_loss_bytes = self._crowd.leave(lane.slot)
+        del self._carrying[lane.slot]
+        lane.slot = -1
+        self._touch(lane, now_s)
+        assert lane.arrived is not None
+        self._at(lane.arrival_s(now_s), lane.arrived)
         if lane.waiting:
             self._begin(lane, now_s)
 
     # ---- rates
 
-    def _touch(self, transfer: Transfer, now_s: float) -> None:
-        """The transfer came, went or changed: work out what follows, once for all of this moment."""
-        if not transfer.limits:
-            self._set_rate(transfer, transfer.cap_Bps, now_s)
-            return
-        if not self._changed:
-            self._at(now_s, partial(self._share, now_s))
-        self._changed.update(dict.fromkeys(transfer.limits))
+    def _touch(self, lane: Lane, now_s: float) -> None:
+        """What the lane carries came, went or changed: share anew, once for all of this moment."""
+        if lane.limits:
+            if not self._changed:
+                self._at(now_s, partial(self._share, now_s))
+            for limit in lane.limits:
+                self._changed[limit] = None
 
     def _share(self, now_s: float) -> None:
-        shares, binding = affected(self._changed)
+        changed = list(self._changed)
         self._changed.clear()
-        for share, rate_Bps in zip(shares, max_min(shares, binding), strict=True):
-            assert isinstance(share, Transfer)
-            self._set_rate(share, rate_Bps, now_s)
+        self._crowd.share(changed, now_s)
+        self._look_ahead()
 
-    def _set_rate(self, transfer: Transfer, rate_Bps: float, now_s: float) -> None:
-        if rate_Bps != transfer.rate_Bps:
-            transfer.progress(now_s)
-            transfer.rate_Bps = rate_Bps
-            self._look_ahead(transfer)
-
-    def _look_ahead(self, transfer: Transfer) -> None:
-        transfer.version += 1
-        next_s = transfer.next_s()
+    def _look_ahead(self) -> None:
+        """Be there when something ends or loses a packet next."""
+        if self._changed:
+            return  # nobody knows before they are shared
+        self._version += 1
+        slot, next_s = self._crowd.first_due()
         if next_s < inf:
-            self._at(next_s, partial(self._reach, transfer, transfer.version, next_s))
+            self._at(next_s, partial(self._reach, slot, self._version, next_s))
 
     # ---- links change
 
     def _change(self, lane: Lane, now_s: float) -> None:
         """What the lane carries by itself may be another from now on."""
-        transfer = lane.transfer
-        if transfer is not None:
-            transfer.progress(now_s)
-            transfer.cap_Bps = lane.cap_at(now_s)
-            self._touch(transfer, now_s)
+        if lane.slot >= 0:
+            self._crowd.progress(lane.slot, now_s)
+            self._crowd.set_cap(lane.slot, lane.cap_at(now_s), now_s)
+            self._touch(lane, now_s)
+            self._look_ahead()
 
     def _watch(self, lane: Lane) -> None:
         if not lane.watched and lane.link.until_s < inf:
@@ -182,10 +203,10 @@ class _FlowLinks:
     def _expire(self, lane: Lane, now_s: float) -> None:
         """The link is no longer what it was. One that carries nothing is asked when it is needed."""
         lane.watched = False
-        if lane.transfer is None:
+        if lane.slot < 0:
             return
-        lane.transfer.progress(now_s)
+        _, lane.to_loss_bytes = self._crowd.progress(lane.slot, now_s)
         lane.become(self._source.link(lane.src, lane.dst, now_s))
+        self._crowd.set_to_loss(lane.slot, lane.to_loss_bytes)
         self._watch(lane)
         self._change(lane, now_s)
-        self._look_ahead(lane.transfer)

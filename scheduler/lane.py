@@ -8,7 +8,6 @@ from math import inf
 from random import Random
 
 from scheduler.clock import Happening
-from scheduler.fair_share import Limit, Share
 from scheduler.network import LinkNow
 
 PACKET_BYTES = 1460
@@ -22,12 +21,14 @@ loss rates that matter windows are smaller."""
 class Lane:
     """A directed link. Its luck is drawn from `seed` and its own name, whatever other links carry."""
 
-    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[Limit, ...], seed: int | str) -> None:
+    def __init__(self, src: str, dst: str, link: LinkNow, limits: tuple[int, ...], seed: int | str) -> None:
         self.src, self.dst, self.link, self.limits, self._seed = src, dst, link, limits, seed
         self.plain = not limits and link.until_s == inf and not link.jitter_s and not link.loss
         self.free_s = 0.0
         """Of a plain lane: when what was handed over so far has left."""
-        self.transfer: Transfer | None = None
+        self.slot = -1
+        """Where the crowd keeps what it carries now, -1: nothing; `arrived` is what then happens."""
+        self.arrived: Happening | None = None
         self.waiting: deque[tuple[float, Happening]] = deque()
         self.watched = False
         """Whether somebody comes when `link` ends to be true."""
@@ -74,34 +75,3 @@ class Lane:
             latency_s = max(0.0, self._random.gauss(latency_s, self.link.jitter_s))
         self._last_arrival_s = max(left_s + latency_s, self._last_arrival_s)
         return self._last_arrival_s
-
-
-class Transfer(Share):
-    """What a lane carries now, and at which rate."""
-
-    __slots__ = ("_as_of_s", "_left_bytes", "arrived", "lane", "rate_Bps", "version")
-
-    def __init__(self, lane: Lane, n_bytes: float, now_s: float, arrived: Happening) -> None:
-        super().__init__(lane.cap_at(now_s), lane.limits)
-        self.lane, self.arrived = lane, arrived
-        self.rate_Bps = 0.0
-        self._left_bytes, self._as_of_s = n_bytes, now_s
-        self.version = 0
-        """Changes whenever the next moment of interest does, which makes an earlier one void."""
-
-    def progress(self, now_s: float) -> None:
-        """Move what `rate_Bps` moved until `now_s`."""
-        moved_bytes = self.rate_Bps * (now_s - self._as_of_s)
-        self._left_bytes = max(0.0, self._left_bytes - moved_bytes)
-        self.lane.to_loss_bytes -= moved_bytes
-        self._as_of_s = now_s
-
-    @property
-    def loses_next(self) -> bool:
-        """Whether a packet is lost before the last byte has left."""
-        return self.lane.to_loss_bytes < self._left_bytes
-
-    def next_s(self) -> float:
-        """When the last byte leaves or a packet is lost, at this rate."""
-        n_bytes = min(self._left_bytes, self.lane.to_loss_bytes)
-        return self._as_of_s + n_bytes / self.rate_Bps if self.rate_Bps > 0 else inf

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.clock import At, Clock, Happening
@@ -161,6 +161,7 @@ def crowds(draw: st.DrawFn) -> Sends:
     ]
 
 
+@settings(deadline=None)  # the first time, the crowd is compiled
 @given(crowds())
 def test_cards_carry_what_they_are_given_as_fast_as_they_can(sends: Sends) -> None:
     """Every byte arrives; no card carries more than it can; a busy period is no longer than all its bytes."""
@@ -178,6 +179,7 @@ def test_cards_carry_what_they_are_given_as_fast_as_they_can(sends: Sends) -> No
     assert max(found) <= 5 + sum(s[2] for s in sends) / 70 + 1e-9
 
 
+@settings(deadline=None)  # the first time, the crowd is compiled
 @given(crowds())
 def test_limits_that_never_bind_change_nothing(sends: Sends) -> None:
     wide = dict.fromkeys("abcd", 1e9)
