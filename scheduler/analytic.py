@@ -3,24 +3,23 @@
 The closed forms of flops and bytes for everybody: the worker's profiles, and plans made before there
 is a worker. Knows no tensors; tests hold it against PyTorch's layers and counters. Measures nothing.
 
-Letters: B samples, T positions, D hidden, H heads, K key-value heads, F inner width, V vocabulary.
+What blocks are made of has its closed forms in `scheduler/mixers`. Letters: B samples, T positions,
+D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 
 from scheduler.gpus import ACHIEVABLE, Accelerator, Precision
 from scheduler.job import JobSpec, ModelSpec, OptimizerSpec, resolve_model
+from scheduler.layer_cost import FLOAT_BYTES, NOTHING, TOKEN_BYTES, Cost, LayerCost, Mode, Sizes
+from scheduler.pattern import Block
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 
 LOSS_CHUNK_BYTES = 256 << 20
 """Logits (float32) that the loss holds at once. Above it, they are made in chunks and made again in
 backward: a product more, but 4 x 2048 positions of 128k tokens would take 4 GB otherwise."""
-
-TOKEN_BYTES = 8
-FLOAT_BYTES = 4
 
 
 class ShapeError(ValueError):
@@ -61,16 +60,10 @@ def model_profile(
     without a vocabulary.
     """
     model = resolve_model(shape)
-    if model.vocab is None:
-        raise ShapeError("model.vocab: found none; required: the tokenizer's size, or a preset that names it")
     if model.family == "gpt2" and model.max_positions is None:
         model = model.model_copy(update={"max_positions": sequence_length})
     stream_bytes = max(dtype_bytes, parameter_dtype_bytes)
-    sizes = _Sizes(model, micro_batch, sequence_length, dtype_bytes, stream_bytes)
-    block = sizes.block()
-    costs = {"embedding": sizes.embedding()}
-    costs |= {f"block.{i:02d}": block for i in range(model.layers)}
-    costs["head"] = sizes.head()
+    sizes = Sizes(micro_batch, sequence_length, dtype_bytes, stream_bytes)
     state = _state_bytes_a_parameter(optimizer or OptimizerSpec(), parameter_dtype_bytes)
     layers = tuple(
         LayerProfile(
@@ -84,7 +77,7 @@ def model_profile(
             tied_to="embedding" if name == "head" and model.tied else "",
             working_bytes=c.working_bytes,
         )
-        for name, c in costs.items()
+        for name, c in layer_costs(model, sizes).items()
     )
     return ModelProfile(layers, micro_batch, sequence_length, value_bytes=dtype_bytes)
 
@@ -101,128 +94,71 @@ def _state_bytes_a_parameter(optimizer: OptimizerSpec, parameter_dtype_bytes: in
     return parameter_dtype_bytes if optimizer.momentum else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Cost:
-    parameters: int
-    forward_flops: float
-    backward_flops: float
-    saved_bytes: int
-    """What forward keeps for backward, without parameters and what all layers share."""
-    working_bytes: int = 0
-    """What is needed once, however many micro-batches are in flight."""
+def layer_costs(model: ModelSpec, sizes: Sizes) -> dict[str, Cost]:
+    """The closed forms of each layer of `model`, resolved, by name, in order. Raises ShapeError."""
+    if model.vocab is None:
+        raise ShapeError("model.vocab: found none; required: the tokenizer's size, or a preset that names it")
+    blocks = {parts: _block(model, parts, sizes) for parts in set(model.blocks)}
+    costs = {"embedding": _embedding(model, model.vocab, sizes)}
+    costs |= {f"block.{i:02d}": blocks[parts] for i, parts in enumerate(model.blocks)}
+    return costs | {"head": _head(model, model.vocab, sizes)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """The closed forms of one model at one size of micro-batch. `model` is resolved."""
+def layer_cost(
+    model: ModelSpec, index: int, batch: int, length: int, dtype_bytes: int, mode: Mode
+) -> LayerCost:
+    """Layer `index` of `model`, resolved, whose parameters and activations are `dtype_bytes` wide."""
+    sizes = Sizes(batch, length, dtype_bytes, dtype_bytes)
+    c = list(layer_costs(model, sizes).values())[index]
+    rows = batch if mode == "step" else sizes.rows
+    flops = {"forward": c.forward_flops, "backward": c.backward_flops, "step": c.step_flops}[mode]
+    return LayerCost(
+        flops,
+        0 if mode == "step" else c.saved_bytes + c.working_bytes,
+        c.parameters * dtype_bytes,
+        0 if index == model.depth + 1 else rows * model.hidden * dtype_bytes,
+        c.state_bytes,
+    )
 
-    model: ModelSpec
-    batch: int
-    length: int
-    value_bytes: int
-    """Of an activation that products take and give."""
-    stream_bytes: int
-    """Of a value of the residual stream, which norms take."""
 
-    @property
-    def rows(self) -> int:
-        """B x T positions."""
-        return self.batch * self.length
+def _embedding(model: ModelSpec, vocab: int, sizes: Sizes) -> Cost:
+    """Looking up multiplies nothing; the tokens are kept."""
+    rows = vocab
+    if model.family == "gpt2":
+        assert model.max_positions is not None
+        rows += model.max_positions
+    return Cost(rows * model.hidden, 0.0, 0.0, sizes.rows * TOKEN_BYTES)
 
-    @property
-    def vocab(self) -> int:
-        assert self.model.vocab is not None
-        return self.model.vocab
 
-    def embedding(self) -> _Cost:
-        """Looking up multiplies nothing; the tokens are kept."""
-        rows = self.vocab
-        if self.model.family == "gpt2":
-            assert self.model.max_positions is not None
-            rows += self.model.max_positions
-        return _Cost(rows * self.model.hidden, 0.0, 0.0, self.rows * TOKEN_BYTES)
+def _block(model: ModelSpec, parts: Block, sizes: Sizes) -> Cost:
+    return sum((_norm(model, sizes) + part.cost(model, sizes) for part in parts), start=NOTHING)
 
-    def block(self) -> _Cost:
-        attention, mlp = self._attention(), self._mlp()
-        return _Cost(
-            2 * self._norm_parameters() + attention.parameters + mlp.parameters,
-            attention.forward_flops + mlp.forward_flops,
-            attention.backward_flops + mlp.backward_flops,
-            2 * self._norm_saved_bytes() + attention.saved_bytes + mlp.saved_bytes,
-            attention.working_bytes + mlp.working_bytes,
-        )
 
-    def head(self) -> _Cost:
-        """Norm, logits and loss. Kept: what the norm keeps, its output, targets and their weight, and
-        log-probabilities in float32. Made in chunks, the last are not kept; one chunk is at work."""
-        forward = self._product(self.model.hidden, self.vocab)
-        chunk = min(self.rows, loss_rows(self.vocab))
-        again = 1 if self.rows > chunk else 0
-        kept = self.rows * (self.model.hidden * self.value_bytes + TOKEN_BYTES)
-        logits = chunk * self.vocab * FLOAT_BYTES
-        copies = self._copies(self.vocab * self.model.hidden)
-        return _Cost(
-            self._norm_parameters() + self.vocab * self.model.hidden,
-            forward,
-            (2 + again) * forward,
-            self._norm_saved_bytes() + kept + (0 if again else logits),
-            copies + (logits if again else 0),
-        )
+def _head(model: ModelSpec, vocab: int, sizes: Sizes) -> Cost:
+    """Norm, logits and loss. Kept: what the norm keeps, its output, targets and their weight, and
+    log-probabilities in float32. Made in chunks, the last are not kept; one chunk is at work."""
+    forward = sizes.product(model.hidden, vocab)
+    chunk = min(sizes.rows, loss_rows(vocab))
+    again = 1 if sizes.rows > chunk else 0
+    logits = chunk * vocab * FLOAT_BYTES
+    kept = sizes.rows * (model.hidden * sizes.value_bytes + TOKEN_BYTES) + (0 if again else logits)
+    return _norm(model, sizes) + Cost(
+        vocab * model.hidden,
+        forward,
+        (2 + again) * forward,
+        kept,
+        sizes.copies(vocab * model.hidden) + (logits if again else 0),
+        forward / sizes.length,
+    )
 
-    def _attention(self) -> _Cost:
-        """Backward has five products of pairs for forward's two, because the scores are computed again.
 
-        Kept: the input, queries, keys and values, the output, a float32 a head and position. Where
-        positions are rotated, values keep alive the whole product they are a view of.
-        """
-        m = self.model
-        assert m.kv_heads is not None
-        gpt2 = m.family == "gpt2"
-        head_width = m.hidden // m.heads
-        joint = (m.heads + 2 * m.kv_heads) * head_width
-        linear = self._product(m.hidden, joint) + self._product(m.hidden, m.hidden)
-        pairs = 4.0 * self.batch * self.length**2 * m.hidden
-        rotated = 0 if gpt2 else (m.heads + m.kv_heads) * head_width
-        return _Cost(
-            m.hidden * (joint + m.hidden) + (joint + m.hidden if gpt2 else 0),
-            linear + pairs,
-            2 * linear + 2.5 * pairs,
-            self.rows * ((2 * m.hidden + joint + rotated) * self.value_bytes + m.heads * FLOAT_BYTES),
-            self._copies(m.hidden * (joint + m.hidden)),
-        )
-
-    def _mlp(self) -> _Cost:
-        """GELU keeps its input and output; SwiGLU gate and up, silu(gate), and the product."""
-        m = self.model
-        assert m.ffn is not None
-        gpt2 = m.family == "gpt2"
-        forward = (2 if gpt2 else 3) * self._product(m.hidden, m.ffn)
-        biases = m.ffn + m.hidden if gpt2 else 0
-        kept = m.hidden + (2 if gpt2 else 4) * m.ffn
-        return _Cost(
-            (2 if gpt2 else 3) * m.hidden * m.ffn + biases,
-            forward,
-            2 * forward,
-            self.rows * kept * self.value_bytes,
-            self._copies((2 if gpt2 else 3) * m.hidden * m.ffn),
-        )
-
-    def _product(self, inputs: int, outputs: int) -> float:
-        return 2.0 * self.rows * inputs * outputs
-
-    def _copies(self, n_weights: int) -> int:
-        """Matrices that are wider than the products' values are copied in their width."""
-        return n_weights * self.value_bytes if self.stream_bytes > self.value_bytes else 0
-
-    def _norm_parameters(self) -> int:
-        return (2 if self.model.family == "gpt2" else 1) * self.model.hidden
-
-    def _norm_saved_bytes(self) -> int:
-        """LayerNorm: the input, and mean and deviation of each row in float32. RMSNorm: the input, the
-        input scaled, and each row's scale (a fused kernel needs one less)."""
-        if self.model.family == "gpt2":
-            return self.rows * (self.model.hidden * self.stream_bytes + 2 * FLOAT_BYTES)
-        return self.rows * (2 * self.model.hidden * self.stream_bytes + FLOAT_BYTES)
+def _norm(model: ModelSpec, sizes: Sizes) -> Cost:
+    """LayerNorm keeps the input, and mean and deviation of each row in float32; RMSNorm the input, the
+    input scaled, and each row's scale (a fused kernel needs one less)."""
+    gpt2 = model.family == "gpt2"
+    wide, narrow = (1, 2) if gpt2 else (2, 1)
+    kept = sizes.rows * (wide * model.hidden * sizes.stream_bytes + narrow * FLOAT_BYTES)
+    return Cost((2 if gpt2 else 1) * model.hidden, 0.0, 0.0, kept)
 
 
 def device_profile(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.job_compression import misfits
 from scheduler.marked_yaml import Path
+from scheduler.pattern import PatternError
 from scheduler.presets import PRESETS
 
 if TYPE_CHECKING:  # job.py imports this module
@@ -26,6 +27,11 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
     except KeyError as e:
         yield ("model", "preset"), str(e.args[0]), f"one of: {', '.join(PRESETS)}"
         return
+    try:
+        model.blocks  # noqa: B018 - parsed here, where what is wrong can be told
+    except PatternError as e:
+        yield ("model", "layers"), e.found, e.required
+        return
     if job.global_batch % job.profiled_micro_batch:
         yield (
             ("global_batch",),
@@ -40,11 +46,11 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
                 f"{job.parallelism.replicas} replicas for {most} micro-batches a step",
                 f"at most {most} (global_batch / micro_batch), so that each has work",
             )
-        if job.parallelism.stages > model.layers + 2:
+        if job.parallelism.stages > model.depth + 2:
             yield (
                 ("parallelism", "stages"),
-                f"{job.parallelism.stages} stages for {model.layers + 2} layers",
-                f"at most {model.layers + 2}: the embedding, {model.layers} blocks, the head",
+                f"{job.parallelism.stages} stages for {model.depth + 2} layers",
+                f"at most {model.depth + 2}: the embedding, {model.depth} blocks, the head",
             )
     yield from _impossible_shape(model, job)
     yield from misfits(job.compression, (job.profiled_micro_batch, job.sequence_length, model.hidden))
@@ -54,25 +60,19 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
 
 
 def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:
-    if model.hidden % model.heads:
-        yield (
-            ("model", "heads"),
-            f"{model.heads} heads for hidden {model.hidden}",
-            "a number of heads that divides hidden",
-        )
-    elif model.family == "llama" and (model.hidden // model.heads) % 2:
-        yield (
-            ("model", "heads"),
-            f"heads of width {model.hidden // model.heads} (hidden {model.hidden} / {model.heads})",
-            "an even width, because rotary positions turn pairs",
-        )
     kv_heads = model.kv_heads or model.heads
-    if model.heads % kv_heads:
-        yield (
-            ("model", "kv_heads"),
-            f"{kv_heads} key-value heads for {model.heads} heads",
-            "a number that divides heads",
-        )
+    for part in dict.fromkeys(part for block in model.blocks for part in block):
+        for found, required in part.misfits(model):
+            key = "layers"
+            if not part.model_fields_set:  # it is the model's own widths that do not go together
+                key = "kv_heads" if "key-value" in found else "heads"
+            yield ("model", key), found, required
+        if not part.is_causal:
+            yield (
+                ("model", "layers"),
+                f"{part.text!r}, which sees later positions",
+                "parts that see none: the job trains on the next token",
+            )
     if model.family == "gpt2" and kv_heads != model.heads and model.heads % kv_heads == 0:
         yield (
             ("model", "kv_heads"),

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from scheduler.presets import nearest
+from scheduler.names import nearest
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 """What products are computed in: fp32 exactly, tf32 on tensor cores, 16 bits on tensor cores."""

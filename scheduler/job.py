@@ -15,7 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 from scheduler.combinations import BYTE_VOCAB, impossible
 from scheduler.job_compression import CompressionSpec
 from scheduler.marked_yaml import Marked, MarkedYamlError, Path, Problem, dotted, load_marked
-from scheduler.presets import PRESETS, nearest, resolve_model
+from scheduler.names import nearest
+from scheduler.pattern import REQUIRED, Block, parse_layers, quoted
+from scheduler.presets import PRESETS, resolve_model
 from scheduler.strict import Strict as _Strict
 
 __all__ = [
@@ -56,14 +58,16 @@ _Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSpec(_Strict):
-    """A decoder-only transformer: embedding, `layers` blocks, head; layer indices 0 .. layers + 1."""
+    """A decoder-only model: embedding, `depth` blocks, head; layer indices 0 .. depth + 1."""
 
     preset: str | None = None
     """A name from `scheduler.presets` (gpt2, smollm2-135m, demo, …); other keys override it."""
     weights: str | None = None
     """A directory with config.json and safetensors in Hugging Face's layout, to start from."""
     family: Literal["gpt2", "llama"] = "gpt2"
-    layers: Annotated[int, Field(ge=1)] = 4
+    layers: Annotated[int, Field(ge=1)] | tuple[str | tuple[str, ...], ...] = 4
+    """How many blocks of attention and MLP, or the blocks: `[[h3, mlp], 11 x [attention, mlp]]`
+    (`scheduler/pattern.py`; the parts and their options: `scheduler/mixers`)."""
     hidden: Annotated[int, Field(ge=1)] = 128
     heads: Annotated[int, Field(ge=1)] = 4
     kv_heads: Annotated[int, Field(ge=1)] | None = None
@@ -76,6 +80,21 @@ class ModelSpec(_Strict):
     tied: bool = True
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Each block's parts. Raises PatternError for `layers` that mean none."""
+        return parse_layers(self.layers)
+
+    @property
+    def depth(self) -> int:
+        """Blocks between embedding and head."""
+        return len(self.blocks)
+
+    @property
+    def parts(self) -> int:
+        """How often the blocks add to the residual stream."""
+        return sum(map(len, self.blocks))
 
 
 class DataSpec(_Strict):
@@ -175,7 +194,7 @@ class JobSpec(_Strict):
     @property
     def n_layers(self) -> int:
         """Layers as the partition counts them: embedding, blocks, head."""
-        return self.shape.layers + 2
+        return self.shape.depth + 2
 
 
 def parse_job(text: str, source: str) -> JobSpec:
@@ -184,7 +203,7 @@ def parse_job(text: str, source: str) -> JobSpec:
     Raises JobError for broken YAML, unknown or doubled keys, wrong types and combinations that cannot be.
     """
     try:
-        marked = load_marked(text)
+        marked = load_marked(quoted(text))
     except MarkedYamlError as e:
         raise JobError(source, (e.problem,)) from None
     job = _job(marked, source)
@@ -226,23 +245,24 @@ def _by_line(problems: Iterator[Problem]) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda p: p.line))
 
 
-_OR_AUTO: dict[Path, str] = {
+_EITHER: dict[Path, str] = {
     ("micro_batch",): "'auto', or a number of samples, 1 or more",
     ("recompute",): "'auto', true or false",
     ("streams",): "'auto', or a number of streams, 1 to 64",
     ("schedule", "warmup_extra"): "'auto', or a number of micro-batches, 0 or more",
+    ("model", "layers"): REQUIRED,
 }
-"""Keys that take `auto` beside a scalar, and what they require."""
+"""Keys that take one of two kinds of value, `auto` beside a scalar for most, and what they require."""
 
 
 def _relevant(marked: Marked, error: ValidationError) -> Iterator[tuple[Path, Any]]:
     """Pydantic's errors with their paths in the text, a union's branches made one: of `parallelism` the one
-    that is meant, of a scalar or `auto` the first."""
+    that is meant, of the others the first."""
     given = marked.value.get("parallelism")
     told: set[Path] = set()
     for e in error.errors(include_url=False):
         loc = e["loc"]
-        key = next((k for k in _OR_AUTO if loc[: len(k)] == k and len(loc) > len(k)), None)
+        key = next((k for k in _EITHER if loc[: len(k)] == k and len(loc) > len(k)), None)
         if key is not None:
             if key in told:
                 continue
@@ -267,7 +287,7 @@ def _problem(marked: Marked, located: tuple[Path, Any]) -> Problem:
     required = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value should be ")
     if key == "parallelism":
         required = "'auto', or a mapping with stages and replicas"
-    required = _OR_AUTO.get(path, required)
+    required = _EITHER.get(path, required)
     return Problem(line, key, _shown(error["input"]), required)
 
 

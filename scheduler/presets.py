@@ -6,9 +6,11 @@ default gives them, so that overriding `hidden` does not leave a stale width beh
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from scheduler.names import nearest
+from scheduler.pattern import spelled_out
 
 if TYPE_CHECKING:  # job.py imports this module; the merge needs only the instance it is given
     from scheduler.job import ModelSpec
@@ -91,15 +93,10 @@ PRESETS: Mapping[str, Shape] = {
 """Preset name -> the ModelSpec keys it sets."""
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)`, or '' when nothing known is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def resolve_model(spec: ModelSpec) -> ModelSpec:
     """The shape that `spec` means: its preset's keys, overridden by the keys set explicitly.
 
+    A number of layers over a preset of other blocks takes so many of them, from the first and round again.
     Also fills `kv_heads` (heads) and `ffn` (4 x hidden for gpt2; 8/3 x hidden rounded up to a
     multiple of 64 for llama). Idempotent. Raises KeyError, naming the nearest preset, for
     an unknown one; pydantic.ValidationError if the merged keys are out of range.
@@ -111,6 +108,10 @@ def resolve_model(spec: ModelSpec) -> ModelSpec:
             near = nearest(spec.preset, list(PRESETS))
             raise KeyError(f"the unknown preset {spec.preset!r}{near}")
         preset = PRESETS[spec.preset]
+    pattern, n = preset.get("layers"), explicit.get("layers")
+    if isinstance(pattern, tuple) and isinstance(n, int):
+        blocks = spelled_out(pattern)
+        explicit["layers"] = tuple(blocks[i % len(blocks)] for i in range(n))
     merged = type(spec)(**{**preset, **explicit})
     derived: dict[str, Any] = {}
     if merged.kv_heads is None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from scheduler.presets import nearest
+from scheduler.names import nearest
 from sim.simulation import Settings, document, simulate
 
 MAX_POINTS = 1_000_000

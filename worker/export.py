@@ -57,7 +57,7 @@ def export_checkpoint(checkpoint: Path, target: Path, data_dir: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer's files to `target`. Raises ExportError."""
     with _as_export_errors():
         manifest, job, model, _ = _open(checkpoint, data_dir)
-        states = {i: _layer(checkpoint, manifest, i) for i in range(model.layers + 2)}
+        states = {i: _layer(checkpoint, manifest, i) for i in range(model.depth + 2)}
         save_pretrained(target, model, states)
     source = data_dir / job.data.tokenizer
     for name in TOKENIZER_FILES if source.is_dir() else ():
@@ -77,7 +77,7 @@ def continue_text(
     """The prompt and what the model writes after it, at most as long as the model has positions."""
     with _as_export_errors():
         manifest, _, model, tokenizer = _open(checkpoint, data_dir)
-        layers = build_layers(model, 0, model.layers + 2)
+        layers = build_layers(model, 0, model.depth + 2)
         for i, layer in enumerate(layers):
             load_weights(layer, _layer(checkpoint, manifest, i), weights_file(i))
         ids = tokenizer.encode(prompt)

@@ -32,10 +32,12 @@ def profile_model(
     half: list[_Times] = []
     size = job.profiled_micro_batch
     smaller = size // 2 if job.micro_batch == "auto" else 0  # a size that the job names is the only one
-    for index in range(model.layers + 2):
-        if 1 < index <= model.layers:  # blocks are alike
-            full.append(full[1])
-            half += half[1:2]
+    places = [None, *model.blocks, None]
+    for index, parts in enumerate(places):
+        alike = places.index(parts) if parts is not None else index
+        if alike < index:
+            full.append(full[alike])
+            half += half[alike : alike + 1]
             continue
         layer = build_layer(model, index)
         initialize(layer, job.seed, index)

@@ -18,9 +18,9 @@ def n_parameters(m: ModelSpec) -> int:
     if m.family == "gpt2":
         assert m.max_positions is not None
         block = 4 * h * h + 4 * h + 2 * h * m.ffn + m.ffn + h + 4 * h
-        return embedding + m.max_positions * h + m.layers * block + 2 * h
+        return embedding + m.max_positions * h + m.depth * block + 2 * h
     block = 2 * h * h + 2 * h * m.kv_heads * head + 3 * h * m.ffn + 2 * h
-    return embedding + m.layers * block + h
+    return embedding + m.depth * block + h
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,10 @@ A layer's `state_dict()` is its part of a checkpoint. The names in it, which are
 |           | norm.bias                          | hidden                 | gpt2   |
 |           | weight (the embedding's if tied)   | vocab, hidden          | both   |
 
-H heads, K key-value heads, C = hidden / H the width of a head.
+H heads, K key-value heads, C = hidden / H the width of a head. The block above is [attention, mlp]; any
+other block has for each of its parts NAME_norm and NAME, where the first sequence mixer is `mixer`, the
+next `mixer2`, the first channel mixer `ffn`, the next `ffn2`, and the part's module says what is in it.
+A checkpoint is a safetensors file a layer, so whatever a part has as parameters is in it by name.
 """
 
 from worker.model.block import Block

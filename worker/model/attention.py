@@ -1,4 +1,5 @@
-"""Causal self-attention: multi-head, grouped-query or single-query, with or without rotary positions.
+"""Self-attention: multi-head, grouped-query or single-query, with or without rotary positions, over all
+earlier positions, a window of them, a butterfly of blocks, or in both directions.
 
 The product itself is PyTorch's scaled_dot_product_attention, or flash-attn where that is installed and
 the tensors suit it. Knows no layers. Shapes: B samples, T positions, H heads, K key-value heads, C the
@@ -9,31 +10,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from math import inf, sqrt
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from scheduler.job import ModelSpec
+from scheduler.mixers import AttentionSpec, Sight
+from worker.model.layer import ModelError
+from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear
 from worker.model.rotary import rotate
+from worker.model.sight import attend_in_blocks, visible
+
+CAUSAL = Sight()
 
 
 class KeyValues(NamedTuple):
-    """Keys (rotated) and values of the positions seen so far, (B,K,T,C) each."""
+    """Keys (rotated) and values of the positions seen so far, (B,K,T,C) each; of a window, of the last."""
 
     keys: Tensor
     values: Tensor
+    first: int = 0
+    """The position of the first of them."""
 
     @property
     def length(self) -> int:
-        return self.keys.shape[2]
+        """Positions seen."""
+        return self.first + self.keys.shape[2]
 
     def extended(self, keys: Tensor, values: Tensor) -> KeyValues:
         """With further positions behind these. Of the same batch, or, where these are none, of any."""
-        if not self.length:
-            return KeyValues(keys, values)
-        return KeyValues(torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2))
+        if not self.keys.shape[2]:
+            return KeyValues(keys, values, self.first)
+        both = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+        return KeyValues(*both, self.first)
+
+    def last(self, n: int) -> KeyValues:
+        """The last `n` positions at most."""
+        gone = max(0, self.keys.shape[2] - n)
+        return KeyValues(self.keys[:, :, gone:], self.values[:, :, gone:], self.first + gone)
 
 
 def choose_attention(
@@ -58,62 +76,111 @@ def choose_attention(
     return "flash" if installed and suits else "sdpa"
 
 
-def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v for the last T of S positions, each seeing itself and those before: (B,T,D).
+def attend(
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    sight: Sight = CAUSAL,
+    documents_BT: Tensor | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v for the last T of S positions, each seeing what `sight` shows: (B,T,D).
 
-    Head h reads key-value head h // (H/K).
+    Head h reads key-value head h // (H/K). With `documents_BT` (T = S), whose samples are packed of
+    several documents, a position sees its own document alone.
     """
-    flash = _flash_attention() if q_BHTC.is_cuda else None
+    flash = (
+        _flash_attention() if q_BHTC.is_cuda and sight.butterfly is None and documents_BT is None else None
+    )
     if flash is not None:
         device, width = q_BHTC.device, q_BHTC.shape[-1]
         if choose_attention(device.type, q_BHTC.dtype, True, width, _capability(str(device))) == "flash":
             # Positions before heads; its causal mask is aligned with the last position, as ours is.
-            return flash(*(x.transpose(1, 2) for x in (q_BHTC, k_BKSC, v_BKSC)), causal=True).flatten(2)
+            away = -1 if sight.window is None else sight.window - 1
+            return flash(
+                *(x.transpose(1, 2) for x in (q_BHTC, k_BKSC, v_BKSC)),
+                causal=sight.causal,
+                window_size=(away, away),
+            ).flatten(2)
     seen, new = k_BKSC.shape[2], q_BHTC.shape[2]
+    if new == seen and sight.blocks_of(new) is not None:
+        return attend_in_blocks(q_BHTC, k_BKSC, v_BKSC, sight, documents_BT).transpose(1, 2).flatten(2)
     # PyTorch aligns its causal mask with the first position, which is right only from the start.
+    plain = sight.block is None and documents_BT is None
+    is_causal = plain and sight.causal and new == seen and new > 1
     mask = None
-    if 1 < new < seen:
-        mask = torch.ones(new, seen, dtype=torch.bool, device=q_BHTC.device).tril(seen - new)
+    if not is_causal and not (plain and (new == 1 or not sight.causal)):
+        at = torch.arange(seen, device=q_BHTC.device)
+        mask = visible(sight, at[seen - new :], at)
+        if documents_BT is not None:
+            mask = mask & (documents_BT[:, :, None] == documents_BT[:, None, :])[:, None]
     y_BHTC = F.scaled_dot_product_attention(
         q_BHTC,
         k_BKSC,
         v_BKSC,
         attn_mask=mask,
-        is_causal=new == seen and new > 1,
+        is_causal=is_causal,
         enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1],
     )
     return y_BHTC.transpose(1, 2).flatten(2)
 
 
-class Attention(nn.Module):
-    """The sequence mixer of both families. `qkv` holds the rows of queries, then keys, then values.
+class Attention(SequenceMixer):
+    """`qkv` holds the rows of queries, then keys, then values."""
 
-    `theta` is rotary's base, or None where positions were already added by the embedding.
-    """
-
-    def __init__(self, width: int, heads: int, kv_heads: int, bias: bool, theta: float | None) -> None:
+    def __init__(self, model: ModelSpec, options: AttentionSpec) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_width, self.theta = heads, kv_heads, width // heads, theta
-        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias)
+        width, bias = model.hidden, model.family == "gpt2"
+        self.heads, self.kv_heads = options.heads_in(model)
+        self.head_width, self.sight = width // self.heads, options.sight
+        self.theta = model.rope_theta if options.rotates_in(model) else None
+        self.qkv = Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width, bias)
         self.out = Linear(width, width, bias)
 
     def begin(self) -> KeyValues:
         none = self.qkv.weight.new_empty(1, self.kv_heads, 0, self.head_width)
         return KeyValues(none, none)
 
-    def forward(self, x_BTD: Tensor, state: KeyValues | None = None) -> tuple[Tensor, KeyValues | None]:
+    def forward(
+        self, x_BTD: Tensor, state: KeyValues | None = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, KeyValues | None]:
+        q, k, v = self._projected(x_BTD, 0 if state is None else state.length)
+        if state is None:
+            return self.out(attend(q, k, v, self.sight, documents_BT)), None
+        if not self.sight.causal:
+            raise ModelError(
+                "found attention that sees later positions, asked to go on behind earlier ones; required"
+                " attention with causal=true to generate"
+            )
+        state = state.extended(k, v)
+        y_BTD = self.out(attend(q, state.keys, state.values, self.sight, documents_BT))
+        return y_BTD, state if self.sight.window is None else state.last(self.sight.window - 1)
+
+    def as_matrix(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        q, k, _ = self._projected(x_BTD, 0)
+        scores_BHTT = q @ k.repeat_interleave(self.heads // self.kv_heads, 1).mT / sqrt(self.head_width)
+        at = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        seen = visible(self.sight, at, at)
+        if documents_BT is not None:
+            seen = seen & (documents_BT[:, :, None] == documents_BT[:, None, :])[:, None]
+        return scores_BHTT.masked_fill(~seen, -inf).softmax(-1)
+
+    def values(self, x_BTD: Tensor) -> Tensor:
+        return self._projected(x_BTD, 0)[2].repeat_interleave(self.heads // self.kv_heads, 1)
+
+    def finish(self, x_BTD: Tensor, mixed_BGTE: Tensor) -> Tensor:
+        del x_BTD
+        y: Tensor = self.out(mixed_BGTE.transpose(1, 2).flatten(2))
+        return y
+
+    def _projected(self, x_BTD: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = [heads * self.head_width for heads in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = (
             part.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for part in self.qkv(x_BTD).split(rows, dim=-1)
         )
         if self.theta is not None:
-            first = 0 if state is None else state.length
             q, k = rotate(q, first, self.theta), rotate(k, first, self.theta)
-        if state is not None:
-            state = state.extended(k, v)
-            k, v = state.keys, state.values
-        return self.out(attend(q, k, v)), state
+        return q, k, v
 
 
 @cache

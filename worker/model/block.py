@@ -1,46 +1,58 @@
-"""A transformer block: x + mixer(norm(x)), then x + feed-forward(norm(x)). One class for both families.
-
-The mixer is attention today; another one needs `begin`, `forward(x, state)`, a matrix named `out`, and
-its closed forms in `scheduler/analytic.py`.
-"""
+"""A block: for each of its parts, x + part(norm(x)). A transformer's parts are attention and an MLP."""
 
 from __future__ import annotations
 
 from math import sqrt
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from scheduler.job import ModelSpec
-from worker.model.attention import Attention
+from scheduler.pattern import part_names
 from worker.model.layer import Layer, State
-from worker.model.parts import GatedMlp, Mlp, make_norm
+from worker.model.mixer import Mixer
+from worker.model.mixers import make_mixer
+from worker.model.parts import make_norm
 
 
 class Block(Layer):
-    """Block `number` (from 0) of `model`, a resolved spec."""
+    """Block `number` (from 0) of `model`, a resolved spec. Its state is a tuple of its parts' states."""
 
     def __init__(self, model: ModelSpec, number: int) -> None:
-        super().__init__()
-        assert model.kv_heads is not None
-        assert model.ffn is not None
-        gpt2 = model.family == "gpt2"
-        self.name, self.width, self.depth = f"block.{number:02d}", model.hidden, model.layers
-        self.mixer_norm = make_norm(model.family, model.hidden, model.norm_eps)
-        self.mixer = Attention(
-            model.hidden, model.heads, model.kv_heads, bias=gpt2, theta=None if gpt2 else model.rope_theta
-        )
-        self.ffn_norm = make_norm(model.family, model.hidden, model.norm_eps)
-        self.ffn = (Mlp if gpt2 else GatedMlp)(model.hidden, model.ffn)
+        super().__init__(model, number + 1)
+        self.name, self.width, self.adds = f"block.{number:02d}", model.hidden, model.parts
+        parts = model.blocks[number]
+        self.parts = tuple(part_names(parts))
+        for name, part in zip(self.parts, parts, strict=True):
+            self.add_module(f"{name}_norm", make_norm(model.family, model.hidden, model.norm_eps))
+            self.add_module(name, make_mixer(model, part))
+
+    def mixer_of(self, part: str) -> Mixer:
+        mixer = self.get_submodule(part)
+        assert isinstance(mixer, Mixer)
+        return mixer
+
+    def _norm_of(self, part: str) -> nn.Module:
+        return self.get_submodule(f"{part}_norm")
 
     def begin(self) -> State:
-        return self.mixer.begin()
+        return tuple(self.mixer_of(part).begin() for part in self.parts)
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer(self.mixer_norm(x_BTD), state)
-        x_BTD = x_BTD + mixed
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD)), state
+        states = []
+        for i, part in enumerate(self.parts):
+            before = None if state is None else state[i]
+            mixed, after = self.mixer_of(part)(self._norm_of(part)(x_BTD), before)
+            x_BTD = x_BTD + mixed
+            states.append(after)
+        return x_BTD, None if state is None else tuple(states)
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        part, _, rest = parameter.partition(".")
+        return self.mixer_of(part).initial(rest, rng) if part in self.parts else None
 
     def initial_std(self, parameter: str) -> float:
-        """0.02, and less for what is added to the residual stream 2 x depth times (Radford et al. 2019)."""
-        adds = parameter in ("mixer.out.weight", "ffn.down.weight")
-        return 0.02 / sqrt(2 * self.depth) if adds else 0.02
+        """0.02, and less for what is added to the residual stream so many times (Radford et al. 2019)."""
+        part, _, rest = parameter.partition(".")
+        adds = part in self.parts and rest == self.mixer_of(part).residual
+        return 0.02 / sqrt(self.adds) if adds else 0.02

@@ -1,6 +1,6 @@
 """From a model's spec and an index to its layer, with initial weights that no partition can change.
 
-Index 0 is the embedding, 1 .. layers the blocks, layers + 1 the head. Knows no files.
+Index 0 is the embedding, 1 .. depth the blocks, depth + 1 the head. Knows no files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from scheduler.job import ModelSpec
+from scheduler.pattern import PatternError
 from worker.model.block import Block
 from worker.model.embedding import Embedding
 from worker.model.head import Head
@@ -24,11 +25,11 @@ def build_layer(model: ModelSpec, index: int, device: torch.device | str = "cpu"
     with torch.device(device):
         if index == 0:
             return Embedding(model)
-        if 1 <= index <= model.layers:
+        if 1 <= index <= model.depth:
             return Block(model, index - 1)
-        if index == model.layers + 1:
+        if index == model.depth + 1:
             return Head(model)
-    raise ModelError(f"found layer {index}; required 0 .. {model.layers + 1}: this model has no other")
+    raise ModelError(f"found layer {index}; required 0 .. {model.depth + 1}: this model has no other")
 
 
 def build_layers(model: ModelSpec, start: int, stop: int, device: torch.device | str = "cpu") -> list[Layer]:
@@ -54,15 +55,19 @@ def initialize(layer: Layer, seed: int, index: int) -> None:
 
     Each matrix has a random stream of its own, named by (seed, layer, parameter), drawn on the CPU in
     float32: the same for every partition and device. A tied head draws the embedding's. Norms begin
-    at 1, biases at 0.
+    at 1, biases at 0, and what a part knows better (a state's decay) where it says.
     """
     for name, parameter in layer.named_parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-            continue
         owner = 0 if parameter is tied_parameter(layer) else index
         digest = hashlib.blake2b(f"{seed}/{owner}/{name}".encode(), digest_size=8).digest()
         rng = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        special = layer.initial(name, rng)
+        if special is not None:
+            parameter.copy_(special)
+            continue
+        if parameter.ndim == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            continue
         drawn = torch.randn(parameter.shape, generator=rng, device="cpu", dtype=torch.float32)
         parameter.copy_(drawn * layer.initial_std(name))
 
@@ -74,18 +79,12 @@ def _check(model: ModelSpec) -> None:
                 f"model.{field}: found none; required: a resolved spec (scheduler.job.resolve_model),"
                 " vocab from the tokenizer"
             )
-    assert model.kv_heads is not None
-    if model.hidden % model.heads:
-        raise ModelError(f"model.heads: found {model.heads}; required a divisor of hidden ({model.hidden})")
-    if model.heads % model.kv_heads:
-        raise ModelError(
-            f"model.kv_heads: found {model.kv_heads}; required a divisor of heads ({model.heads})"
-        )
-    if model.family == "llama" and (model.hidden // model.heads) % 2:
-        raise ModelError(
-            f"model.heads: found heads of width {model.hidden // model.heads}; required an even width,"
-            " because rotary positions turn pairs"
-        )
+    try:
+        misfits = [misfit for parts in set(model.blocks) for part in parts for misfit in part.misfits(model)]
+    except PatternError as e:
+        raise ModelError(f"model.layers: {e}") from None
+    for found, required in misfits:
+        raise ModelError(f"model: found {found}; required {required}")
     if model.family == "gpt2" and model.kv_heads != model.heads:
         raise ModelError(
             f"model.kv_heads: found {model.kv_heads}; required {model.heads}:"

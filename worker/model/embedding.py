@@ -16,7 +16,7 @@ class Embedding(Layer):
     """(B,T) int64 -> (B,T,D). Its state is the number of positions seen."""
 
     def __init__(self, model: ModelSpec) -> None:
-        super().__init__()
+        super().__init__(model, 0)
         assert model.vocab is not None
         self.name, self.width = "embedding", model.hidden
         self.tied, self.max_positions = model.tied, model.max_positions

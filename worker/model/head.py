@@ -17,7 +17,7 @@ class Head(Layer):
     """(B,T,D) -> logits (B,T,V). `weight` (V,D) is the embedding's where the model is tied."""
 
     def __init__(self, model: ModelSpec) -> None:
-        super().__init__()
+        super().__init__(model, model.depth + 1)
         assert model.vocab is not None
         self.name, self.width, self.tied = "head", 0, model.tied
         self.vocab, self.hidden = model.vocab, model.hidden

@@ -78,13 +78,13 @@ def save_pretrained(
     a tied head that is not the embedding's, or a file that cannot be written.
     """
     directory = Path(directory)
-    absent = sorted(set(range(model.layers + 2)) - set(state_by_layer))
+    absent = sorted(set(range(model.depth + 2)) - set(state_by_layer))
     if absent:
         raise HuggingFaceError(
-            f"{directory}: found no state for layers {absent}; required all of 0 .. {model.layers + 1}"
+            f"{directory}: found no state for layers {absent}; required all of 0 .. {model.depth + 1}"
         )
     tensors: dict[str, Tensor] = {}
-    for index in range(model.layers + 2):
+    for index in range(model.depth + 2):
         for entry in sources(model, index):
             own = _own(directory, entry, index, state_by_layer[index])
             for piece in entry.pieces:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scheduler.job import ModelSpec
+from scheduler.pattern import PLAIN
 from worker.model.layer import ModelError
 
 Config = Mapping[str, Any]
@@ -114,10 +115,11 @@ def spec_from_config(config: Config) -> ModelSpec:
 
 def check_config(model: ModelSpec, config: Config) -> None:
     """Whether weights under `config` are those of `model` (resolved). Raises HuggingFaceError if not."""
+    _check_plain(model)
     theirs = spec_from_config(config)
     names = {"family": "model_type", "rope_theta": "rope_theta", **_FIELDS[theirs.family]}
     for ours, field in names.items():
-        found, required = getattr(theirs, ours), getattr(model, ours)
+        found, required = getattr(theirs, ours), model.depth if ours == "layers" else getattr(model, ours)
         if ours == "rope_theta" and model.family == "gpt2":
             continue
         if ours == "max_positions" and model.family == "llama":
@@ -134,9 +136,11 @@ def check_config(model: ModelSpec, config: Config) -> None:
 def config_of(model: ModelSpec, source: Config | None = None) -> dict[str, Any]:
     """config.json for `model` (resolved). Special tokens are those of `source`, the configuration
     that the weights began from, or none."""
+    _check_plain(model)
     config: dict[str, Any] = {"model_type": model.family}
     config |= {token: (source or {}).get(token) for token in _TOKENS}
     config |= {theirs: getattr(model, ours) for ours, theirs in _FIELDS[model.family].items()}
+    config[_FIELDS[model.family]["layers"]] = model.depth
     config |= {field: accepted[0] for field, accepted in _REQUIRED[model.family].items()}
     if model.family == "gpt2":
         # Ours drops nothing out, and training goes on as it was.
@@ -148,6 +152,15 @@ def config_of(model: ModelSpec, source: Config | None = None) -> dict[str, Any]:
     config["rope_theta"] = model.rope_theta
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": model.rope_theta}
     return {"architectures": ["LlamaForCausalLM"], **config}
+
+
+def _check_plain(model: ModelSpec) -> None:
+    strange = next((parts for parts in model.blocks if parts != PLAIN), None)
+    if strange is not None:
+        raise HuggingFaceError(
+            f"model.layers: found a block [{', '.join(part.text for part in strange)}]; required"
+            " [attention, mlp] without options: Hugging Face's layout has no other"
+        )
 
 
 def _rope_theta(config: Config) -> Any:

@@ -49,7 +49,7 @@ class Source:
 def sources(model: ModelSpec, index: int) -> tuple[Source, ...]:
     """The tensors of layer `index` of a resolved `model`. A tied head's weight comes from the embedding's."""
     assert model.vocab is not None
-    last = index == model.layers + 1
+    last = index == model.depth + 1
     if model.family == "gpt2":
         return tuple(_gpt2(model, index, last))
     return tuple(_llama(model, index, last))

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scheduler.analytic import layer_cost
+from scheduler.job import ModelSpec
+from scheduler.layer_cost import LayerCost, Mode
+
 State = Any
 """What a layer remembers of earlier positions while text is generated; only that layer reads it."""
 
@@ -35,6 +39,15 @@ class Layer(nn.Module):
     name: str
     width: int
 
+    def __init__(self, model: ModelSpec, index: int) -> None:
+        super().__init__()
+        self.model, self.index = model, index
+
+    def cost(self, batch: int, length: int, dtype: torch.dtype, mode: Mode) -> LayerCost:
+        """What `mode` costs for `batch` samples of `length` positions, all of it in `dtype`: the closed form
+        that plans are made with (`scheduler/analytic.py`)."""
+        return layer_cost(self.model, self.index, batch, length, dtype.itemsize, mode)
+
     @abstractmethod
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         """All positions of `x` at once: the embedding takes (B,T) int64, the others (B,T,D).
@@ -52,6 +65,11 @@ class Layer(nn.Module):
         """One position, (B,) or (B,D) without the T axis; no state means the first position."""
         y, state = self(x_t.unsqueeze(1), self.begin() if state is None else state)
         return y.squeeze(1), state
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        """What `initialize` fills this parameter with where it is not drawn as all matrices are."""
+        del parameter, rng
+        return None
 
     def initial_std(self, parameter: str) -> float:
         """Standard deviation that `initialize` draws this matrix's values with."""

@@ -1,4 +1,4 @@
-"""The small modules that layers are made of: linear maps, norms, feed-forward networks.
+"""The small modules that layers are made of: linear maps and norms.
 
 Torch's own modules draw random weights when they are made; these are blank until `initialize` or a
 checkpoint fills them, so that a weight has exactly one source. Rows = B x T positions.
@@ -27,6 +27,15 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def to_dense(self) -> Tensor:
+        """The matrix (outputs, inputs)."""
+        return self.weight
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The same with the matrix whole."""
+        y = x @ self.to_dense().mT
+        return y if self.bias is None else y + self.bias
 
 
 class LayerNorm(nn.Module):
@@ -59,31 +68,3 @@ Norm = LayerNorm | RMSNorm
 def make_norm(family: Family, width: int, eps: float) -> Norm:
     """The family's norm over `width` values."""
     return LayerNorm(width, eps) if family == "gpt2" else RMSNorm(width, eps)
-
-
-class Mlp(nn.Module):
-    """down(gelu(up(x))), GELU in its tanh form (GPT-2's "gelu_new")."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.up = Linear(width, inner, bias=True)
-        self.down = Linear(inner, width, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
-        return y
-
-
-class GatedMlp(nn.Module):
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) x up(x)). Gate's rows come first in `gate_up`."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.inner = inner
-        self.gate_up = Linear(width, 2 * inner, bias=False)
-        self.down = Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).split(self.inner, dim=-1)
-        y: Tensor = self.down(F.silu(gate) * up)
-        return y

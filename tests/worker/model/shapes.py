@@ -37,7 +37,7 @@ def layers_of(
     dtype: torch.dtype = torch.float64,
     seed: int = 7,
 ) -> list[Layer]:
-    layers = build_layers(model, start, model.layers + 2 if stop is None else stop)
+    layers = build_layers(model, start, model.depth + 2 if stop is None else stop)
     for index, layer in enumerate(layers, start):
         initialize(layer, seed, index)
     for layer in layers:

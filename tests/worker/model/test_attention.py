@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import backward
 
+from scheduler.mixers import AttentionSpec, Sight
+from tests.worker.model.shapes import kept, spec
 from worker.model.attention import Attention, attend, choose_attention
 from worker.model.rotary import rotate
 
@@ -93,7 +95,8 @@ def test_a_rotary_table_first_used_in_inference_serves_training() -> None:
 
 
 def test_a_state_passed_in_is_left_as_it_was() -> None:
-    mixer = Attention(16, heads=2, kv_heads=1, bias=False, theta=1e4)
+    model = spec(family="llama", hidden=16, heads=2, kv_heads=1)
+    mixer = Attention(model, AttentionSpec())
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
@@ -130,3 +133,70 @@ def test_flash_attention_is_chosen_only_where_it_can_run(
     chosen: str,
 ) -> None:
     assert choose_attention(device, dtype, installed, head_width, capability) == chosen
+
+
+SIGHTS = [
+    Sight(),
+    Sight(causal=False),
+    Sight(window=2),
+    Sight(window=3, causal=False),
+    Sight(butterfly=2),
+    Sight(butterfly=3, causal=False),
+]
+
+
+@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+@pytest.mark.parametrize("length", [4, 9, 26])
+def test_packed_documents_do_not_see_each_other(sight: Sight, length: int) -> None:
+    """Each document attends as if it were alone, where blocks are not counted from the sample's start."""
+    mixer = attention_of(sight)
+    x = torch.randn(2, length, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    documents = torch.tensor([[min(t // 4, 3) for t in range(length)], [t // 7 for t in range(length)]])
+    packed = mixer(x, documents_BT=documents)[0]
+    dense = mixer.finish(x, mixer.as_matrix(x, documents) @ mixer.values(x))
+    torch.testing.assert_close(packed, dense, atol=1e-12, rtol=1e-10)
+    if sight.butterfly is None:
+        for sample in range(2):
+            for document in set(documents[sample].tolist()):
+                at = documents[sample] == document
+                alone = mixer(x[sample : sample + 1, at])[0][0]
+                torch.testing.assert_close(packed[sample, at], alone, atol=1e-12, rtol=1e-10)
+
+
+def attention_of(sight: Sight) -> Attention:
+    """Without positions, so that a document may begin anywhere."""
+    options = AttentionSpec(
+        causal=sight.causal, window=sight.window, butterfly=sight.butterfly, positions="none"
+    )
+    mixer = Attention(spec(family="llama", hidden=16, heads=4, kv_heads=2), options).double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    return mixer
+
+
+@pytest.mark.parametrize(
+    ("options", "per_position"),
+    [(AttentionSpec(), 1.0), (AttentionSpec(window=16), 1.0), (AttentionSpec(butterfly=16), 1.6)],
+    ids=lambda x: getattr(x, "text", ""),
+)
+def test_what_attention_keeps_grows_linearly_with_length(options: AttentionSpec, per_position: float) -> None:
+    """Bytes a position at 8 times the length over those at once, counted; a butterfly adds a block at each
+    doubling."""
+    mixer = Attention(spec(family="llama", hidden=16, heads=4, max_positions=2048), options)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+
+    def kept_of(length: int) -> float:
+        x = torch.randn(1, length, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        return kept(lambda: mixer(x)[0], list(mixer.parameters()))[1] / length
+
+    assert kept_of(2048) / kept_of(256) <= 1.1 * per_position
+
+
+def test_windows_and_butterflies_multiply_fewer_pairs() -> None:
+    assert Sight().pairs(4096) == 4096**2
+    assert Sight(window=128).pairs(4096) == 2 * 128 * 4096
+    assert Sight(butterfly=128).pairs(4096) <= 7 * 128 * 4096
+    assert Sight(window=128).pairs(200) == 200**2

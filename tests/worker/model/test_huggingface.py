@@ -41,7 +41,7 @@ def theirs_of(model: ModelSpec) -> Any:
         "initializer_range": 0.2,
     }
     if model.family == "gpt2":
-        shape = {"n_layer": model.layers, "n_embd": model.hidden, "n_head": model.heads, "n_positions": 40}
+        shape = {"n_layer": model.depth, "n_embd": model.hidden, "n_head": model.heads, "n_positions": 40}
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         theirs: Any = GPT2LMHeadModel(GPT2Config(**common, **shape, **dropout))
     else:
@@ -49,7 +49,7 @@ def theirs_of(model: ModelSpec) -> Any:
             **common,
             hidden_size=model.hidden,
             intermediate_size=model.ffn,
-            num_hidden_layers=model.layers,
+            num_hidden_layers=model.depth,
             num_attention_heads=model.heads,
             num_key_value_heads=model.kv_heads,
             max_position_embeddings=40,
@@ -74,7 +74,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any
 
 
 def loaded(directory: Path, model: ModelSpec) -> list[Layer]:
-    layers = build_layers(model, 0, model.layers + 2)
+    layers = build_layers(model, 0, model.depth + 2)
     for index, layer in enumerate(layers):
         load_layer(directory, model, layer, index)
     return layers

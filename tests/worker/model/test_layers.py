@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import backward
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from scheduler import analytic
 from scheduler.analytic import model_profile
 from scheduler.job import ModelSpec
+from tests.worker.model.counting import counting
 from tests.worker.model.shapes import KINDS, kept, layers_of, logits_of, loss_of, spec, tokens_of
 from worker.model import (
     Embedding,
@@ -35,7 +35,7 @@ every_kind = pytest.mark.parametrize("model", KINDS.values(), ids=KINDS)
 
 @every_kind
 def test_layers_are_named_in_order(model: ModelSpec) -> None:
-    names = [layer.name for layer in build_layers(model, 0, model.layers + 2)]
+    names = [layer.name for layer in build_layers(model, 0, model.depth + 2)]
     assert names == ["embedding", "block.00", "block.01", "block.02", "head"]
 
 
@@ -48,7 +48,7 @@ def test_any_partition_has_the_whole_models_loss_and_gradients(kind: str, cuts: 
     loss = loss_of(whole, tokens, targets)
     backward((loss,))
 
-    edges = [0, *sorted(cuts), model.layers + 2]
+    edges = [0, *sorted(cuts), model.depth + 2]
     stages = [layers_of(model, a, b) for a, b in pairwise(edges)]
     boundaries, x = [], tokens
     for stage in stages[:-1]:
@@ -77,7 +77,7 @@ def test_any_partition_has_the_whole_models_loss_and_gradients(kind: str, cuts: 
 def test_tied_ends_share_one_parameter_in_one_stage_and_begin_alike_in_two(model: ModelSpec) -> None:
     layers = layers_of(model)
     first, last = tied_parameter(layers[0]), tied_parameter(layers[-1])
-    apart = layers_of(model, model.layers + 1)[0]
+    apart = layers_of(model, model.depth + 1)[0]
     assert isinstance(apart, Head)
     assert isinstance(layers[0], Embedding)
     if model.tied:
@@ -119,7 +119,7 @@ def test_initial_weights_have_gpt2s_spread() -> None:
 
 def test_a_layer_that_was_never_initialised_shows() -> None:
     model = KINDS["gpt2"]
-    layers = build_layers(model, 0, model.layers + 2)
+    layers = build_layers(model, 0, model.depth + 2)
     assert logits_of(layers, tokens_of(model)).isnan().all()
 
 
@@ -183,7 +183,7 @@ def test_a_16_bit_model_has_a_float32_loss() -> None:
 
 def test_a_loss_made_in_chunks_is_the_same_and_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
     model = spec(family="llama", vocab=3001, tied=False)
-    (head,) = layers_of(model, model.layers + 1)
+    (head,) = layers_of(model, model.depth + 1)
     assert isinstance(head, Head)
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2, 11, model.hidden, generator=rng, dtype=torch.float64, requires_grad=True)
@@ -202,18 +202,6 @@ def test_a_loss_made_in_chunks_is_the_same_and_keeps_less(monkeypatch: pytest.Mo
     assert chunked_size < whole_size / 10
 
 
-_ATEN: Any = torch.ops.aten
-_COUNT: Any = flop_counter
-_CPU_ATTENTION = {  # the counter knows the GPU's attention kernels, and counts nothing for the CPU's
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _COUNT.sdpa_flop_count(
-        q, (*q[:2], *k[2:]), (*q[:2], *v[2:])
-    ),
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
-        _COUNT.sdpa_backward_flop_count(g, q, (*q[:2], *k[2:]), (*q[:2], *v[2:]))
-    ),
-}
-
-
 @every_kind
 @pytest.mark.parametrize(("batch", "length"), [(1, 7), (3, 24)])
 def test_costs_are_what_is_counted(model: ModelSpec, batch: int, length: int) -> None:
@@ -228,9 +216,9 @@ def test_costs_are_what_is_counted(model: ModelSpec, batch: int, length: int) ->
             return y
 
         run()  # whatever layers share and keep is made now
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as forwards:
+        with counting() as forwards:
             y, size = kept(run, parameters)
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as backwards:
+        with counting() as backwards:
             backward((y.sum(),))
         assert cost.forward_flops == forwards.get_total_flops()
         assert cost.backward_flops == backwards.get_total_flops()
@@ -289,10 +277,18 @@ def test_a_sequence_that_is_too_long_is_refused(model: ModelSpec) -> None:
         (spec(family="gpt2", max_positions=None), 0, "model.max_positions: found none"),
         (spec(vocab=None), 0, "model.vocab: found none"),
         (ModelSpec(vocab=9), 1, "model.kv_heads: found none"),
-        (spec(heads=5), 1, "model.heads: found 5; required a divisor of hidden"),
-        (spec(family="llama", kv_heads=3), 1, "model.kv_heads: found 3; required a divisor of heads"),
+        (spec(heads=5), 1, "model: found 5 heads for hidden 32; required a number of heads that divides"),
+        (
+            spec(family="llama", kv_heads=3),
+            1,
+            "model: found 3 key-value heads for 4 heads; required a number that divides heads",
+        ),
         (spec(family="gpt2", kv_heads=2), 1, "model.kv_heads: found 2; required 4"),
-        (spec(family="llama", hidden=36, heads=12), 1, "heads of width 3; required an even width"),
+        (
+            spec(family="llama", hidden=36, heads=12),
+            1,
+            r"heads of width 3 \(hidden 36 / 12\); required an even width",
+        ),
         (spec(), 5, "found layer 5; required 0 .. 4"),
         (spec(), -1, "found layer -1"),
     ],

@@ -1,0 +1,48 @@
+"""What a job can say of one part of a block, and what every kind of part can tell of itself.
+
+A block is a row of parts, each behind a norm and beside the residual stream: x + part(norm(x)). Parts that
+look at other positions are sequence mixers, the others channel mixers. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from scheduler.layer_cost import Cost, Sizes
+from scheduler.strict import Strict
+
+if TYPE_CHECKING:  # job.py imports this package
+    from scheduler.job import ModelSpec
+
+
+class MixerSpec(Strict):
+    """The options of one kind of part. Widths that are left out are the model's."""
+
+    name: ClassVar[str]
+    is_sequence: ClassVar[bool]
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no position sees a later one, as training on the next token wants it."""
+        return True
+
+    @abstractmethod
+    def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
+        """Closed forms for `model`, resolved. Flops are exact, bytes within what `tests` say."""
+
+    def misfits(self, model: ModelSpec) -> Iterator[tuple[str, str]]:
+        """What cannot be in `model`, as (found, required)."""
+        del model
+        yield from ()
+
+    @property
+    def text(self) -> str:
+        """The part as a job names it; `parse_part` inverts it."""
+        given = (f"{key}={_shown(getattr(self, key))}" for key in sorted(self.model_fields_set))
+        return " ".join((self.name, *given))
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
