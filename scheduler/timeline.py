@@ -13,17 +13,20 @@ from typing import Any, Literal
 
 SpanKind = Literal["forward", "backward", "wait", "send", "reduce", "optimizer", "encode", "decode"]
 
-COMPUTE: frozenset[SpanKind] = frozenset({"forward", "backward", "optimizer", "encode", "decode"})
-"""Kinds that keep the rank's processor busy."""
+COMPUTE: frozenset[SpanKind] = frozenset({"forward", "backward", "optimizer"})
+"""Kinds that keep the rank's own thread busy."""
+
+BESIDE: tuple[SpanKind, ...] = ("send", "encode", "decode")
+"""Kinds that run beside it, and may overlap it and each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """One timed action of one rank. `wait`: the rank is idle until an input is there.
 
-    `send` spans run on the link beside compute: from the hand-over to the last byte's arrival
-    (simulator) or leaving (worker). Times count from the start of the step. `peer` is whom the
-    span sends to, waits for or reduces with; -1: nobody, or several.
+    `send` spans run on the link beside compute: from the hand-over to the last byte's arrival (simulator)
+    or leaving (worker); `encode` and `decode` beside it on the same device. Times count from the start of
+    the step. `peer` is whom the span sends to, waits for or reduces with; -1: nobody, or several.
     """
 
     rank: int
@@ -54,10 +57,10 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class RankUse:
-    """How one rank spent the step; the four add up to the step's duration. Sends run beside them."""
+    """How one rank spent the step; the four add up to the step's duration. Sends and codecs run beside."""
 
     busy_s: float
-    """Computing, encoding or decoding."""
+    """Computing."""
     wait_s: float
     reduce_s: float
     idle_s: float
@@ -92,12 +95,13 @@ def bubble_fraction(timeline: Timeline) -> float:
 def critical_path(timeline: Timeline) -> tuple[Span, ...]:
     """The chain of spans that made the step as long as it was, earliest first.
 
-    Walks back from the span that ended last: before a span comes what its rank did until then;
-    a wait is replaced by the send that ended it, or, where no send did (a reduction, the norm),
-    by what the awaited peer did. A wait whose cause is not recorded stays in the path.
+    Walks back from the span that ended last: before a span comes what its rank did until then; before a
+    send its encoding, before a decoding the send; a wait is replaced by the decoding or the send that
+    ended it, or, where neither did (a reduction, the norm), by what the awaited peer did. A wait whose
+    cause is not recorded stays in the path.
     """
     lanes = _Lanes(timeline)
-    ends = [s for s in timeline.spans if s.kind not in ("wait", "send")]
+    ends = [s for s in timeline.spans if s.kind != "wait" and s.kind not in BESIDE]
     current = max(ends, key=lambda s: (s.end_s, s.start_s, -s.rank), default=None)
     path: list[Span] = []
     seen: set[int] = set()  # a recorder's clock may make zero-length cycles
@@ -114,23 +118,40 @@ class _Lanes:
     def __init__(self, timeline: Timeline) -> None:
         self._slack_s = 1e-9 * max(timeline.duration_s, 1e-6)  # rounding of times that are equal
         self._own: dict[int, list[Span]] = defaultdict(list)
-        self._sends: dict[tuple[int, int, int], Span] = {}
+        self._beside: dict[tuple[SpanKind, int, int, int], Span] = {}
+        """By (kind, rank, peer, micro-batch)."""
         for s in sorted(timeline.spans, key=lambda s: (s.end_s, s.start_s)):
-            if s.kind == "send":
-                self._sends[s.rank, s.peer, s.mb] = s
+            if s.kind in BESIDE:
+                self._beside[s.kind, s.rank, s.peer, s.mb] = s
             else:
                 self._own[s.rank].append(s)
         self._ends = {rank: [s.end_s for s in spans] for rank, spans in self._own.items()}
 
     def cause(self, span: Span) -> Span | None:
+        match span.kind:
+            case "decode":
+                return self._sent(span) or self._before(span.rank, span.start_s, span)
+            case "send":
+                encoded = self._beside.get(("encode", span.rank, span.peer, span.mb))
+                if encoded is not None and encoded.end_s <= span.start_s + self._slack_s:
+                    return encoded
         before = self._before(span.rank, span.start_s, span)
-        if before is None or before.kind != "wait":
-            return before
-        sent = self._sends.get((before.peer, before.rank, before.mb)) if before.mb >= 0 else None
+        return before if before is None or before.kind != "wait" else self._ended(before)
+
+    def _ended(self, wait: Span) -> Span:
+        """What a wait was for."""
+        decoded = self._beside.get(("decode", wait.rank, wait.peer, wait.mb)) if wait.mb >= 0 else None
+        if decoded is not None and wait.start_s < decoded.end_s <= wait.end_s + self._slack_s:
+            return decoded
+        sent = self._sent(wait)
         if sent is not None:
             return sent
-        awaited = self._before(before.peer, before.end_s, before, waits=False) if before.peer >= 0 else None
-        return awaited or before
+        awaited = self._before(wait.peer, wait.end_s, wait, waits=False) if wait.peer >= 0 else None
+        return awaited or wait
+
+    def _sent(self, span: Span) -> Span | None:
+        """The send by which came what `span` waits for or decodes."""
+        return self._beside.get(("send", span.peer, span.rank, span.mb)) if span.mb >= 0 else None
 
     def _before(self, rank: int, time_s: float, not_this: Span, waits: bool = True) -> Span | None:
         """The last span of `rank` that had ended by `time_s`."""
@@ -207,8 +228,8 @@ def _key(s: Span) -> _Key:
 def chrome_trace(timeline: Timeline, names: tuple[str, ...] = ()) -> dict[str, Any]:
     """The timeline in the Trace Event Format (chrome://tracing, Perfetto): a process a rank.
 
-    `names[rank]` labels the processes. Sends overlap one another, so they are asynchronous
-    events (`b`, `e`), everything else complete ones (`X`). Times become microseconds.
+    `names[rank]` labels the processes. What runs beside a rank may overlap, so sends and codecs are
+    asynchronous events (`b`, `e`), everything else complete ones (`X`). Times become microseconds.
     """
     events: list[dict[str, Any]] = []
     for rank in range(timeline.n_ranks):
@@ -221,8 +242,8 @@ def chrome_trace(timeline: Timeline, names: tuple[str, ...] = ()) -> dict[str, A
         name = s.kind if s.mb < 0 else f"{s.kind} {s.mb}"
         args = {"mb": s.mb, "peer": s.peer, "n_bytes": s.n_bytes}
         event = {"name": name, "cat": s.kind, "pid": s.rank, "tid": 0, "ts": s.start_s * 1e6, "args": args}
-        if s.kind == "send":
-            event["name"] = f"{name} to {s.peer}"
+        if s.kind in BESIDE:
+            event["name"] = f"{name} {'from' if s.kind == 'decode' else 'to'} {s.peer}"
             events.append({**event, "ph": "b", "id": i})
             events.append({**event, "ph": "e", "id": i, "ts": s.end_s * 1e6})
         else:

@@ -1,11 +1,12 @@
-"""The timeline of one step as a picture: a row a device, its doings in colours, sends as thin lines below."""
+"""The timeline of one step as a picture: a row a device, its doings in colours, what runs beside them as thin
+lines below: sends, then codecs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 
-from scheduler.timeline import Span, Timeline
+from scheduler.timeline import BESIDE, Span, Timeline
 from scheduler.units import count, duration
 from sim.canvas import Boxes, Clipped, Picture, Rect, Shape, Text, TimeAxis, text_px
 from sim.pictures import WIDE, heading, legend
@@ -30,7 +31,7 @@ MAX_TIPS = 2500
 def gantt(
     timeline: Timeline, labels: Sequence[str], title: str, end_s: float, width: float = WIDE
 ) -> Picture:
-    """One step: a row a rank with its compute and waits, and its sends as a thin line below.
+    """One step: a row a rank with its compute and waits; below, thin, its sends, and its codecs' work.
 
     `labels[rank]` names the row; `end_s` is the right edge, so that two timelines can share a scale.
     """
@@ -56,7 +57,7 @@ def gantt(
         k: sum(s.duration_s for s in timeline.spans if s.kind == k) / max(n * timeline.duration_s, 1e-12)
         for k in used
     }
-    said = ", ".join(f"{k} {v:.0%}" for k, v in shares.items() if k != "send")
+    said = ", ".join(f"{k} {v:.0%}" for k, v in shares.items() if k not in BESIDE)
     description = f"{count(n, 'device')} over {duration(timeline.duration_s)}; of their time: {said}."
     return Picture(width, bottom + 24, title, description, tuple(out), zoom=axis)
 
@@ -68,9 +69,10 @@ def _spans(timeline: Timeline, axis: TimeAxis, row: float) -> list[Shape]:
     seen = [s for s in timeline.spans if s.duration_s > least]
 
     def box(s: Span) -> tuple[float, float, float, float]:
-        thin = s.kind == "send"
-        y = axis.top + row * s.rank + (row * 0.74 if thin else row * 0.1)
-        high = max(row * 0.1, 1.0) if thin else row * 0.6
+        down, high = {"send": (0.74, 0.1), "encode": (0.86, 0.08), "decode": (0.86, 0.08)}.get(
+            s.kind, (0.1, 0.6)
+        )
+        y, high = axis.top + row * (s.rank + down), max(row * high, 1.0)
         return axis.left + s.start_s * scale, y, max(s.duration_s * scale, 0.4), high
 
     if len(seen) <= MAX_TIPS:

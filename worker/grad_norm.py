@@ -12,7 +12,8 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor, nn
 
-from worker.peers import Peers, StepContext
+from worker.peers import Peers
+from worker.step_context import StepContext
 
 
 def layer_squares(owned: Sequence[Sequence[nn.Parameter]], left_out: nn.Parameter | None) -> Tensor:

@@ -1,64 +1,55 @@
 """Tensors to and from the other ranks of one step: codecs, frame keys, deadlines, spans.
 
-Knows neither what a tensor is for nor how a frame travels.
+What a codec changes is encoded and decoded beside the rank's thread (`beside.py`): one lane encodes, and
+what is announced by `expect` is received and decoded ahead, a lane for each kind and peer. What travels
+as it is stays on the rank's thread, where it costs nothing. Knows neither what a tensor is for nor how a
+frame travels.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from compression.codec import (
-    DTYPES,
-    ActivationDeltaCodec,
-    CodecError,
-    Drifted,
-    Encoded,
-    Key,
-    NotFinite,
-)
-from scheduler.job import JobSpec
-from scheduler.plan import Plan
-from worker.diverged import Diverged
-from worker.link_codecs import EVERYBODY, LinkCodecs
+from compression.codec import Codec, IdentityCodec, Key
+from worker.beside import Beside, Job
+from worker.link_codecs import EVERYBODY
+from worker.mailbox import name
+from worker.receiver import Incoming, Receiver
 from worker.recorder import Recorder
-from worker.resend import Resends, again, encoded_of, frame_of, request
-from worker.transport import Frame, FrameError, FrameKey, Transport
+from worker.sender import Outgoing, Sender
+from worker.step_context import StepContext
+from worker.transport import FrameKey, TransportTimeout
 
-log = logging.getLogger(__name__)
+DECODED_AHEAD = 2
+"""Tensors of one kind from one peer that are decoded before they are asked for: one that is used next,
+one behind it. What has come beyond that waits in its frames, where it is small and under credit."""
 
-
-@dataclass(frozen=True, slots=True)
-class StepContext:
-    """What a rank needs to run the steps of one plan; the same for every step of it."""
-
-    plan: Plan
-    rank: int
-    job: JobSpec
-    transport: Transport
-    codecs: LinkCodecs
-    receive_timeout_s: float
-    """How long a tensor may keep this rank waiting before the step fails."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def stage(self) -> int:
-        return self.plan.stage_of(self.rank)
-
-    @property
-    def replica(self) -> int:
-        return self.plan.replica_of(self.rank)
+T = TypeVar("T")
 
 
 class Peers:
-    """The others, as seen from one rank in one step."""
+    """The others, as seen from one rank in one step. A context: leaving it ends what runs beside."""
 
     def __init__(self, context: StepContext, step: int, recorder: Recorder) -> None:
         self._context, self._step, self._recorder = context, step, recorder
+        self._sender, self._receiver = Sender(context, step, recorder), Receiver(context, recorder)
+        self._beside = Beside(recorder.now_s, self._failed)
+        self._expected: dict[FrameKey, Job[Tensor]] = {}
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._beside.__exit__(kind, error, trace)
+
+    # ---- out
 
     def send(
         self,
@@ -70,87 +61,72 @@ class Peers:
         samples: Key = (),
         quiet: bool = False,
     ) -> None:
-        """Hand `x` over and return; `x` must not be written to any more. `quiet`: without spans.
+        """Hand `x` over and return; `x` must not be written to any more. `quiet`: without spans, where
+        it is done on the rank's thread.
 
-        Raises Diverged for a value that is not finite where a codec had to look.
+        Raises Diverged for a value that is not finite where a codec had to look: in time before `flush`
+        returns, perhaps not here.
         """
-        encoded = self._encode(kind, dst, x, mb, tag, samples, quiet)
-        codec = self._context.codecs.sender(kind, dst)
-        if isinstance(codec, ActivationDeltaCodec):
-            frame = self._frame(kind, dst, encoded, mb, tag)
-            self._resends().keep(frame, x, samples, codec)
-        self._hand_over(kind, dst, encoded, x, mb, tag, quiet)
+        codec, out = self._context.codecs.sender(kind, dst), Outgoing(kind, dst, x, mb, tag, samples)
+        if isinstance(codec, IdentityCodec):
+            self._sender.send(codec, out, quiet)
+        else:
+            self._encode(out, lambda: self._sender.send(codec, out))
 
-    def broadcast(self, kind: str, peers: Sequence[int], x: Tensor, tag: int = 0) -> Tensor:
-        """Send `x` to several, encoded once; what they make of it, so that all go on with the same bits."""
-        encoded = self._encode(kind, EVERYBODY, x, -1, tag, (), quiet=True)
-        for dst in peers:
-            self._hand_over(kind, dst, encoded, x, -1, tag, quiet=True)
-        codec = self._context.codecs.sender(kind, EVERYBODY)
-        return x if encoded.codec == "identity" else codec.echo(encoded, (tag,)).to(x.device)
+    def broadcast(self, kind: str, peers: Sequence[int], x: Tensor, tag: int = 0) -> Callable[[], Tensor]:
+        """Send `x` to several, encoded once. What is returned waits for, and gives, what they make of it,
+        so that all go on with the same bits."""
+        codec, out = self._context.codecs.sender(kind, EVERYBODY), Outgoing(kind, EVERYBODY, x, tag=tag)
+        if isinstance(codec, IdentityCodec):
+            read = self._sender.broadcast(codec, out, peers, quiet=True)
+            return lambda: read
+        job = self._encode(out, lambda: self._sender.broadcast(codec, out, peers))
+        return lambda: self._beside.result(job)
 
-    def _encode(
-        self, kind: str, dst: int, x: Tensor, mb: int, tag: int, samples: Key, quiet: bool
-    ) -> Encoded:
-        context, recorder = self._context, self._recorder
-        codec, key = context.codecs.sender(kind, dst), samples or (tag,)
-        start_s = recorder.now_s()
-        try:
-            encoded = codec.encode(x, key)
-        except NotFinite as e:
-            raise Diverged(f"{self._sent(kind, dst, mb, tag)}: {e}") from e
-        if not quiet:
-            recorder.add("encode", start_s, mb, dst)
-        link = recorder.link(kind, dst)
-        link.codec = encoded.codec
-        link.encode_s += recorder.now_s() - start_s
-        if recorder.measures_errors and encoded.codec != "identity":
-            value = x.detach().double()
-            link.error_squares += float((codec.echo(encoded, key).to(value) - value).square().sum())
-            link.value_squares += float(value.square().sum())
-        return encoded
+    def flush(self) -> None:
+        """Wait until everything that was sent is with the transport. Raises what encoding it raised."""
+        self._beside.flush()
 
-    def _hand_over(
-        self, kind: str, dst: int, encoded: Encoded, x: Tensor, mb: int, tag: int, quiet: bool
+    def _encode(self, out: Outgoing, work: Callable[[], T]) -> Job[T]:
+        """Stage boundaries before weights' gradients: the next stage waits for them."""
+        before = out.x._version
+
+        def checked() -> T:
+            done = work()
+            if out.x._version != before:
+                raise RuntimeError(f"{out.kind} to rank {out.dst}: it was written to while it was encoded")
+            return done
+
+        return self._beside.submit("encode", checked, urgent=out.mb >= 0, n_bytes=out.n_bytes)
+
+    # ---- in
+
+    def expect(
+        self,
+        kind: str,
+        src: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        mb: int = -1,
+        tag: int = 0,
+        samples: Key = (),
     ) -> None:
-        context, recorder = self._context, self._recorder
-        frame = self._frame(kind, dst, encoded, mb, tag)
-        start_s = recorder.now_s()
-        context.transport.send(frame)
-        link = recorder.link(kind, dst)
-        link.codec = encoded.codec
-        link.sent_bytes += encoded.n_bytes
-        link.raw_bytes += x.numel() * x.element_size()
-        if not quiet:
-            recorder.add("send", start_s, mb, dst, encoded.n_bytes)
+        """This will be received: decode it when it comes. To be told in the order in which it is sent."""
+        codec = self._context.codecs.receiver(kind, src)
+        if isinstance(codec, IdentityCodec):
+            return
+        what = Incoming(self._key(kind, src, mb, tag), shape, dtype, mb, samples)
+        self._expected[what.key] = self._decode_ahead(codec, what)
 
-    def _frame(self, kind: str, dst: int, encoded: Encoded, mb: int, tag: int) -> Frame:
-        key = FrameKey(kind, self._step, max(mb, 0), self._context.rank, tag)
-        return frame_of(key, dst, self._context.plan.version, encoded)
-
-    def _resends(self) -> Resends:
-        codecs = self._context.codecs
-        if codecs.resends is None:
-            codecs.resends = Resends(self._context.transport)
-        return codecs.resends
-
-    def _sent(self, kind: str, dst: int, mb: int, tag: int) -> str:
-        """`step 3, stage 1 (rank 1), activation behind layer 4 of micro-batch 2 to rank 2`, for errors."""
-        context = self._context
-        first, stop = context.plan.partition[context.stage]
-        match kind:
-            case "activation":
-                what = f"activation behind layer {stop - 1} of micro-batch {mb}"
-            case "gradient":
-                what = f"gradient before layer {first} of micro-batch {mb}"
-            case _:
-                what = f"{kind} gradient of layer {tag}"
-        to = "its replicas" if dst == EVERYBODY else f"rank {dst}"
-        return f"step {self._step}, stage {context.stage} (rank {context.rank}), {what} to {to}"
+    def _decode_ahead(self, codec: Codec, what: Incoming) -> Job[Tensor]:
+        lane = f"decode {what.key.kind} {what.key.src}"
+        return self._beside.submit(lane, lambda: self._receiver.fetch(codec, what), ahead=DECODED_AHEAD)
 
     def ready(self, kind: str, src: int, mb: int = -1, tag: int = 0) -> bool:
         """Whether `receive` would return at once."""
-        return self._context.transport.ready(FrameKey(kind, self._step, max(mb, 0), src, tag))
+        key = self._key(kind, src, mb, tag)
+        job = self._expected.get(key)
+        return job.done if job is not None else self._context.transport.ready(key)
 
     def receive(
         self,
@@ -167,56 +143,33 @@ class Peers:
 
         Raises TransportAborted, TransportTimeout, and FrameError for one that is not what it must be.
         """
-        context, recorder = self._context, self._recorder
-        frame = self._wait(FrameKey(kind, self._step, max(mb, 0), src, tag), mb, quiet)
-        start_s = recorder.now_s()
-        if frame.shape != shape or DTYPES.get(frame.dtype) != dtype:
-            raise FrameError(
-                f"{_named(frame.key)}: found {frame.dtype} {frame.shape}; required"
-                f" {str(dtype).removeprefix('torch.')} {shape}: do both ranks run the same job?"
-            )
-        codec, key = context.codecs.receiver(kind, src), samples or (tag,)
+        what = Incoming(self._key(kind, src, mb, tag), shape, dtype, mb, samples)
+        job = self._expected.pop(what.key, None)
+        if job is not None:
+            return self._decoded(job, what, quiet)
+        frame = self._receiver.wait(what, quiet)
+        return self._receiver.decode(self._context.codecs.receiver(kind, src), frame, what, quiet)
+
+    def _decoded(self, job: Job[Tensor], what: Incoming, quiet: bool) -> Tensor:
+        """What a lane decodes; what the rank's thread waits for it is written down."""
+        recorder, was_there, start_s = self._recorder, job.done, self._recorder.now_s()
+        timeout_s = self._context.receive_timeout_s
         try:
-            try:
-                x = codec.decode(encoded_of(frame), key)
-            except Drifted as e:
-                recorder.link(kind, src).resends += 1
-                log.warning("%s: %s; it is asked for again, whole", _named(frame.key), e)
-                x = codec.decode(encoded_of(self._once_more(frame.key)), key)
-        except CodecError as e:
-            raise FrameError(f"{_named(frame.key)}: {e}") from e
-        if kind == "gradient" and context.codecs.resends is not None:
-            context.codecs.resends.forget(src, mb)  # whoever sent this has read the activation
-        x = x.to(context.device)
-        link = recorder.link(kind, src)
-        link.codec = frame.codec
-        link.decode_s += recorder.now_s() - start_s
-        if not quiet:
-            recorder.add("decode", start_s, mb, src)
+            x = self._beside.result(job, timeout_s)
+        except TimeoutError:
+            raise TransportTimeout(
+                f"waited {timeout_s:g} s for {name(what.key)} from rank {what.key.src}, or for its decoding"
+            ) from None
+        recorder.late_s += max(0.0, recorder.now_s() - max(job.done_s, start_s))
+        if not was_there and not quiet:
+            recorder.add("wait", start_s, what.mb, what.key.src)
         return x
 
-    def _once_more(self, key: FrameKey) -> Frame:
-        """Have the sender send the tensor whole, and wait for it."""
-        context = self._context
-        request(context.transport, context.rank, context.plan.version, key)
-        return context.transport.receive(again(key), context.receive_timeout_s)
+    # ----
 
-    def _wait(self, key: FrameKey, mb: int, quiet: bool) -> Frame:
-        recorder, transport = self._recorder, self._context.transport
-        was_there = transport.ready(key)
-        start_s = recorder.now_s()
-        frame = transport.receive(key, self._context.receive_timeout_s)
-        waited_s = recorder.now_s() - start_s
-        if was_there:
-            recorder.late_s += waited_s
-        else:
-            if frame.arrived_s:
-                late_s = recorder.now_s() - recorder.at_s(frame.arrived_s)
-                recorder.late_s += min(max(late_s, 0.0), waited_s)
-            if not quiet:
-                recorder.add("wait", start_s, mb, key.src)
-        return frame
+    def _key(self, kind: str, src: int, mb: int, tag: int) -> FrameKey:
+        return FrameKey(kind, self._step, max(mb, 0), src, tag)
 
-
-def _named(key: FrameKey) -> str:
-    return f"{key.kind} of step {key.step}, micro-batch {key.mb}, tag {key.tag} from rank {key.src}"
+    def _failed(self, error: BaseException) -> None:
+        """Something that ran beside failed, or the rank did: whatever waits for a frame is woken."""
+        self._context.transport.abort(f"rank {self._context.rank} failed in step {self._step}: {error}")

@@ -14,7 +14,7 @@ Knows nothing of tied weights, norms and optimizers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +44,30 @@ class GradientReduction:
         self._owned, self._first_layer = owned, first_layer
         self._mine: dict[int, Tensor] = {}
         """By layer: this rank's version of the shard that it owns, until it is added."""
-        self._reduced: dict[int, Tensor] = {}
-        """By layer: the sum of that shard."""
-        self._bounds: dict[int, list[tuple[int, int]]] = {}
+        self._reduced: dict[int, Callable[[], Tensor]] = {}
+        """By layer: gives the sum of that shard, as all replicas read it."""
+        self._bounds = [
+            shard_bounds(sum(p.numel() for p in parameters), len(self._group)) for parameters in owned
+        ]
+
+    def expect(self) -> None:
+        """Announce what the others will send, last layer first."""
+        for layer in reversed(range(len(self._owned))):
+            if not self._owned[layer]:
+                continue
+            dtype, tag = self._owned[layer][0].dtype, self._tag(layer)
+            for src, (start, stop) in zip(self._group, self._bounds[layer], strict=True):
+                own, reduced = self._bounds[layer][self._me], stop - start
+                if src != self._rank and own[1] > own[0]:
+                    self._peers.expect("shard", src, (own[1] - own[0],), dtype, tag=tag)
+                if src != self._rank and reduced:
+                    self._peers.expect("reduced", src, (reduced,), dtype, tag=tag)
 
     def start(self, layer: int) -> None:
         """The layer's gradients are final on this rank: send the shards that others own. Never waits."""
         flat = torch.cat([_gradient(p).flatten() for p in self._owned[layer]])
         for p in self._owned[layer]:
             p.grad = None  # its values are in `flat`, its memory is free for the layers to come
-        self._bounds[layer] = shard_bounds(flat.numel(), len(self._group))
         for dst, (start, stop) in zip(self._group, self._bounds[layer], strict=True):
             if dst == self._rank:
                 self._mine[layer] = flat[start:stop]
@@ -88,7 +102,7 @@ class GradientReduction:
         """Sum the owned shard, in replica order, and send it to all."""
         mine = self._mine.pop(layer)
         tag = self._tag(layer)
-        total = mine
+        self._reduced[layer] = lambda: mine
         if mine.numel():
             shape = (mine.numel(),)
             versions = [
@@ -101,12 +115,12 @@ class GradientReduction:
             for version in versions[1:]:
                 total += version
             # A codec changes the sum: what the others will read is what this rank goes on with too.
-            total = self._peers.broadcast("reduced", [r for r in self._group if r != self._rank], total, tag)
-        self._reduced[layer] = total
+            others = [r for r in self._group if r != self._rank]
+            self._reduced[layer] = self._peers.broadcast("reduced", others, total, tag)
 
     def _gather(self, layer: int) -> int:
         """Put the layer's sums together and make them its gradients; their bytes."""
-        own = self._reduced[layer]
+        own = self._reduced[layer]()
         bounds = self._bounds[layer]
         flat = own.new_empty(bounds[-1][1])
         for src, (start, stop) in zip(self._group, bounds, strict=True):

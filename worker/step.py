@@ -15,16 +15,17 @@ from torch import Tensor
 
 from compression.codec import Key
 from scheduler.link_use import LinkUse
-from scheduler.schedule import Backward, Forward, OptimizerStep, Recv, ReduceGradients, Send
+from scheduler.schedule import Action, Backward, Forward, OptimizerStep, Recv, ReduceGradients, Send
 from scheduler.timeline import Span, SpanKind
 from worker.diverged import Diverged
 from worker.grad_norm import clip, global_norm, layer_squares
 from worker.link_codecs import LinkCodecs
 from worker.optimizer import StageOptimizer, learning_rate
-from worker.peers import Peers, StepContext
+from worker.peers import Peers
 from worker.recorder import Recorder
 from worker.reduce import GradientReduction
 from worker.stage import Stage
+from worker.step_context import StepContext
 from worker.tied import exchange_tied
 
 __all__ = [
@@ -128,25 +129,19 @@ class _Step:
             self._reduction = GradientReduction(
                 self._peers, self._recorder, context.rank, group, stage.owned, first_layer
             )
-        self._boundary = _boundary_shape(context, plan.micro_batch)
+        self._boundary, self._dtype = (
+            _boundary_shape(context, plan.micro_batch),
+            boundary_dtype(context.job.precision),
+        )
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
 
     def run(self) -> StepResult:
-        for action in self._context.plan.actions(self._context.rank):
-            match action:
-                case Recv(kind, mb, src):
-                    self._tensors[kind, mb] = self._receive(kind, mb, src)
-                case Forward(mb):
-                    self._forward(mb)
-                case Backward(mb):
-                    self._backward(mb)
-                case Send(kind, mb, dst):
-                    x = self._tensors.pop((kind, mb))
-                    self._peers.send(kind, dst, x, mb, samples=self._samples(mb))
-                case ReduceGradients():
-                    self._reduce()
-                case OptimizerStep():
-                    self._optimize()
+        with self._peers:
+            actions = self._context.plan.actions(self._context.rank)
+            self._expect(actions)
+            for action in actions:
+                self._do(action)
+            self._peers.flush()
         recorder = self._recorder
         return StepResult(
             loss_sum=self._loss_sum,
@@ -160,9 +155,31 @@ class _Step:
             links=recorder.links,
         )
 
-    def _receive(self, kind: str, mb: int, src: int) -> Tensor:
-        dtype = boundary_dtype(self._context.job.precision)
-        return self._peers.receive(kind, src, self._boundary, dtype, mb, samples=self._samples(mb))
+    def _do(self, action: Action) -> None:
+        match action:
+            case Recv(kind, mb, src):
+                samples = self._samples(mb)
+                x = self._peers.receive(kind, src, self._boundary, self._dtype, mb, samples=samples)
+                self._tensors[kind, mb] = x
+            case Forward(mb):
+                self._forward(mb)
+            case Backward(mb):
+                self._backward(mb)
+            case Send(kind, mb, dst):
+                x = self._tensors.pop((kind, mb))
+                self._peers.send(kind, dst, x, mb, samples=self._samples(mb))
+            case ReduceGradients():
+                self._reduce()
+            case OptimizerStep():
+                self._optimize()
+
+    def _expect(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Recv):
+                kind, mb, src = action.kind, action.mb, action.src
+                self._peers.expect(kind, src, self._boundary, self._dtype, mb, samples=self._samples(mb))
+        if self._reduction is not None:
+            self._reduction.expect()
 
     def _forward(self, mb: int) -> None:
         stage = self._stage
@@ -205,6 +222,7 @@ class _Step:
 
     def _optimize(self) -> None:
         context, stage = self._context, self._stage
+        self._peers.flush()  # a tensor that could not be encoded is known before a weight changes
         start_s = self._recorder.now_s()
         squares = layer_squares(stage.owned, left_out=None if stage.is_first else stage.tied)
         self._computed("optimizer", start_s)

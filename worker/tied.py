@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from worker.peers import Peers, StepContext
+from worker.peers import Peers
 from worker.recorder import Recorder
+from worker.step_context import StepContext
 
 
 def exchange_tied(context: StepContext, peers: Peers, recorder: Recorder, weight: nn.Parameter) -> None:
@@ -22,7 +23,7 @@ def exchange_tied(context: StepContext, peers: Peers, recorder: Recorder, weight
     other = last if context.rank == first else first
     own = weight.grad
     assert own is not None, "every micro-batch reaches embedding and head"
-    own = peers.broadcast("tied", [other], own)
+    own = peers.broadcast("tied", [other], own)()
     received = peers.receive("tied", other, tuple(own.shape), own.dtype)
     n_bytes = own.numel() * own.element_size()
     with recorder.span("reduce", peer=other, n_bytes=n_bytes):

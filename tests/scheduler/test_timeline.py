@@ -69,6 +69,24 @@ def test_a_wait_without_a_recorded_cause_stays_in_the_path() -> None:
     assert [s.kind for s in critical_path(t)] == ["wait", "forward"]
 
 
+def test_the_path_leads_through_codecs_that_run_beside_compute() -> None:
+    spans = (
+        Span(0, "forward", 0, 2, mb=0),
+        Span(0, "forward", 2, 4, mb=1),
+        Span(0, "encode", 2, 3, mb=0, peer=1),
+        Span(0, "send", 3, 5, mb=0, peer=1),
+        Span(1, "wait", 0, 6, mb=0, peer=0),
+        Span(1, "decode", 5, 6, mb=0, peer=0),
+        Span(1, "forward", 6, 9, mb=0),
+        Span(1, "decode", 7, 8, mb=1, peer=0),
+        Span(1, "forward", 9, 10, mb=1),
+    )
+    path = [(s.kind, s.mb) for s in critical_path(Timeline(2, spans))]
+    assert path == [("forward", 0), ("encode", 0), ("send", 0), ("decode", 0), ("forward", 0), ("forward", 1)]
+    use = use_by_rank(Timeline(2, spans))[1]
+    assert (use.busy_s, use.wait_s, use.reduce_s, use.idle_s) == (4, 6, 0, 0)
+
+
 def test_difference_matches_span_by_span() -> None:
     later = {"send": 0.5, "backward": 0.25}
     spans = [

@@ -1,0 +1,34 @@
+"""What a rank needs to run the steps of one plan. Plain values; does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from scheduler.job import JobSpec
+from scheduler.plan import Plan
+from worker.link_codecs import LinkCodecs
+from worker.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """The same for every step of the plan."""
+
+    plan: Plan
+    rank: int
+    job: JobSpec
+    transport: Transport
+    codecs: LinkCodecs
+    receive_timeout_s: float
+    """How long a tensor may keep this rank waiting before the step fails."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def stage(self) -> int:
+        return self.plan.stage_of(self.rank)
+
+    @property
+    def replica(self) -> int:
+        return self.plan.replica_of(self.rank)
