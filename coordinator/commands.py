@@ -52,6 +52,15 @@ class RunSteps:
 
 
 @dataclass(frozen=True, slots=True)
+class Commit:
+    """All ranks have voted, and it is written down: step, with the norm of the rank's pipeline."""
+
+    plan_version: int
+    step: int
+    grad_norm: float
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     step: int
 
@@ -73,7 +82,7 @@ class Stop:
     reason: str
 
 
-WorkerCommand = Profile | MeasureLinks | TakePlan | RunSteps | Save | Evaluate | AbortPlan | Stop
+WorkerCommand = Profile | MeasureLinks | TakePlan | RunSteps | Commit | Save | Evaluate | AbortPlan | Stop
 
 
 @dataclass(frozen=True, slots=True)

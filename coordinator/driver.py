@@ -17,6 +17,8 @@ from typing import Any
 from scheduler.checkpoint_layout import Manifest
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec, job_to_json
+from scheduler.link_use import LinkUse
+from scheduler.timeline import Span
 
 from . import events as e
 from .checkpoints import CheckpointError
@@ -232,9 +234,6 @@ class Driver:
         predicted_s = plan.predicted_step_s if plan else 0.0
         self._keep(lambda store, now_s: store.step(r, predicted_s, now_s))
         self._tokens += r.tokens
-        recorded = self.timelines.committed(r.step)
-        if recorded is not None and recorded.links:
-            self.tell("links", step=r.step + 1, links=[link_event(x, plan) for x in recorded.links])
         self.tell(
             "step",
             step=r.step + 1,
@@ -248,6 +247,13 @@ class Driver:
             sent_bytes=r.sent_bytes,
             raw_bytes=r.raw_bytes,
         )
+
+    def take_spans(self, step: int, rank: int, spans: tuple[Span, ...], links: tuple[LinkUse, ...]) -> None:
+        """What one rank measured of a committed step that was to be recorded."""
+        recorded = self.timelines.add(step, rank, spans, links)
+        if recorded is not None and recorded.links:
+            told = [link_event(x, self.state.plan) for x in recorded.links]
+            self.tell("links", step=step + 1, links=told)
 
     def tokens_per_s(self, tokens: int) -> float:
         """Over the last steps, as the coordinator saw them commit."""

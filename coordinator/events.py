@@ -103,15 +103,19 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class StepDone:
-    """`loss_sum` is summed over `tokens`; both are 0 but on last stages."""
+class StepVote:
+    """A rank has reduced the gradients of `step`, and steps its optimizer when it is told to.
+
+    `loss_sum` is summed over `tokens`; both are 0 but on last stages. `squares`: of each of the stage's
+    layers' gradients, summed.
+    """
 
     worker: str
     plan_version: int
     step: int
     loss_sum: float
     tokens: int
-    grad_norm: float
+    squares: tuple[float, ...]
     duration_s: float
     sent_bytes: int
     raw_bytes: int
@@ -188,7 +192,7 @@ Event = (
     | Profiled
     | LinksMeasured
     | Ready
-    | StepDone
+    | StepVote
     | Saved
     | Evaluated
     | LayerStored

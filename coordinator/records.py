@@ -19,7 +19,7 @@ from scheduler.profile import LayerProfile
 from scheduler.topology import Device
 
 from .commands import AbortPlan, Command, Finish, Order, Stop
-from .events import Evaluated, LinkSample, Profiled, StepDone
+from .events import Evaluated, LinkSample, Profiled, StepVote
 
 Phase = Literal[
     "gathering",
@@ -138,7 +138,8 @@ class State:
     restore: Restore | None = None
     done: int = 0
     granted: int = 0
-    pending: Mapping[int, Mapping[str, StepDone]] = field(default_factory=lambda: frozen({}))
+    votes: Mapping[str, StepVote] = field(default_factory=lambda: frozen({}))
+    """For step `done`, by worker."""
     progress_s: float = 0.0
     """When the last step was committed, or the steps began."""
     steps_s: tuple[float, ...] = ()
@@ -218,4 +219,4 @@ def _end(state: State, phase: Phase, code: ExitCode, reason: str) -> Transition:
             commands.append(Order(name, AbortPlan(state.plan.version, reason)))
         commands.append(Order(name, Stop(code, reason)))
     commands.append(Finish(code, reason))
-    return step_to(state, reason, *commands, phase=phase, code=code, saving=None, pending=frozen({}))
+    return step_to(state, reason, *commands, phase=phase, code=code, saving=None, votes=frozen({}))

@@ -125,21 +125,21 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
 
     async def _read(self, requests: AsyncIterator[pb.Event], line: Line) -> None:
         async for message in requests:
-            if message.WhichOneof("body") == "step_done":
-                self._take_spans(line.worker, message.step_done)
             event = event_from_message(line.worker, message)
-            if event is None:
-                self._driver.tell("generated", name=line.worker, text=message.generated.text)
-            else:
+            if event is not None:
                 self._driver.apply(event)
+            elif message.WhichOneof("body") == "step_done":
+                self._take_spans(line.worker, message.step_done)
+            else:
+                self._driver.tell("generated", name=line.worker, text=message.generated.text)
 
     def _take_spans(self, worker: str, done: pb.StepDone) -> None:
         state = self._driver.state
-        if done.spans and state.plan and done.plan_version == state.plan_version and done.step >= state.done:
+        if state.plan and done.plan_version == state.plan_version and done.step < state.done:
             rank = state.plan.rank_of_device(worker)
             if rank is not None:
                 spans, links = spans_from_messages(done.spans, rank), links_from_messages(done.links, rank)
-                self._driver.timelines.add(done.step, spans, links)
+                self._driver.take_spans(done.step, rank, spans, links)
 
     # ---- people and scripts
 

@@ -18,17 +18,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
 
 from .commands import Command, Evict, Refuse
-from .drive import (
-    first_step,
-    on_evaluated,
-    on_manifest,
-    on_save_failed,
-    on_saved,
-    on_step_done,
-    on_stored,
-    overdue,
-    proceed,
-)
+from .drive import first_step, on_evaluated, proceed
 from .events import (
     Connected,
     Disconnected,
@@ -48,7 +38,7 @@ from .events import (
     Ready,
     Saved,
     SaveFailed,
-    StepDone,
+    StepVote,
     Tick,
 )
 from .prepare import advance, on_links, on_plan_failed, on_planned, on_profiled, on_ready
@@ -68,6 +58,8 @@ from .records import (
     put,
     then,
 )
+from .saving import on_manifest, on_save_failed, on_saved, on_stored
+from .transaction import on_step_vote, overdue
 
 MAX_DEPARTED = 256
 """Departures that are remembered, so that a worker that comes and goes does not grow the state."""
@@ -124,7 +116,7 @@ WorkerEvent = (
     | Profiled
     | LinksMeasured
     | Ready
-    | StepDone
+    | StepVote
     | Saved
     | Evaluated
 )
@@ -157,8 +149,8 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
             return on_links(state, event)
         case Ready():
             return _ready(state, event, now)
-        case StepDone():
-            return on_step_done(state, event, now)
+        case StepVote():
+            return on_step_vote(state, event, now)
         case Saved():
             return on_saved(state, event, now)
         case Evaluated():

@@ -1,7 +1,7 @@
 """The spans of recorded steps beside the engine's prediction of one, kept in STATE/timeline.json.
 
-Ranks send the spans of a recorded step with its StepDone; once the step is committed and the
-prediction is there, the file is replaced by one that holds both.
+Ranks send the spans of a recorded step once it is committed (StepDone); when all have, the file is
+replaced by one that holds them beside the prediction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .planning import Planning
 
 TIMELINE_FILE = "timeline.json"
 MAX_OPEN_STEPS = 128
-"""Steps whose spans are held before the step is committed."""
+"""Steps whose spans are held until the last rank has sent its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Timelines:
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / TIMELINE_FILE
-        self._open: dict[int, list[Span]] = {}
-        self._links: dict[int, list[LinkUse]] = {}
+        self._open: dict[int, dict[int, tuple[tuple[Span, ...], tuple[LinkUse, ...]]]] = {}
+        """By step and rank."""
         self._recorded: list[RecordedStep] = []
         self._predicted: Timeline | None = None
         self._devices: tuple[str, ...] = ()
@@ -80,23 +80,27 @@ class Timelines:
         self._devices = tuple(plan.device(r) for r in range(plan.n_ranks))
         self._predicted = planning.predicted
         self._open.clear()
-        self._links.clear()
         self._recorded.clear()
 
-    def add(self, step: int, spans: Iterable[Span], links: Iterable[LinkUse] = ()) -> None:
-        """One rank's spans and links of a step that is not committed yet."""
+    def add(
+        self, step: int, rank: int, spans: Iterable[Span], links: Iterable[LinkUse] = ()
+    ) -> RecordedStep | None:
+        """One rank's spans and links of a step; with the last rank's the file is written, and what was
+        recorded is returned."""
         if step not in self._open and len(self._open) >= MAX_OPEN_STEPS:
-            return
-        self._open.setdefault(step, []).extend(spans)
-        self._links.setdefault(step, []).extend(links)
-
-    def committed(self, step: int) -> RecordedStep | None:
-        """The step counts: if it was recorded, write the file, and say what was recorded."""
-        spans, links = self._open.pop(step, None), tuple(self._links.pop(step, ()))
-        if not spans:
             return None
+        told = self._open.setdefault(step, {})
+        told[rank] = tuple(spans), tuple(links)
+        if len(told) < len(self._devices):
+            return None
+        del self._open[step]
+        return self._write(
+            step, [s for x, _ in told.values() for s in x], [u for _, x in told.values() for u in x]
+        )
+
+    def _write(self, step: int, spans: list[Span], links: list[LinkUse]) -> RecordedStep:
         ordered = tuple(sorted(spans, key=lambda s: (s.rank, s.start_s, s.end_s)))
-        recorded = RecordedStep(step, Timeline(len(self._devices), ordered), links)
+        recorded = RecordedStep(step, Timeline(len(self._devices), ordered), tuple(links))
         self._recorded.append(recorded)
         body = {
             "devices": list(self._devices),

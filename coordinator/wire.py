@@ -11,6 +11,7 @@ from typing import assert_never
 
 from protos import orchestrator_pb2 as pb
 from protos.convert import (
+    MAX_LAYERS,
     ConvertError,
     file_from_message,
     file_to_message,
@@ -28,7 +29,7 @@ MAX_FILES = 16384
 
 
 def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
-    """The event that `worker` sent; None for one that is only shown (Generated). Raises ConvertError."""
+    """The event that `worker` sent; None for one that decides nothing. Raises ConvertError."""
     match m.WhichOneof("body"):
         case "heartbeat":
             return e.Heartbeat(worker)
@@ -40,8 +41,8 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             return e.LinksMeasured(worker, tuple(_link(x) for x in m.links_measured.links))
         case "ready":
             return e.Ready(worker, m.ready.plan_version)
-        case "step_done":
-            return _step_done(worker, m.step_done)
+        case "step_vote":
+            return _step_vote(worker, m.step_vote)
         case "saved":
             if len(m.saved.files) > MAX_FILES:
                 raise ConvertError(
@@ -54,7 +55,7 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             return e.Failed(worker, from_wire(m.failed.code), m.failed.reason[:MAX_REASON], m.failed.fatal)
         case "leaving":
             return e.Leaving(worker, m.leaving.reason[:MAX_REASON])
-        case "generated":
+        case "generated" | "step_done":
             return None
         case other:
             raise ConvertError(f"event: found {other!r}, required one of the protocol's")
@@ -73,16 +74,18 @@ def _link(m: pb.LinkSample) -> e.LinkSample:
     return e.LinkSample(m.peer, m.latency_s, max(bandwidth, flow), flow_Bps=flow)
 
 
-def _step_done(worker: str, m: pb.StepDone) -> e.StepDone:
+def _step_vote(worker: str, m: pb.StepVote) -> e.StepVote:
     if not math.isfinite(m.duration_s) or m.duration_s < 0:
         raise ConvertError(f"step {m.step}: found duration {m.duration_s} s, required 0 or more")
-    return e.StepDone(
+    if len(m.squares) > MAX_LAYERS:
+        raise ConvertError(f"step {m.step}: found {len(m.squares)} squares, required at most {MAX_LAYERS}")
+    return e.StepVote(
         worker,
         m.plan_version,
         m.step,
         m.loss_sum,
         m.tokens,
-        m.grad_norm if math.isfinite(m.grad_norm) else 0.0,
+        tuple(m.squares),
         m.duration_s,
         m.sent_bytes,
         m.raw_bytes,
@@ -111,6 +114,9 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
         case c.RunSteps(version, start, stop, record):
             run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record)
             return pb.Command(run_steps=run)
+        case c.Commit(version, step, grad_norm):
+            commit = pb.Commit(plan_version=version, step=step, grad_norm=grad_norm)
+            return pb.Command(commit=commit)
         case c.Save(step):
             return pb.Command(save=pb.Save(step=step))
         case c.Evaluate(step):

@@ -52,7 +52,7 @@ class JoinReply(_message.Message):
     def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated")
+    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
     LINKS_MEASURED_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Event(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     GENERATED_FIELD_NUMBER: _ClassVar[int]
+    STEP_VOTE_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     profiled: Profiled
     links_measured: LinksMeasured
@@ -73,7 +74,8 @@ class Event(_message.Message):
     failed: Failed
     leaving: Leaving
     generated: Generated
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
+    step_vote: StepVote
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("memory_used_bytes",)
@@ -169,29 +171,37 @@ class SpanMsg(_message.Message):
     n_bytes: int
     def __init__(self, kind: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., mb: _Optional[int] = ..., peer: _Optional[int] = ..., n_bytes: _Optional[int] = ...) -> None: ...
 
-class StepDone(_message.Message):
-    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "grad_norm", "duration_s", "sent_bytes", "raw_bytes", "spans", "links")
+class StepVote(_message.Message):
+    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "squares", "duration_s", "sent_bytes", "raw_bytes")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    SQUARES_FIELD_NUMBER: _ClassVar[int]
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
-    SPANS_FIELD_NUMBER: _ClassVar[int]
-    LINKS_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     step: int
     loss_sum: float
     tokens: int
-    grad_norm: float
+    squares: _containers.RepeatedScalarFieldContainer[float]
     duration_s: float
     sent_bytes: int
     raw_bytes: int
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., squares: _Optional[_Iterable[float]] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ...) -> None: ...
+
+class StepDone(_message.Message):
+    __slots__ = ("plan_version", "step", "spans", "links")
+    PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    plan_version: int
+    step: int
     spans: _containers.RepeatedCompositeFieldContainer[SpanMsg]
     links: _containers.RepeatedCompositeFieldContainer[LinkUse]
-    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., grad_norm: _Optional[float] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[SpanMsg, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkUse, _Mapping]]] = ...) -> None: ...
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[SpanMsg, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkUse, _Mapping]]] = ...) -> None: ...
 
 class LinkUse(_message.Message):
     __slots__ = ("peer", "kind", "codec", "sent_bytes", "raw_bytes", "encode_s", "decode_s", "relative_error", "resends")
@@ -266,7 +276,7 @@ class Generated(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("profile", "measure_links", "take_plan", "run_steps", "save", "evaluate", "stop", "abort_plan")
+    __slots__ = ("profile", "measure_links", "take_plan", "run_steps", "save", "evaluate", "stop", "abort_plan", "commit")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MEASURE_LINKS_FIELD_NUMBER: _ClassVar[int]
     TAKE_PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +285,7 @@ class Command(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     ABORT_PLAN_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
     profile: Profile
     measure_links: MeasureLinks
     take_plan: TakePlan
@@ -283,7 +294,8 @@ class Command(_message.Message):
     evaluate: Evaluate
     stop: Stop
     abort_plan: AbortPlan
-    def __init__(self, profile: _Optional[_Union[Profile, _Mapping]] = ..., measure_links: _Optional[_Union[MeasureLinks, _Mapping]] = ..., take_plan: _Optional[_Union[TakePlan, _Mapping]] = ..., run_steps: _Optional[_Union[RunSteps, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., abort_plan: _Optional[_Union[AbortPlan, _Mapping]] = ...) -> None: ...
+    commit: Commit
+    def __init__(self, profile: _Optional[_Union[Profile, _Mapping]] = ..., measure_links: _Optional[_Union[MeasureLinks, _Mapping]] = ..., take_plan: _Optional[_Union[TakePlan, _Mapping]] = ..., run_steps: _Optional[_Union[RunSteps, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., abort_plan: _Optional[_Union[AbortPlan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ()
@@ -356,18 +368,46 @@ class Range(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class TakePlan(_message.Message):
-    __slots__ = ("plan", "peers", "restore", "restore_step", "files")
+    __slots__ = ("plan", "peers", "restore", "restore_step", "files", "step", "sources", "serves", "guests")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
     RESTORE_STEP_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    SERVES_FIELD_NUMBER: _ClassVar[int]
+    GUESTS_FIELD_NUMBER: _ClassVar[int]
     plan: PlanMsg
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
     restore: bool
     restore_step: int
     files: _containers.RepeatedCompositeFieldContainer[LayerFile]
-    def __init__(self, plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., restore: bool = ..., restore_step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[LayerFile, _Mapping]]] = ...) -> None: ...
+    step: int
+    sources: _containers.RepeatedCompositeFieldContainer[LayerSource]
+    serves: _containers.RepeatedCompositeFieldContainer[LayerPart]
+    guests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., restore: bool = ..., restore_step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[LayerFile, _Mapping]]] = ..., step: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[LayerSource, _Mapping]]] = ..., serves: _Optional[_Iterable[_Union[LayerPart, _Mapping]]] = ..., guests: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LayerSource(_message.Message):
+    __slots__ = ("layer", "donors")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    DONORS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    donors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, layer: _Optional[int] = ..., donors: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LayerPart(_message.Message):
+    __slots__ = ("layer", "to", "part", "parts")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    to: str
+    part: int
+    parts: int
+    def __init__(self, layer: _Optional[int] = ..., to: _Optional[str] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class RunSteps(_message.Message):
     __slots__ = ("plan_version", "start", "stop", "record")
@@ -392,6 +432,16 @@ class Evaluate(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     step: int
     def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("plan_version", "step", "grad_norm")
+    PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    plan_version: int
+    step: int
+    grad_norm: float
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., grad_norm: _Optional[float] = ...) -> None: ...
 
 class AbortPlan(_message.Message):
     __slots__ = ("plan_version", "reason")

@@ -1,19 +1,14 @@
-"""The norm of the whole model's gradient, the same bits on every rank, and clipping by it.
+"""What a stage adds to the norm of the whole model's gradient, and clipping by that norm.
 
-Every layer's sum of squares travels, not a stage's, and they are added in the order of the layers: so
-the norm does not depend on where the model was cut.
+Every layer's sum of squares is told, not a stage's (`scheduler/gradient_norm.py` adds them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, sqrt
 
 import torch
 from torch import Tensor, nn
-
-from worker.peers import Peers
-from worker.step_context import StepContext
 
 
 def layer_squares(owned: Sequence[Sequence[nn.Parameter]], left_out: nn.Parameter | None) -> Tensor:
@@ -23,23 +18,6 @@ def layer_squares(owned: Sequence[Sequence[nn.Parameter]], left_out: nn.Paramete
         for parameters in owned
     ]
     return torch.stack(sums).cpu()
-
-
-def global_norm(context: StepContext, peers: Peers, own: Tensor) -> float:
-    """The norm over all stages, from every stage's `layer_squares`; waits for the others of the replica."""
-    plan = context.plan
-    for stage in range(plan.n_stages):
-        if stage != context.stage:
-            peers.send("norm", plan.rank(context.replica, stage), own, quiet=True)
-    total = 0.0
-    for stage, (start, stop) in enumerate(plan.partition):
-        squares = own
-        if stage != context.stage:
-            src = plan.rank(context.replica, stage)
-            squares = peers.receive("norm", src, (stop - start,), torch.float64).cpu()
-        for square in squares.tolist():
-            total += square
-    return sqrt(total) if isfinite(total) else float("nan")
 
 
 def clip(owned: Sequence[Sequence[nn.Parameter]], norm: float, most: float) -> None:

@@ -177,6 +177,8 @@ class _Member:
             case "abort_plan":
                 self._say("aborted", reason=command.abort_plan.reason)
                 self._runtime.abort(command.abort_plan.reason)
+            case "commit":
+                self._runtime.commit(command.commit)
             case _:
                 self._work.submit(self._obey, command)
 

@@ -50,6 +50,7 @@ from worker.residuals import load_residuals, residual_files
 from worker.stage import Stage
 from worker.step import Diverged, LinkCodecs, StepContext, boundary_dtype, run_eval, run_step
 from worker.transport import PeerUnreachable, TransportAborted, TransportError
+from worker.votes import Votes
 
 RECEIVE_TIMEOUT_S = 600.0
 """A backstop: a lost peer is noticed by its heartbeats, and then the plan is aborted at once."""
@@ -94,6 +95,7 @@ class Runtime:
         self._context: StepContext | None = None
         self._stage: Stage | None = None
         self._optimizer: StageOptimizer | None = None
+        self._votes: Votes | None = None
         self._aborted: str | None = None
 
     # ---- any thread
@@ -103,6 +105,13 @@ class Runtime:
         self._aborted = reason
         if self._context is not None:
             self._context.transport.abort(reason)
+        if self._votes is not None:
+            self._votes.abort(reason)
+
+    def commit(self, commit: pb.Commit) -> None:
+        """All ranks have voted for the step."""
+        if self._votes is not None:
+            self._votes.told(commit)
 
     # ---- the one thread of work
 
@@ -237,9 +246,13 @@ class Runtime:
             self._say("residuals", loaded=owed)
         device = self._device.torch_device
         self._plan = plan
-        self._context = StepContext(plan, rank, job, transport, codecs, RECEIVE_TIMEOUT_S, device)
+        self._votes = Votes(plan.version, self._emit)
+        self._context = StepContext(
+            plan, rank, job, transport, codecs, self._votes, RECEIVE_TIMEOUT_S, device
+        )
         if self._aborted is not None:
             transport.abort(self._aborted)
+            self._votes.abort(self._aborted)
         step = command.restore_step if command.restore else 0
         self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version, next_step=step)))
 
@@ -302,22 +315,11 @@ class Runtime:
             following = step_samples(job.seed, self.dataset.n_samples, job.global_batch, step + 1)
             context.codecs.prefetch(following[at : at + own])
         done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples, record)
-        self._emit(
-            pb.Event(
-                step_done=pb.StepDone(
-                    plan_version=plan.version,
-                    step=step,
-                    loss_sum=done.loss_sum,
-                    tokens=done.tokens,
-                    grad_norm=done.grad_norm,
-                    duration_s=done.duration_s,
-                    sent_bytes=done.sent_bytes,
-                    raw_bytes=done.raw_bytes,
-                    spans=[span_to_message(s) for s in done.spans] if record else [],
-                    links=[link_use_to_message(x) for x in done.links] if record else [],
-                )
-            )
-        )
+        if record:
+            spans = [span_to_message(s) for s in done.spans]
+            links = [link_use_to_message(x) for x in done.links]
+            told = pb.StepDone(plan_version=plan.version, step=step, spans=spans, links=links)
+            self._emit(pb.Event(step_done=told))
 
     def _evaluate(self, step: int) -> None:
         if self._context is None or self._stage is None:

@@ -17,8 +17,9 @@ from compression.codec import Key
 from scheduler.link_use import LinkUse
 from scheduler.schedule import Action, Backward, Forward, OptimizerStep, Recv, ReduceGradients, Send
 from scheduler.timeline import Span, SpanKind
+from worker.agreement import Vote
 from worker.diverged import Diverged
-from worker.grad_norm import clip, global_norm, layer_squares
+from worker.grad_norm import clip, layer_squares
 from worker.link_codecs import LinkCodecs
 from worker.optimizer import StageOptimizer, learning_rate
 from worker.peers import Peers
@@ -52,7 +53,7 @@ class StepResult:
     tokens: int
     """How many tokens `loss_sum` sums over."""
     grad_norm: float
-    """Of the whole model before clipping; the same on every rank."""
+    """Of the whole model before clipping; the same on every rank of a pipeline."""
     spans: tuple[Span, ...]
     duration_s: float
     sent_bytes: int
@@ -87,8 +88,9 @@ def run_step(
     1 / (global_batch x sequence_length) of its summed cross entropy, so the mean over the global batch is
     exact whatever the replicas' shares.
 
-    Raises Diverged before any weight is changed, and what the transport raises; the stage then holds
-    no activations and no gradients any more.
+    Weights change only once every rank has voted for the step (`context.agreement`). Raises Diverged before
+    any weight is changed, and what the transport and the agreement raise; the stage then holds no
+    activations and no gradients any more, and the step can be done again.
     """
     try:
         recorder = Recorder(context.rank, clock, measure_errors)
@@ -226,7 +228,7 @@ class _Step:
         start_s = self._recorder.now_s()
         squares = layer_squares(stage.owned, left_out=None if stage.is_first else stage.tied)
         self._computed("optimizer", start_s)
-        self._grad_norm = global_norm(context, self._peers, squares)
+        self._grad_norm = self._agree(tuple(squares.tolist()))
         if not isfinite(self._grad_norm):
             raise Diverged(
                 f"step {self._step}, rank {context.rank}: found a gradient whose norm is no finite number;"
@@ -236,6 +238,23 @@ class _Step:
         clip(stage.owned, self._grad_norm, context.job.optimizer.clip_norm)
         self._optimizer.step(learning_rate(context.job.optimizer, self._step, context.job.steps))
         self._computed("optimizer", start_s)
+
+    def _agree(self, squares: tuple[float, ...]) -> float:
+        """Vote, and wait until all have; the gradient's norm."""
+        recorder = self._recorder
+        start_s = recorder.now_s()
+        vote = Vote(
+            self._step,
+            squares,
+            self._loss_sum,
+            self._tokens,
+            start_s,
+            recorder.sent_bytes,
+            recorder.raw_bytes,
+        )
+        norm = self._context.agreement.commit(vote)
+        recorder.add("wait", start_s)
+        return norm
 
     def _computed(self, kind: SpanKind, start_s: float, mb: int = -1) -> None:
         if self._context.device.type == "cuda":

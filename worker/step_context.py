@@ -8,6 +8,7 @@ import torch
 
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
+from worker.agreement import Agreement
 from worker.link_codecs import LinkCodecs
 from worker.transport import Transport
 
@@ -21,6 +22,7 @@ class StepContext:
     job: JobSpec
     transport: Transport
     codecs: LinkCodecs
+    agreement: Agreement
     receive_timeout_s: float
     """How long a tensor may keep this rank waiting before the step fails."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

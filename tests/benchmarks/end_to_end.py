@@ -39,6 +39,7 @@ from scheduler.topology import Device, Topology
 from scheduler.trace import About, Node, Trace, steady
 from sim.emulate import LinkShaper, ShapedNode, ShapeOptions
 from tests.benchmarks.command import run as run_command
+from tests.benchmarks.voting import ByRankZero
 from worker.addresses import PeerAddress
 from worker.model import build_layers, initialize
 from worker.optimizer import StageOptimizer
@@ -123,7 +124,8 @@ def serve(pipe: Connection) -> None:
         job, plan, rank, addresses, n_steps = order
         peers = {r: PeerAddress(a) for r, a in addresses.items()}
         transport = endpoint.open(run="e2e", plan_version=plan.version, rank=rank, peers=peers)
-        context = StepContext(plan, rank, job, transport, LinkCodecs(plan, rank), receive_timeout_s=300.0)
+        codecs, agreement = LinkCodecs(plan, rank), ByRankZero(plan, rank, transport)
+        context = StepContext(plan, rank, job, transport, codecs, agreement, receive_timeout_s=300.0)
         start, stop = plan.partition[context.stage]
         layers = build_layers(job.shape, start, stop)
         for i, layer in enumerate(layers):

@@ -32,6 +32,7 @@ from scheduler.job import JobSpec, parse_job
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.samples import step_samples
+from worker.agreement import Committee
 from worker.data import Dataset, open_dataset
 from worker.memory_transport import MemoryHub, MemoryTransport
 from worker.model import build_layers, initialize
@@ -115,14 +116,14 @@ def trained(job: JobSpec, plan: Plan, data: Dataset, n_samples: int) -> tuple[fl
     """(held-out loss, bytes of activations and gradients sent a step at the end)."""
     hub = MemoryHub()
     transports = [MemoryTransport(hub, rank, plan.version) for rank in range(plan.n_ranks)]
+    committee = Committee(plan)
 
     def stacked(samples: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(samples).astype(np.int64))
 
     def work(rank: int) -> tuple[float, int, int]:
-        context = StepContext(
-            plan, rank, job, transports[rank], LinkCodecs(plan, rank, job.seed), receive_timeout_s=600.0
-        )
+        codecs, agreement = LinkCodecs(plan, rank, job.seed), committee.seat(rank)
+        context = StepContext(plan, rank, job, transports[rank], codecs, agreement, receive_timeout_s=600.0)
         start, stop = plan.partition[context.stage]
         layers = build_layers(job.shape, start, stop)
         for i, layer in enumerate(layers):

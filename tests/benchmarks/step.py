@@ -35,6 +35,7 @@ from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
 from scheduler.plan import Plan
 from tests.benchmarks.command import run as run_command
 from tests.benchmarks.tokens import tokens_of
+from tests.benchmarks.voting import ByRankZero
 from worker.addresses import PeerAddress
 from worker.model import Head, build_layers, initialize
 from worker.optimizer import StageOptimizer
@@ -157,9 +158,8 @@ def stage_of(
     transport = endpoint.open(
         run="step", plan_version=plan.version, rank=rank, peers=peers, streams=plan.streams
     )
-    context = StepContext(
-        plan, rank, job, transport, LinkCodecs(plan, rank, job.seed), receive_timeout_s=120.0
-    )
+    codecs, agreement = LinkCodecs(plan, rank, job.seed), ByRankZero(plan, rank, transport)
+    context = StepContext(plan, rank, job, transport, codecs, agreement, receive_timeout_s=120.0)
     start, stop = plan.partition[context.stage]
     layers = build_layers(job.shape, start, stop)
     for i, layer in enumerate(layers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,8 @@ class FakeWorker:
     restored: dict[str, bytes] = field(default_factory=dict)
     put_errors: list[str] = field(default_factory=list)
     stopped: pb.Stop | None = None
+    todo: deque[tuple[int, bool]] = field(default_factory=deque)
+    """(step, whether it is to be recorded), the first of which it has voted for."""
     plan: Plan | None = None
     session: str = ""
     job_json: str = ""
@@ -123,6 +126,8 @@ class FakeWorker:
             await self._take(command.take_plan)
         elif kind == "run_steps":
             return await self._steps(command.run_steps)
+        elif kind == "commit":
+            return await self._commit(command.commit.step)
         elif kind == "save":
             await self._save(command.save.step)
         elif kind == "evaluate":
@@ -156,30 +161,44 @@ class FakeWorker:
         self.say(ready=pb.Ready(plan_version=self.plan.version, next_step=take.restore_step))
 
     async def _steps(self, run: pb.RunSteps) -> bool:
+        idle = not self.todo
+        self.todo.extend((step, step in run.record) for step in range(run.start, run.stop))
+        return await self._vote() if idle else True
+
+    async def _commit(self, step: int) -> bool:
+        """Its oldest step is committed: say what was recorded, and vote for the next."""
         assert self.plan is not None
-        for step in range(run.start, run.stop):
-            if step == self.drop_at_step:
-                return False
-            if 0 <= self.hang_at_step <= step:
-                return True
-            await asyncio.sleep(self.step_s)
-            tokens = TOKENS if self._is_last() else 0
-            spans = (Span(self._rank(), "forward", 0.0, 0.1, 0), Span(self._rank(), "backward", 0.1, 0.3, 0))
-            self.say(
-                step_done=pb.StepDone(
-                    plan_version=run.plan_version,
-                    step=step,
-                    loss_sum=tokens * loss_of(step),
-                    tokens=tokens,
-                    grad_norm=1.0,
-                    duration_s=0.3,
-                    sent_bytes=100,
-                    raw_bytes=200,
-                    spans=spans_to_messages(Timeline(self.plan.n_ranks, spans), self._rank())
-                    if step in run.record
-                    else [],
-                )
-            )
+        done, recorded = self.todo.popleft()
+        assert done == step
+        if recorded:
+            rank = self._rank()
+            spans = (Span(rank, "forward", 0.0, 0.1, 0), Span(rank, "backward", 0.1, 0.3, 0))
+            messages = spans_to_messages(Timeline(self.plan.n_ranks, spans), rank)
+            self.say(step_done=pb.StepDone(plan_version=self.plan.version, step=step, spans=messages))
+        return await self._vote()
+
+    async def _vote(self) -> bool:
+        assert self.plan is not None
+        if not self.todo:
+            return True
+        step = self.todo[0][0]
+        if step == self.drop_at_step:
+            return False
+        if 0 <= self.hang_at_step <= step:
+            return True
+        await asyncio.sleep(self.step_s)
+        tokens = TOKENS if self._is_last() else 0
+        vote = pb.StepVote(
+            plan_version=self.plan.version,
+            step=step,
+            loss_sum=tokens * loss_of(step),
+            tokens=tokens,
+            squares=[0.25],
+            duration_s=0.3,
+            sent_bytes=100,
+            raw_bytes=200,
+        )
+        self.say(step_vote=vote)
         return True
 
     async def _save(self, step: int) -> None:

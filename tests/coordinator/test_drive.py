@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -56,8 +57,31 @@ def test_a_step_is_not_committed_before_the_last_rank_has_done_it() -> None:
     w.feed(w.a_step("b", 0))
     w.feed(w.a_step("b", 1))
     assert w.steps() == []
+    assert not [x for x in w.orders("b") if isinstance(x, c.Commit)]
+    given = len(w.given)
     w.feed(w.a_step("a", 0))
     assert [s.step for s in w.steps()] == [0]
+    record, *told = w.given[given:]
+    assert isinstance(record, c.RecordStep), "what is told is written down before"
+    norm = math.sqrt(0.25 + 0.25)
+    assert told[:2] == [c.Order(n, c.Commit(1, 0, norm)) for n in ("a", "b")]
+
+
+def test_each_pipeline_clips_by_the_norm_of_its_own_votes_and_a_norm_that_is_none_names_the_layer() -> None:
+    w = running(World(with_options(min_workers=4), replicas=2), "a", "b", "c", "d")
+    for worker in ("a", "b", "c"):
+        w.feed(w.a_step(worker, 0))
+    w.feed(replace(w.a_step("d", 0), squares=(9.0, 6.75)))
+    told = {
+        x.worker: x.body.grad_norm for x in w.given if isinstance(x, c.Order) and isinstance(x.body, c.Commit)
+    }
+    assert told == {"a": math.sqrt(0.5), "b": math.sqrt(0.5), "c": 4.0, "d": 4.0}
+    for worker in ("a", "b", "d"):
+        w.feed(w.a_step(worker, 1))
+    w.feed(replace(w.a_step("c", 1), squares=(1.0, float("inf"))))
+    assert (w.phase, w.state.code) == ("failed", ExitCode.DIVERGED)
+    assert "found a gradient of layer 1 on c (rank 2)" in w.state.reason
+    assert len(w.steps()) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,9 +91,9 @@ def test_a_step_is_not_committed_before_the_last_rank_has_done_it() -> None:
 )
 def test_a_report_that_does_not_belong_is_ignored(change: dict[str, object]) -> None:
     w = running()
-    before = w.state.done, w.state.pending
+    before = w.state.done, w.state.votes
     w.feed(replace(w.a_step("a", 0), **change))  # type: ignore[arg-type]
-    assert (w.state.done, w.state.pending) == before
+    assert (w.state.done, w.state.votes) == before
     w.settle()
     assert [s.step for s in w.steps()] == list(range(12))
 
@@ -129,7 +153,7 @@ def test_an_evaluation_that_saw_nothing_is_not_recorded_and_the_run_goes_on() ->
     w = running()
     w.settle(until="evaluating")
     for worker in ("a", "b"):
-        w.waiting[worker].clear()
+        w.forget(worker)
         w.feed(e.Evaluated(worker, 6, 0.0, 0))
     assert w.phase == "running"
     assert w.state.eval_loss is None
@@ -170,7 +194,7 @@ def test_a_checkpoint_that_does_not_add_up_is_discarded_and_the_run_goes_on(
 ) -> None:
     w = running()
     w.settle(until="saving")
-    w.waiting["a"].clear()
+    w.forget("a")
     for i in (0, 1):
         w.feed(e.LayerStored(4, a_file(i, 4)))
     w.feed(e.Saved("a", 4, files))  # type: ignore[arg-type]
@@ -364,7 +388,7 @@ def test_a_failure_that_is_not_fatal_is_only_said() -> None:
 def test_a_worker_that_cannot_save_for_whatever_reason_is_not_waited_for() -> None:
     w = running()
     w.settle(until="saving")
-    w.waiting["a"].clear()
+    w.forget("a")
     w.feed(e.Failed("a", ExitCode.INTERNAL, "the upload was refused", fatal=False))
     assert w.phase == "running"
     w.settle()

@@ -61,6 +61,8 @@ class World:
         self.now = 0.0
         self.replicas = replicas
         self.waiting: dict[str, deque[c.WorkerCommand]] = defaultdict(deque)
+        self.todo: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
+        """By worker: (plan, step) it was told to run, the first of which it has voted for."""
         self.given: list[c.Command] = []
         self.reasons: list[str] = []
         self.plan_request: c.MakePlan | None = None
@@ -83,6 +85,7 @@ class World:
                 self.manifest = command
             elif isinstance(command, c.Evict):
                 self.waiting.pop(command.worker, None)
+                self.todo.pop(command.worker, None)
         return transition
 
     def join(self, *names: str, incarnation: str = "1", host: str = "") -> None:
@@ -95,7 +98,7 @@ class World:
         return e.Join(device, incarnation, f"session-{name}-{incarnation}", PeerInfo(name, f"{name}:1"))
 
     def answer(self, worker: str) -> c.WorkerCommand:
-        """`worker` obeys the oldest command it was given."""
+        """`worker` obeys the oldest command it was given; a commit with what follows, if no vote does."""
         body = self.waiting[worker].popleft()
         match body:
             case c.Profile():
@@ -108,8 +111,16 @@ class World:
             case c.TakePlan(plan):
                 self.feed(e.Ready(worker, plan.version))
             case c.RunSteps(version, first, stop):
-                for step in range(first, stop):
-                    self.feed(self.a_step(worker, step, version))
+                idle = not self.todo[worker]
+                self.todo[worker].extend((version, step) for step in range(first, stop))
+                if idle:
+                    self._vote(worker)
+            case c.Commit():
+                if self.todo[worker] and self.todo[worker][0] == (body.plan_version, body.step):
+                    self.todo[worker].popleft()
+                    self._vote(worker)
+                    if not self.todo[worker] and self.waiting[worker]:
+                        return self.answer(worker)
             case c.Evaluate(step):
                 self.feed(
                     e.Evaluated(worker, step, 20.0, 10)
@@ -121,9 +132,22 @@ class World:
                 for f in files:
                     self.feed(e.LayerStored(step, f))
                 self.feed(e.Saved(worker, step, files))
-            case c.Stop() | c.AbortPlan():
+            case c.AbortPlan():
+                self.todo[worker].clear()
+            case c.Stop():
                 pass
         return body
+
+    def forget(self, worker: str) -> None:
+        """`worker` obeys nothing of what it was given."""
+        self.waiting[worker].clear()
+        self.todo[worker].clear()
+
+    def _vote(self, worker: str) -> None:
+        """For the first step that it was told to run and that is not committed."""
+        if self.todo[worker]:
+            version, step = self.todo[worker][0]
+            self.feed(self.a_step(worker, step, version))
 
     def answer_shell(self) -> bool:
         """Make a plan, or write a manifest, if one is asked for."""
@@ -169,12 +193,12 @@ class World:
             return range(0)
         return range(*plan.partition[plan.stage_of(rank)])
 
-    def a_step(self, worker: str, step: int, version: int | None = None) -> e.StepDone:
+    def a_step(self, worker: str, step: int, version: int | None = None) -> e.StepVote:
         """Loss 10/(step+1) a token over 32 tokens of each last stage."""
         last = self.is_last(worker)
         tokens = 32 if last else 0
         version = self.state.plan_version if version is None else version
-        return e.StepDone(worker, version, step, tokens * 10.0 / (step + 1), tokens, 1.0, 0.5, 100, 200)
+        return e.StepVote(worker, version, step, tokens * 10.0 / (step + 1), tokens, (0.25,), 0.5, 100, 200)
 
     def of(self, kind: type[c.Command]) -> list[c.Command]:
         return [x for x in self.given if isinstance(x, kind)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
 from scheduler.plan import Plan
 from scheduler.samples import step_samples
+from worker.agreement import Committee
 from worker.memory_transport import MemoryHub, MemoryTransport
 from worker.model import Head, Layer, build_layers, initialize, tied_parameter
 from worker.optimizer import StageOptimizer, learning_rate
@@ -109,6 +110,7 @@ class Rank:
     context: StepContext
     stage: Stage
     optimizer: StageOptimizer
+    committee: Committee
     measure_errors: bool = False
     n_samples: int = N_SAMPLES
 
@@ -136,17 +138,21 @@ class Rank:
         )
 
 
-def make_rank(job: JobSpec, plan: Plan, rank: int, transport: Transport, timeout_s: float = 60.0) -> Rank:
-    context = StepContext(plan, rank, job, transport, LinkCodecs(plan, rank, job.seed), timeout_s)
+def make_rank(
+    job: JobSpec, plan: Plan, rank: int, transport: Transport, committee: Committee, timeout_s: float = 60.0
+) -> Rank:
+    codecs = LinkCodecs(plan, rank, job.seed)
+    context = StepContext(plan, rank, job, transport, codecs, committee.seat(rank), timeout_s)
     stage = make_stage(job, plan, rank)
-    return Rank(context, stage, StageOptimizer(stage.layers, job.optimizer))
+    return Rank(context, stage, StageOptimizer(stage.layers, job.optimizer), committee)
 
 
 def make_ranks(job: JobSpec, plan: Plan, timeout_s: float = 60.0) -> list[Rank]:
     """All ranks, with fresh weights, over the in-memory transport."""
     hub = MemoryHub()
     transports = [MemoryTransport(hub, r, plan.version) for r in range(plan.n_ranks)]
-    return [make_rank(job, plan, r, t, timeout_s) for r, t in enumerate(transports)]
+    committee = Committee(plan)
+    return [make_rank(job, plan, r, t, committee, timeout_s) for r, t in enumerate(transports)]
 
 
 @dataclass
@@ -186,6 +192,7 @@ def in_threads(ranks: list[Rank], work: Callable[[Rank], T]) -> list[T]:
             errors.append(e)
             for rank in ranks:
                 rank.context.transport.abort(f"rank {i} failed: {e}")
+                rank.committee.abort(f"rank {i} failed: {e}")
 
     threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(ranks))]
     for t in threads:

@@ -1,0 +1,116 @@
+"""A step as a transaction: every rank votes, the step is written down, and only then all are told to step.
+
+Until the last vote is in nothing has changed anywhere, so a step that loses a rank is forgotten by all and
+done again, with the same samples. Samples are consumed by the commit. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from scheduler.exit_codes import ExitCode
+from scheduler.gradient_norm import norm_of
+from scheduler.liveness import remember
+from scheduler.plan import Plan
+
+from .commands import Commit, Order, RecordStep
+from .drive import proceed
+from .events import StepVote
+from .records import State, Transition, fail, frozen, ignored, put, step_to, then
+
+
+def on_step_vote(state: State, event: StepVote, now: float) -> Transition:
+    """Collects one rank's vote; commits the step when all ranks have voted for it."""
+    name, step = event.worker, event.step
+    if state.phase not in ("running", "draining") or name not in state.ranks:
+        return ignored(state, f"{name} votes for a step that nobody waits for ({step})")
+    if event.plan_version != state.plan_version:
+        return ignored(state, f"{name} votes for step {step} of plan {event.plan_version}, which is over")
+    if step != state.done or step >= state.granted:
+        return ignored(state, f"{name} votes for step {step}, step {state.done} is to be done")
+    if name in state.votes:
+        return ignored(state, f"{name} votes for step {step} twice")
+    state = replace(state, votes=put(state.votes, name, event))
+    if len(state.votes) < len(state.ranks):
+        return Transition(state)
+    committed = _commit(state, now)
+    return committed if committed.state.phase == "failed" else then(committed, proceed(committed.state, now))
+
+
+def _commit(state: State, now: float) -> Transition:
+    assert state.plan is not None
+    plan, step, b, votes = state.plan, state.done, state.options.global_batch, state.votes
+    last = [votes[plan.device(r)] for r in plan.group(plan.n_stages - 1)]
+    tokens = sum(e.tokens for e in last)
+    if tokens == 0:
+        names = ", ".join(e.worker for e in last)
+        return fail(
+            state, ExitCode.WORKER_FAILED, f"step {step}: found no token counted by the last stages ({names})"
+        )
+    loss = sum(e.loss_sum for e in last) / tokens
+    if not math.isfinite(loss):
+        return fail(state, ExitCode.DIVERGED, f"step {step}: found a loss of {loss}, required a number")
+    norms = [_norm(plan, replica, votes) for replica in range(plan.n_replicas)]
+    if not all(map(math.isfinite, norms)):
+        return fail(state, ExitCode.DIVERGED, f"step {step}: {_not_finite(plan, votes)}")
+    record = RecordStep(
+        step=step,
+        plan_version=plan.version,
+        loss=loss,
+        tokens=tokens,
+        grad_norm=max(norms),
+        duration_s=max(e.duration_s for e in votes.values()),
+        sent_bytes=sum(e.sent_bytes for e in votes.values()),
+        raw_bytes=sum(e.raw_bytes for e in votes.values()),
+        first_sample=step * b,
+        end_sample=(step + 1) * b,
+    )
+    # The record comes first: what was told to anybody is written down.
+    orders = [
+        Order(plan.device(r), Commit(plan.version, step, norms[plan.replica_of(r)]))
+        for r in range(plan.n_ranks)
+    ]
+    return step_to(
+        state,
+        f"step {step} is done",
+        record,
+        *orders,
+        done=step + 1,
+        votes=frozen({}),
+        progress_s=now,
+        steps_s=remember(state.steps_s, max(0.0, now - state.progress_s)),
+        loss=loss,
+    )
+
+
+def _norm(plan: Plan, replica: int, votes: Mapping[str, StepVote]) -> float:
+    return norm_of(votes[plan.device(plan.rank(replica, s))].squares for s in range(plan.n_stages))
+
+
+def _not_finite(plan: Plan, votes: Mapping[str, StepVote]) -> str:
+    """Whose gradient it is: worker, rank and layer."""
+    for rank in range(plan.n_ranks):
+        worker = plan.device(rank)
+        for i, square in enumerate(votes[worker].squares):
+            if not math.isfinite(square):
+                layer = plan.partition[plan.stage_of(rank)][0] + i
+                return (
+                    f"found a gradient of layer {layer} on {worker} (rank {rank}) whose norm is no finite "
+                    "number; required one: resume with a lower lr, or in fp32"
+                )
+    return "found a gradient whose norm is beyond all numbers; resume with a lower lr, or in fp32"
+
+
+def overdue(state: State, now: float) -> Transition | None:
+    """The end of a run whose step takes far longer than those before, or None."""
+    if state.phase not in ("running", "draining") or state.granted <= state.done:
+        return None
+    limit = state.options.step.deadline_s(state.steps_s)
+    waited = now - state.progress_s
+    if waited <= limit:
+        return None
+    late = ", ".join(n for n in state.ranks if n not in state.votes)
+    reason = f"step {state.done} is not done after {waited:.0f} s (limit {limit:.0f} s); waiting for {late}"
+    return fail(state, ExitCode.STALLED, reason)
