@@ -40,9 +40,9 @@ class FlowNetwork:
     def __init__(self, source: LinkSource, limits: Limits | None = None, seed: int | str = 0) -> None:
         self._source, self._limits, self._seed = source, limits or Limits(), seed
 
-    def over(self, wrap: Callable[[LinkSource], LinkSource]) -> FlowNetwork:
-        """The same network, its links as `wrap` makes them."""
-        return FlowNetwork(wrap(self._source), self._limits, self._seed)
+    def over(self, wrap: Callable[[LinkSource], LinkSource], limits: Limits | None = None) -> FlowNetwork:
+        """The same network, its links as `wrap` makes them, sharing `limits` instead if given."""
+        return FlowNetwork(wrap(self._source), self._limits if limits is None else limits, self._seed)
 
     def open(self, at: At) -> Links:
         return _FlowLinks(self._source, self._limits, self._seed, at)

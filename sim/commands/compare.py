@@ -17,6 +17,7 @@ from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
 from scheduler.gpus import ACHIEVABLE
 from scheduler.job import JobSpec
+from scheduler.tensor_parallel import all_reduce_bytes
 from scheduler.timeline import bubble_fraction
 from scheduler.traffic import traffic
 from sim import inputs as i
@@ -26,6 +27,7 @@ from sim.network import NetworkOverTime
 from sim.replay import replay_at
 from sim.report import write_report
 from sim.spread import spread
+from sim.tensor_network import TensorNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,20 @@ def asked(job: JobSpec) -> tuple[str, str, str]:
 
 
 def _replayed(task: Task, found: Contender) -> Row:
-    plan, work = found.plan, found.work
+    plan, work, t = found.plan, found.work, found.tensor
     assert plan is not None
-    timeline = replay_at(plan, work, task.network, task.start_s)
-    costs = durations(plan, work.model, work.profiles, task.network.topology(task.start_s))
+    network: NetworkOverTime = task.network if t == 1 else TensorNetwork(task.network, t)
+    timeline = replay_at(plan, work, network, task.start_s)
+    costs = durations(plan, work.model, work.profiles, network.topology(task.start_s))
     return Row(
         task.contender,
         *asked(task.job),
-        f"{plan.n_stages} x {plan.n_replicas}",
+        f"{plan.n_stages} x {plan.n_replicas}" + (f" x {t} tensor" if t > 1 else ""),
         (
             timeline.duration_s,
             task.job.global_batch * task.job.sequence_length / timeline.duration_s,
             bubble_fraction(timeline),
-            sum(traffic(plan, costs).values()),
+            sum(traffic(plan, costs).values()) + all_reduce_bytes(plan, work.model, t),
         ),
         found.note,
         plan=plan,

@@ -94,9 +94,9 @@ def missed_of(found: Sequence[Found]) -> list[str]:
         for f in found
         if f.cpu_s > LIMIT_S[f.case.devices]
     ]
-    small = {f.case.shares: f for f in found if f.case.devices == 64}
     for f in found:
-        most_mb = small[f.case.shares].peak_mb * f.case.devices / 64 * PROPORTION
+        alike = [x.peak_mb for x in found if x.case.devices == 64 and x.case.shares == f.case.shares]
+        most_mb = max(alike) * f.case.devices / 64 * PROPORTION
         if f.peak_mb > most_mb:
             missed.append(
                 f"{f.case.devices} devices, {f.case.shares}: {f.peak_mb:.0f} MB, required {most_mb:.0f}"

@@ -9,7 +9,7 @@ authors' volumes have no exchange of them.
 Ends with one JSON line; exits with 1 when what follows exactly from the papers is not met: the volume of a
 step, and the cost of two layouts by DT-FM's objective. Measured ratios are reported, not judged: their
 set-ups are not known well enough. --quick: 24 layers and batch 1024 only, instead of 24, 32, 40 and
-1024, 2048, 4096.
+1024, 2048, 4096. A full run is an hour of CPU: --cells FILE keeps what it has found and goes on from there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from scheduler.job import JobSpec
 from scheduler.plan import Plan
 from scheduler.planner import plan_for
 from scheduler.scenarios import NAMES, scenario
+from scheduler.tensor_parallel import grouped_links
 from scheduler.topology import Device, Topology
 from scheduler.traffic import traffic
 from sim import inputs as i
@@ -40,6 +42,7 @@ from sim.spread import spread
 GPU_EFFICIENCY = ACHIEVABLE
 LINK_EFFICIENCY = 1.0
 STAGES, REPLICAS, DEVICES = 8, 8, 64
+PAPER_TRIALS = 4900
 EXACT = 0.005
 """What is stated exactly must be met to half a per cent."""
 
@@ -74,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """Seconds a step of one setting; grids are Megatron-like searches over data and pipeline degrees."""
+    """Seconds a step of one setting; grids are Megatron-like, over data, pipeline and tensor degrees."""
 
     network: str
     layers: int
@@ -87,18 +90,30 @@ class Cell:
     """Devices listed in any order: the median of three, or of one when quick."""
 
 
-def cell(setting: tuple[str, int, int, int]) -> Cell:
+@dataclass(frozen=True)
+class Setting:
+    network: str
+    layers: int
+    batch: int
+    shuffles: int
+    """Orders of the devices in which the grid is tried."""
+    trials: int
+    """Placements that DT-FM's search tries."""
+
+
+def cell(setting: Setting) -> Cell:
     """DT-FM's placement and the baselines in one network, for one model and batch; GPipe, recomputation."""
-    network, layers, batch, shuffles = setting
+    network, layers, batch, shuffles = setting.network, setting.layers, setting.batch, setting.shuffles
     gpus = i.read_gpus(["v100"], "fp16", GPU_EFFICIENCY)
     links = slowed(i.read_network(i.NetworkInput(scenario=network), gpus).network.topology(0.0))
     job = job_of(f"gpt3-xl-{layers}", 2048, batch, REPLICAS)
     work = i.read_work(job, links.devices, gpus)
 
     def step_s(name: str, topology: Topology) -> float:
-        found = contend(name, Field(job, work, topology, (STAGES, REPLICAS)))
+        found = contend(name, Field(job, work, topology, (STAGES, REPLICAS), dtfm_trials=setting.trials))
         assert found.plan is not None, found.why_not
-        return step_time_s(found.plan, work.model, work.profiles, topology)
+        links = grouped_links(topology, found.tensor)
+        return step_time_s(found.plan, found.work.model, found.work.profiles, links)
 
     shuffled = [
         step_s("megatron", links.subset(np.random.default_rng(seed).permutation(DEVICES).tolist()))
@@ -130,7 +145,9 @@ def dtfm_rows(cells: Sequence[Cell]) -> list[Row]:
     world = [c for c in cells if c.network == "worldwide"]
     others = [c for c in cells if c.network != "worldwide"]
     centre = {(c.layers, c.batch): c for c in cells if c.network == "datacenter"}
-    listed = "Megatron's layout is not published: best of a grid over data and pipeline degrees, devices "
+    listed = (
+        "Megatron's layout is not published: best of a grid over data, pipeline and tensor degrees, devices "
+    )
     ratios = [
         ("worldwide: DT-FM over Megatron", (3.8, 4.8), [c.shuffled_grid_s / c.dtfm_s for c in world],
          listed + "in any order"),
@@ -248,7 +265,7 @@ NOTES = (
 )
 
 
-def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
+def markdown(rows: Sequence[Row], cells: Sequence[Cell], trials: int) -> str:
     lines = ["| what | paper | ours | ours / paper | assumed |", "|---|---|---|---|---|"]
     for r in rows:
         low, high = r.paper
@@ -257,7 +274,8 @@ def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
         lines.append(f"| {r.what} | {said} {r.unit} | {r.ours:.4g} {r.unit} | {against} | {r.assumed} |")
     lines += [
         "",
-        "| network | layers | batch | DT-FM s | random s | grid by region s | grid in any order s |",
+        f"| network | layers | batch | DT-FM s ({trials:,} trials) | random s | grid by region s "
+        "| grid in any order s |",
     ]
     lines.append("|---|---|---|---|---|---|---|")
     for c in cells:
@@ -271,14 +289,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="DT-FM's and AC-SGD's figures beside the engine's.")
     parser.add_argument("--quick", action="store_true", help="24 layers and batch 1024 only")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--cells", type=Path, help="JSON lines: settings that stand there are not run again")
+    parser.add_argument(
+        "--trials", type=int, help=f"of DT-FM's search; default: {PAPER_TRIALS:,} as in the paper, quick: 400"
+    )
     given = parser.parse_args(arguments)
     sizes = [(24, 1024)] if given.quick else list(product((24, 32, 40), (1024, 2048, 4096)))
     shuffles = 1 if given.quick else 3
-    settings = [(name, layers, batch, shuffles) for layers, batch in sizes for name in NAMES]
+    trials = given.trials or (400 if given.quick else PAPER_TRIALS)
+    settings = [Setting(name, layers, batch, shuffles, trials) for layers, batch in sizes for name in NAMES]
+    cells = _kept(given.cells, settings)
+    new = [s for s in settings if s not in cells]
     with spread(given.processes) as map_settings:
-        cells = list(map_settings(cell, settings))
+        for setting, found in zip(new, map_settings(cell, new), strict=True):
+            cells[setting] = found
+            if given.cells:
+                _keep(given.cells, setting, found)
+    return report([cells[s] for s in settings], trials)
+
+
+def report(cells: Sequence[Cell], trials: int) -> int:
     rows = [*volume_rows(), *layout_rows(), *dtfm_rows(cells), *acsgd_rows()]
-    print(markdown(rows, cells))
+    print(markdown(rows, cells, trials))
     met = all(r.met for r in rows)
     said = [
         {"what": r.what, "paper": r.paper if r.stated else None, "ours": r.ours, "assumed": r.assumed}
@@ -287,6 +319,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps({"benchmark": "papers", "met": met, "gpu_efficiency": GPU_EFFICIENCY,
                       "link_efficiency": LINK_EFFICIENCY, "rows": said}))  # fmt: skip
     return 0 if met else 1
+
+
+def _kept(path: Path | None, settings: Sequence[Setting]) -> dict[Setting, Cell]:
+    """What an earlier run has found of `settings`."""
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    known = {Setting(**x["setting"]): Cell(**x["cell"]) for x in lines}
+    return {s: known[s] for s in settings if s in known}
+
+
+def _keep(path: Path, setting: Setting, found: Cell) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"setting": asdict(setting), "cell": asdict(found)}) + "\n")
 
 
 if __name__ == "__main__":

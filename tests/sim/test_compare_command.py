@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,25 @@ def test_zero_shards_the_state_and_says_when_parameters_do_not_fit() -> None:
     large = contend("zero", a_field(model="llama-13b"))
     assert large.plan is None
     assert "every device holds all parameters" in large.why_not
+
+
+def test_megatron_s_grid_shares_layers_where_links_cost_nothing_and_nowhere_else() -> None:
+    """With one micro-batch there is one replica, and only tensor groups use all devices without a bubble."""
+    slow, fast = a_field(global_batch=1), a_field(global_batch=1)
+    links = fast.topology
+    free = replace(links, latency_s=links.latency_s * 0, bandwidth_Bps=links.bandwidth_Bps * 1e9)
+    assert contend("megatron", slow).tensor == 1
+    found = contend("megatron", replace(fast, topology=free))
+    assert (found.tensor, found.plan is not None and found.plan.n_ranks) == (4, 2)
+
+
+def test_tensor_groups_are_replayed_on_their_own_network() -> None:
+    few = ("--scenario", "datacenter", "--devices", "8", "--model", "gpt2", "--sequence-length", "512")
+    (row,) = rows(*few, "--global-batch", "1", "--placement", "megatron")
+    assert row["shape"].endswith("tensor")
+    assert "tensor degrees" in row["note"]
+    assert row["step_s"] > 0
+    assert row["sent_bytes"] > 0
 
 
 def test_a_contender_without_a_plan_is_a_line_below_the_table() -> None:
