@@ -64,8 +64,9 @@ class ActivationDeltaCodec:
     def __init__(self, spec: AcsgdSpec, seed: int = 0, directory: Path | None = None) -> None:
         self.spec = spec
         self._grid, self._first_grid = spec.grid, Grid(8, "group", spec.group)
-        stored = None if spec.store == 16 else Grid(spec.store, "group", spec.group)
-        self._buffers = SampleBuffers(stored, spec.budget_bytes, directory if spec.memory == "disk" else None)
+        self._buffers = SampleBuffers(
+            spec.stored, spec.budget_bytes, directory if spec.memory == "disk" else None
+        )
         self._seeds = Seeds(seed)
         self._lock = threading.RLock()
         """Encoding a step's tensors and sending one again may come from two threads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, cast
 
 from compression.grid import CodecError, Grid, ScaleOf, numel, require_rounding
@@ -86,8 +87,6 @@ class AcsgdSpec(Named):
 
     META_BYTES: ClassVar[int] = 9
     """A sample's: kind, version, checksum."""
-    CHANGE: ClassVar[float] = 0.3
-    """Of an activation from one epoch to the next, taken for the error figure; the run measures the error."""
 
     def __post_init__(self) -> None:
         for label, found, required in (
@@ -111,6 +110,11 @@ class AcsgdSpec(Named):
         return Grid(self.bits, cast(ScaleOf, self.scale), self.group, self.rounding == "stochastic")
 
     @property
+    def stored(self) -> Grid | None:
+        """Of the buffers; None: float16."""
+        return None if self.store == 16 else Grid(self.store, "group", self.group)
+
+    @property
     def budget_bytes(self) -> int:
         return self.budget_mb * 1_000_000
 
@@ -124,8 +128,20 @@ class AcsgdSpec(Named):
         each = Grid(8, "group", self.group).payload_bytes(shape[1:]) if self.first == 8 else 0
         return _n_samples(shape) * (self.META_BYTES + (each or numel(shape[1:]) * dtype_bytes))
 
+    def error_at(self, shape: Sequence[int], change: float) -> float:
+        """Of a sample that came often, if it changes by `change` of itself (root mean square) between visits.
+
+        With q the quantizer's error and s the buffers', what is quantized is the change, the last error and
+        what the buffers lost of it: e = q (change + e + s), so e = q (change + s) / (1 - q). That is the
+        worst case, in which all three point the same way. From q = 1 on the error need not stay bounded.
+        """
+        q = self.grid.relative_error(shape[1:])
+        store = self.stored.relative_error(shape[1:]) if self.stored is not None else 2.0**-11
+        return q * (change + store) / (1 - q) if q < 1 else inf
+
     def relative_error(self, shape: Sequence[int]) -> float:
-        return self.CHANGE * self.grid.relative_error(shape[1:])
+        """As if an activation were as far from its last visit as it is large."""
+        return self.error_at(shape, 1.0)
 
 
 def _n_samples(shape: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast, get_args
 
 from compression.spec import CodecError, codec_spec
@@ -70,8 +71,8 @@ def plan_to_message(plan: Plan) -> pb.PlanMsg:
         streams=plan.streams,
         predicted_step_s=plan.predicted_step_s,
         reasons=plan.reasons,
-        activation_codecs=plan.codecs.activation,
-        gradient_codecs=plan.codecs.gradient,
+        activation_codecs=chain(*plan.codecs.activation),
+        gradient_codecs=chain(*plan.codecs.gradient),
         reduce_codecs=plan.codecs.reduce,
     )
 
@@ -120,20 +121,26 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
 
 def _codecs_from_message(m: pb.PlanMsg) -> PlanCodecs:
     """Raises ConvertError for a codec that cannot be, or one too many or few."""
-    n = len(m.partition)
-    for label, found, required in (
-        ("activation_codecs", m.activation_codecs, n - 1),
-        ("gradient_codecs", m.gradient_codecs, n - 1),
-        ("reduce_codecs", m.reduce_codecs, n),
+    stages, replicas = len(m.partition), len(m.placement)
+    for label, found, required, of in (
+        ("activation_codecs", m.activation_codecs, replicas * (stages - 1), "boundary of each replica"),
+        ("gradient_codecs", m.gradient_codecs, replicas * (stages - 1), "boundary of each replica"),
+        ("reduce_codecs", m.reduce_codecs, stages, "stage"),
     ):
         if found and len(found) != required:
-            raise ConvertError(f"plan.{label}: found {len(found)}, required {required}, or none")
-        for name in found:
+            raise ConvertError(f"plan.{label}: found {len(found)}; required {required}, one a {of}, or none")
+        for name in set(found):
             try:
                 codec_spec(name)
             except CodecError as e:
                 raise ConvertError(f"plan.{label}: {e}") from e
-    return PlanCodecs(tuple(m.activation_codecs), tuple(m.gradient_codecs), tuple(m.reduce_codecs))
+    across, back = (
+        tuple(tuple(names[r * (stages - 1) : (r + 1) * (stages - 1)]) for r in range(replicas))
+        if names
+        else ()
+        for names in (m.activation_codecs, m.gradient_codecs)
+    )
+    return PlanCodecs(across, back, tuple(m.reduce_codecs))
 
 
 # ---- profiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.cost import IDENTITY, Codecs, durations, stage_memory
+from scheduler.cost import durations, stage_memory
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.schedule import in_flight
@@ -50,21 +50,20 @@ def bottleneck(
     model: ModelProfile,
     devices: Sequence[DeviceProfile],
     topology: Topology,
-    codecs: Codecs = IDENTITY,
 ) -> Bottleneck:
     """The slowest device and link of `plan` in its steady state."""
-    d = durations(plan, model, devices, topology, codecs)
+    d = durations(plan, model, devices, topology)
     topology = priced(Setting.of(plan), model, devices, topology).topology
     slowdown = {r: max(1.0, len(ranks) / cores) for ranks, cores in d.shared_cores for r in ranks}
     compute_s = [slowdown.get(r, 1.0) * (d.forward_s[r] + d.backward_s[r]) for r in range(plan.n_ranks)]
     slowest = max(range(plan.n_ranks), key=compute_s.__getitem__)
     links: list[tuple[float, float, tuple[str, str]]] = []
-    for pipeline in plan.placement:
+    for r, pipeline in enumerate(plan.placement):
         for b in range(plan.n_stages - 1):
             near, far = pipeline[b], pipeline[b + 1]
             for src, dst, n_bytes in (
-                (near, far, d.activation_bytes[b]),
-                (far, near, d.gradient_bytes[b]),
+                (near, far, d.activation_bytes[plan.rank(r, b)]),
+                (far, near, d.gradient_bytes[plan.rank(r, b + 1)]),
             ):
                 i, j = topology.index(src), topology.index(dst)
                 keeps_s = n_bytes / float(topology.bandwidth_Bps[i, j])

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
-from compression.spec import CodecSpec, codec_spec
+from compression.spec import CodecSpec, IdentitySpec, codec_spec
 from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
 from scheduler.plan import Plan, PlanError
-from scheduler.plan_codecs import IDENTITY as UNNAMED
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.settings import Setting, priced
 from scheduler.speed import Speed
@@ -26,23 +25,8 @@ WireBytes = Callable[[int], int]
 """Raw bytes of a tensor -> bytes on the wire, headers of the codec included."""
 
 
-def uncompressed(n_bytes: int) -> int:
-    """What the identity codec sends."""
+def _as_it_is(n_bytes: int) -> int:
     return n_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Codecs:
-    """What each kind of traffic shrinks to."""
-
-    activation: WireBytes = uncompressed
-    gradient: WireBytes = uncompressed
-    """Of activations, over a stage boundary."""
-    reduce: WireBytes = uncompressed
-    """Of weights, between replicas and between tied layers."""
-
-
-IDENTITY = Codecs()
 
 
 def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) -> WireBytes:
@@ -50,6 +34,8 @@ def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) ->
 
     A tensor that is no whole number of such rows (weights) is taken as flat.
     """
+    if isinstance(spec, IdentitySpec):
+        return _as_it_is
     batch, length = model.micro_batch, model.sequence_length
 
     def wire_bytes(n_bytes: int) -> int:
@@ -63,6 +49,8 @@ def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) ->
 
 def flat_wire_bytes_of(spec: CodecSpec, dtype_bytes: int = 4) -> WireBytes:
     """The pricing of weights and their gradients, which go end to end as one row."""
+    if isinstance(spec, IdentitySpec):
+        return _as_it_is
     return lambda n_bytes: spec.wire_bytes((n_bytes // dtype_bytes,), dtype_bytes)
 
 
@@ -164,17 +152,10 @@ def profiles_by_name(model: ModelProfile, devices: Sequence[DeviceProfile]) -> d
 
 
 def durations(
-    plan: Plan,
-    model: ModelProfile,
-    devices: Sequence[DeviceProfile],
-    topology: Topology,
-    codecs: Codecs = IDENTITY,
+    plan: Plan, model: ModelProfile, devices: Sequence[DeviceProfile], topology: Topology
 ) -> Durations:
-    """What every action of `plan` costs, its micro-batches, recomputation and streams applied to profiles
-    and links. PlanError if a device of the plan has no profile or no place.
-
-    `codecs` price what the plan names no codec for, as while it is being searched for.
-    """
+    """What every action of `plan` costs, its micro-batches, recomputation, streams and codecs applied to
+    profiles and links. PlanError if a device of the plan has no profile or no place."""
     model, devices, topology = priced(Setting.of(plan), model, devices, topology)
     by_name = profiles_by_name(model, devices)
     for name in (plan.device(r) for r in range(plan.n_ranks)):
@@ -184,21 +165,25 @@ def durations(
     boundaries = [model.layers[stop - 1].boundary_bytes for _, stop in plan.partition[:-1]]
     cuts = tuple(enumerate(plan.partition))
 
-    def crossing(kind: str, boundary: int, otherwise: WireBytes) -> int:
-        name = plan.codecs.of_boundary(kind, boundary)
-        price = wire_bytes_of(codec_spec(name), model, model.value_bytes) if name != UNNAMED else otherwise
-        return price(boundaries[boundary])
+    @cache
+    def crossing(name: str, boundary: int) -> int:
+        return wire_bytes_of(codec_spec(name), model, model.value_bytes)(boundaries[boundary])
+
+    def sent(kind: str, rank: int) -> int:
+        boundary = plan.stage_of(rank) - (kind == "gradient")
+        if not 0 <= boundary < len(boundaries):
+            return 0
+        return crossing(plan.codecs.of_boundary(kind, plan.replica_of(rank), boundary), boundary)
 
     def reduced(stage: int, n_bytes: int) -> int:
-        name = plan.codecs.of_stage(stage)
-        return flat_wire_bytes_of(codec_spec(name))(n_bytes) if name != UNNAMED else codecs.reduce(n_bytes)
+        return flat_wire_bytes_of(codec_spec(plan.codecs.of_stage(stage)))(n_bytes)
 
     return Durations(
         forward_s=tuple(sum(p.forward_s[a:b]) for p, (a, b) in ranks),
         backward_s=tuple(sum(p.backward_s[a:b]) for p, (a, b) in ranks),
         optimizer_s=tuple(sum(p.optimizer_s[a:b]) for p, (a, b) in ranks),
-        activation_bytes=tuple(crossing("activation", b, codecs.activation) for b in range(len(boundaries))),
-        gradient_bytes=tuple(crossing("gradient", b, codecs.gradient) for b in range(len(boundaries))),
+        activation_bytes=tuple(sent("activation", r) for r in range(plan.n_ranks)),
+        gradient_bytes=tuple(sent("gradient", r) for r in range(plan.n_ranks)),
         reduce_bytes=tuple(reduced(s, stage_memory(model, *cut).parameter_bytes) for s, cut in cuts),
         tied_bytes=reduced(0, tied_bytes(model, plan.n_stages)),
         shared_cores=shared_cores(plan, topology),
@@ -226,13 +211,12 @@ def predict(
     model: ModelProfile,
     devices: Sequence[DeviceProfile],
     topology: Topology,
-    codecs: Codecs = IDENTITY,
     network: Network | None = None,
     speeds: Mapping[str, Speed] = NOMINAL,
 ) -> Timeline:
     """The timeline of one step of `plan`; over `network` instead of the topology's links if given, and with
     devices as fast as `speeds` says."""
-    costs = durations(plan, model, devices, topology, codecs)
+    costs = durations(plan, model, devices, topology)
     return replay(plan, costs, network or TopologyNetwork(topology, plan.streams), speeds)
 
 
@@ -241,7 +225,6 @@ def step_time_s(
     model: ModelProfile,
     devices: Sequence[DeviceProfile],
     topology: Topology,
-    codecs: Codecs = IDENTITY,
 ) -> float:
     """Predicted seconds of one step: the objective that plans are chosen by."""
-    return predict(plan, model, devices, topology, codecs).duration_s
+    return predict(plan, model, devices, topology).duration_s

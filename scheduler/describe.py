@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.bottleneck import headroom
-from scheduler.cost import IDENTITY, Codecs, durations, predict
+from scheduler.cost import durations, predict
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.timeline import bubble_fraction, use_by_rank
@@ -23,12 +23,11 @@ def describe(
     model: ModelProfile,
     topology: Topology,
     devices: Sequence[DeviceProfile],
-    codecs: Codecs = IDENTITY,
 ) -> str:
     """A table of the ranks, the predicted step, and the plan's reasons. `fwd+bwd`: of one micro-batch,
     alone on its host; `busy`: share of the step in which the rank computes."""
-    timeline = predict(plan, model, devices, topology, codecs)
-    costs = durations(plan, model, devices, topology, codecs)
+    timeline = predict(plan, model, devices, topology)
+    costs = durations(plan, model, devices, topology)
     uses, memory = use_by_rank(timeline), headroom(plan, model, topology)
     region = {d.name: d.region for d in topology.devices}
     step_s = timeline.duration_s

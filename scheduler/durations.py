@@ -21,8 +21,9 @@ class Durations:
     backward_s: tuple[float, ...]
     optimizer_s: tuple[float, ...]
     activation_bytes: tuple[int, ...]
-    """[b]: of one micro-batch from stage b to b + 1; `gradient_bytes[b]`: from b + 1 back to b."""
+    """Of one micro-batch, by the rank that sends it to the next stage; 0 where there is none."""
     gradient_bytes: tuple[int, ...]
+    """Likewise, to the stage before."""
     reduce_bytes: tuple[int, ...]
     """[stage]: all gradients of the stage, which its replicas exchange."""
     tied_bytes: int = 0
@@ -45,13 +46,13 @@ class Durations:
 
 
 def require_sizes(plan: Plan, d: Durations) -> None:
-    """Raise EngineError unless `d` has a value for every rank, boundary and stage of `plan`."""
+    """Raise EngineError unless `d` has a value for every rank and stage of `plan`."""
     for name, required in (
         ("forward_s", plan.n_ranks),
         ("backward_s", plan.n_ranks),
         ("optimizer_s", plan.n_ranks),
-        ("activation_bytes", plan.n_stages - 1),
-        ("gradient_bytes", plan.n_stages - 1),
+        ("activation_bytes", plan.n_ranks),
+        ("gradient_bytes", plan.n_ranks),
         ("reduce_bytes", plan.n_stages),
     ):
         found = len(getattr(d, name))

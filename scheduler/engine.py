@@ -192,11 +192,8 @@ class _Replay:
         self._links.send(self._device[src], self._device[dst], n_bytes, self._clock.now_s, arrived)
 
     def _send(self, rank: int, action: Send) -> None:
-        stage = self._plan.stage_of(rank)
-        if action.kind == "activation":
-            n_bytes = self._durations.activation_bytes[stage]
-        else:
-            n_bytes = self._durations.gradient_bytes[stage - 1]
+        d = self._durations
+        n_bytes = (d.activation_bytes if action.kind == "activation" else d.gradient_bytes)[rank]
         tensor = (action.kind, action.mb, rank, action.dst)
         self._transfer(rank, action.dst, n_bytes, partial(self._arrive, tensor, self._clock.now_s, n_bytes))
 

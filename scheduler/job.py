@@ -295,10 +295,17 @@ def _keys_at(path: Path) -> list[str]:
     """The keys that the mapping at `path` may have."""
     model: type[BaseModel] = JobSpec
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        choices = (annotation, *get_args(annotation))
-        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+        if isinstance(part, str):  # a number is a place in a list, whose items are of the list's type
+            model = next(_models_in(model.model_fields[part].annotation))
     return list(model.model_fields)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The models that a type is made of: of `Model | None`, of `tuple[Model, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _shown(value: object) -> str:

@@ -4,6 +4,11 @@
       activations: {kbit: {bits: 4}}      # forward, over a stage boundary
       gradients: {kbit: {bits: 8, rounding: stochastic}}   # backward, over it
       reduce: identity                    # of weights, between replicas and between tied layers
+      links:                              # instead of these, on some links: the first that fits decides
+        - between: regions
+          activations: {tile: {bits: 4}}
+          reduce: {feedback: {bits: 4}}
+        - {below_mbps: 1000, activations: fp16}
 
 A codec without options may stand as its name alone. Knows what may be asked for, not what it costs:
 that is `compression.spec`.
@@ -12,7 +17,7 @@ that is `compression.spec`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -28,8 +33,11 @@ from compression.spec import (
     TileSpec,
     TopKSpec,
 )
+from scheduler.marked_yaml import dotted
 from scheduler.strict import Strict
 
+Kind = Literal["activations", "gradients", "reduce"]
+"""Of traffic, as jobs call it."""
 Bits = Annotated[int, Field(ge=1, le=8)]
 Group = Annotated[int, Field(ge=1)]
 
@@ -99,6 +107,14 @@ class AutoOptions(Strict):
 
     max_error: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Relative error of a codec, beyond which it is not considered."""
+
+
+class ActivationAutoOptions(AutoOptions):
+    """AC-SGD is considered too, where samples come again."""
+
+    change: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """By how much of itself a sample's activation changes from one visit to the next, root mean square over
+    root mean square: what AC-SGD's error is reckoned with. 1: nothing is known of it."""
 
 
 class AcsgdOptions(Strict):
@@ -179,6 +195,7 @@ class ActivationChoice(BoundaryChoice):
     """What may compress activations, which belong to samples."""
 
     acsgd: AcsgdOptions | None = None
+    auto: ActivationAutoOptions | None = None
 
 
 class ReduceChoice(Choice):
@@ -192,52 +209,94 @@ def _named(value: Any) -> Any:
     return {value: {}} if isinstance(value, str) else value
 
 
+class LinkSpec(Strict):
+    """Codecs for some links, of the kinds of traffic that it names. Replicas of a stage, who share their
+    sums, have those of the first that fits any link among them."""
+
+    between: Literal["regions", "hosts", "devices"] | None = None
+    """Ends in two regions; on two hosts of one region; on one host. A host of no region is one of its own."""
+    below_mbps: Annotated[float, Field(gt=0)] | None = None
+    """Links that carry less than so many Mbit/s."""
+    activations: Annotated[ActivationChoice, BeforeValidator(_named)] | None = None
+    gradients: Annotated[BoundaryChoice, BeforeValidator(_named)] | None = None
+    reduce: Annotated[ReduceChoice, BeforeValidator(_named)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.between is None and self.below_mbps is None:
+            raise PydanticCustomError("links", "which links: between, below_mbps, or both")
+        if self.activations is None and self.gradients is None and self.reduce is None:
+            raise PydanticCustomError("links", "a codec for activations, gradients or reduce")
+        return self
+
+
 class CompressionSpec(Strict):
     """Off unless asked for."""
 
     activations: Annotated[ActivationChoice, BeforeValidator(_named)] = ActivationChoice(identity=NoOptions())
     gradients: Annotated[BoundaryChoice, BeforeValidator(_named)] = BoundaryChoice(identity=NoOptions())
     reduce: Annotated[ReduceChoice, BeforeValidator(_named)] = ReduceChoice(identity=NoOptions())
+    links: tuple[LinkSpec, ...] = ()
+    """Exceptions, in order: of a link the first that fits and names the kind of traffic decides."""
 
-    @property
-    def backward(self) -> Choice:
-        """Of gradients over boundaries: as said, or what goes with AC-SGD forward."""
-        acsgd = self.activations.acsgd
-        if acsgd is None or "gradients" in self.model_fields_set:
-            return self.gradients
-        return Choice(kbit=KBitOptions(bits=acsgd.backward_bits, group=acsgd.group, rounding="stochastic"))
+    def rules(self, kind: Kind) -> tuple[tuple[LinkSpec | None, Choice], ...]:
+        """(links, codec) of a kind of traffic, in the order in which they decide; the last is for all."""
+        found: list[tuple[LinkSpec | None, Choice]] = []
+        places: tuple[LinkSpec | CompressionSpec, ...] = (*self.links, self)
+        for where in places:
+            choice: Choice | None = _backward(where) if kind == "gradients" else getattr(where, kind)
+            if choice is not None:
+                found.append((where if isinstance(where, LinkSpec) else None, choice))
+        return tuple(found)
 
-    def choices(self) -> tuple[tuple[str, Choice], ...]:
-        """(key, codec) of each kind of traffic."""
-        return (("activations", self.activations), ("gradients", self.backward), ("reduce", self.reduce))
+    def choices(self) -> Iterator[tuple[tuple[str | int, ...], Kind, Choice]]:
+        """(path, kind, codec) of all that is asked for."""
+        for path, where in self._places():
+            for kind in get_args(Kind):
+                choice = _backward(where) if kind == "gradients" else getattr(where, kind)
+                if choice is not None:
+                    yield (*path, kind), kind, choice
+
+    def acsgds(self) -> Iterator[tuple[tuple[str | int, ...], LinkSpec | CompressionSpec, AcsgdOptions]]:
+        """(path, what it stands in, options) of every AC-SGD."""
+        for path, where in self._places():
+            if where.activations is not None and where.activations.acsgd is not None:
+                yield (*path, "activations", "acsgd"), where, where.activations.acsgd
+
+    def _places(self) -> Iterator[tuple[tuple[str | int, ...], LinkSpec | CompressionSpec]]:
+        yield ("compression",), self
+        for k, link in enumerate(self.links):
+            yield ("compression", "links", k), link
 
 
-def misfits(spec: CompressionSpec, boundary: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+def _backward(where: LinkSpec | CompressionSpec) -> Choice | None:
+    """Of gradients over boundaries: as said, or what goes with AC-SGD forward."""
+    acsgd = where.activations.acsgd if where.activations is not None else None
+    if acsgd is None or "gradients" in where.model_fields_set:
+        return where.gradients
+    return Choice(kbit=KBitOptions(bits=acsgd.backward_bits, group=acsgd.group, rounding="stochastic"))
+
+
+def misfits(
+    spec: CompressionSpec, boundary: tuple[int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     """(path, found, required) of every codec that cannot take tensors of the shape of a boundary."""
-    for key, choice in spec.choices():
-        if key == "reduce" or choice.auto is not None:
+    for path, kind, choice in spec.choices():
+        if kind == "reduce" or choice.auto is not None:
             continue
         try:
             choice.spec().wire_bytes(boundary, 4)
         except CodecError as e:
             found, _, required = str(e).partition("; required ")
-            yield ("compression", key, choice.family), found.removeprefix("found "), required
-    yield from _acsgd_misfits(spec, boundary)
-
-
-def _acsgd_misfits(
-    spec: CompressionSpec, boundary: tuple[int, ...]
-) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    acsgd = spec.activations.acsgd
-    if acsgd is None:
-        return
-    path = ("compression", "activations", "acsgd")
-    if "backward_bits" in acsgd.model_fields_set and "gradients" in spec.model_fields_set:
-        yield (*path, "backward_bits"), "it beside compression.gradients", "one of the two"
-    each = numel(boundary[1:]) * acsgd.buffer_bits // 8  # bytes of a sample, its scales left out
-    if acsgd.budget_mb * 1_000_000 < boundary[0] * each:
-        yield (
-            (*path, "budget_mb"),
-            f"{acsgd.budget_mb}",
-            f"at least {-(-boundary[0] * each // 1_000_000)}: a micro-batch of {boundary[0]} samples at once",
-        )
+            yield (*path, choice.family), found.removeprefix("found "), required
+    for path, where, acsgd in spec.acsgds():
+        if "backward_bits" in acsgd.model_fields_set and "gradients" in where.model_fields_set:
+            yield (*path, "backward_bits"), f"it beside {dotted((*path[:-2], 'gradients'))}", "one of the two"
+        each = numel(boundary[1:]) * acsgd.buffer_bits // 8  # bytes of a sample, its scales left out
+        if acsgd.budget_mb * 1_000_000 < boundary[0] * each:
+            at_least = -(-boundary[0] * each // 1_000_000)
+            yield (
+                (*path, "budget_mb"),
+                f"{acsgd.budget_mb}",
+                f"at least {at_least}: a micro-batch of {boundary[0]} samples at once",
+            )

@@ -27,8 +27,8 @@ def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
     """A sentence, or a few, for each choice: shape, devices, setting, placement, cut, shares; then bounds."""
     plan = chosen.plan
     there = taking_part(ways.topology, plan)
-    timeline = predict(plan, ways.model, ways.devices, there, ways.codecs)
-    worst = bottleneck(plan, ways.model, ways.devices, there, ways.codecs)
+    timeline = predict(plan, ways.model, ways.devices, there)
+    worst = bottleneck(plan, ways.model, ways.devices, there)
     tightest = least_headroom(plan, ways.model, there)
     told = [
         _shape(ways, chosen),
@@ -201,6 +201,9 @@ def _one_more(ways: Ways, chosen: Chosen) -> Iterator[str]:
     prices = p._replace(
         latency_s=latency_s,
         bandwidth_Bps=bandwidth_Bps,
+        activation_codec=p.activation_codec[np.ix_(index, index)],
+        gradient_codec=p.gradient_codec[np.ix_(index, index)],
+        reduce_codec=p.reduce_codec[np.ix_(index, index)],
         forward_s=p.forward_s[index],
         backward_s=p.backward_s[index],
         optimizer_s=p.optimizer_s[index],

@@ -14,8 +14,10 @@ from math import inf
 
 import numpy as np
 
-from scheduler.cost import Codecs, predict
+from scheduler.choose_codecs import link_codecs
+from scheduler.cost import predict
 from scheduler.job import JobSpec
+from scheduler.link_codecs import LinkCodecs, codecs_of_cells
 from scheduler.partition import DoesNotFit, partition
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
@@ -44,13 +46,13 @@ class Ways:
     model: ModelProfile
     devices: tuple[DeviceProfile, ...]
     topology: Topology
-    codecs: Codecs
-    _pricings: dict[tuple[int, bool, int], tuple[Pricing, Grounds]] = field(default_factory=dict)
+    """Of the devices, in their order."""
+    _pricings: dict[tuple[int, bool, int], tuple[Pricing, Grounds, LinkCodecs]] = field(default_factory=dict)
     _cases: list[tuple[Case, Setting]] = field(default_factory=list)
 
     def case(self, n_stages: int, n_replicas: int, setting: Setting) -> Case:
         """The case; its number leads back to the setting."""
-        pricing, grounds = self._priced(setting)
+        pricing, grounds, _ = self._priced(setting)
         n_micro_batches = self.job.global_batch // (setting.micro_batch or self.model.micro_batch)
         case = Case(
             pricing,
@@ -73,13 +75,19 @@ class Ways:
         knobs = choices(self.job, self.topology, n_stages, n_replicas)
         return knobs.at((0,) * len(knobs.sizes))
 
-    def _priced(self, setting: Setting) -> tuple[Pricing, Grounds]:
+    def codecs(self, case: Case) -> LinkCodecs:
+        """What the case prices links with."""
+        return self._priced(self.setting(case))[2]
+
+    def _priced(self, setting: Setting) -> tuple[Pricing, Grounds, LinkCodecs]:
         key = (setting.micro_batch, setting.recompute, setting.streams)
         if key not in self._pricings:
             model, devices, topology = priced(setting, self.model, self.devices, self.topology)
-            pricing = pricing_of(model, devices, topology, self.codecs)
+            codecs = link_codecs(self.job, model, topology)
+            pricing = pricing_of(model, devices, topology, codecs)
             region = {d.name: d.region for d in topology.devices}
-            self._pricings[key] = pricing, grounds_of(pricing, [region[p.device] for p in devices])
+            grounds = grounds_of(pricing, [region[p.device] for p in devices])
+            self._pricings[key] = pricing, grounds, codecs
         return self._pricings[key]
 
     def plan(self, found: Found, version: int) -> Plan:
@@ -92,9 +100,10 @@ class Ways:
             tuple(pairwise(cut)),
             tuple(layout.shares.tolist()),
             **self.setting(found.case).knobs,
+            codecs=codecs_of_cells(self.codecs(found.case), layout.cells, len(names)),
         )
         there = taking_part(self.topology, plan)
-        timeline = predict(plan, self.model, self.devices, there, self.codecs)
+        timeline = predict(plan, self.model, self.devices, there)
         return replace(plan, predicted_step_s=timeline.duration_s)
 
     def tuned(

@@ -74,6 +74,8 @@ def _check(plan: Plan, source: str) -> None:
     require(all(len(r) == len(plan.partition) for r in rows), "placement", rows)
     names = [name for row in rows for name in row]
     require(all(isinstance(n, str) for n in names) and len(set(names)) == len(names), "placement", rows)
+    for kind, found, required in plan.codecs.misfits(plan.n_stages, plan.n_replicas):
+        raise PlanError(f"{source}: codecs.{kind}: found {found}; required {required}")
     mbs = plan.micro_batches
     require(len(mbs) == len(rows) and all(isinstance(m, int) and m >= 1 for m in mbs), "micro_batches", mbs)
     require(plan.schedule in NAMES, "schedule", plan.schedule)

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scheduler.choose_codecs import choose_codecs, job_codecs
-from scheduler.cost import Codecs, profiles_by_name, step_time_s
+from scheduler.cost import profiles_by_name, step_time_s
 from scheduler.describe import describe as describe
 from scheduler.job import JobSpec
 from scheduler.partition import DoesNotFit
 from scheduler.plan import Plan, PlanError, split_micro_batches, stage_of_layers
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.topology import Topology
 from scheduler.units import count
 
 if TYPE_CHECKING:  # the search is compiled: whoever only reads plans does not wait for it
     from scheduler.plan_search import Chosen, Ways
+    from scheduler.step_case import Found
     from scheduler.step_search import MapTasks, StepSearchOptions
 
 __all__ = [
@@ -47,19 +48,17 @@ def make_plan(
     devices: Sequence[DeviceProfile],
     topology: Topology,
     version: int,
-    codecs: Codecs | None = None,
 ) -> Plan:
     """The plan with the shortest predicted step among those the job allows, with the codecs it asks for.
 
     `auto` tries every stages x replicas of all or fewer of `devices`; a given parallelism chooses the
-    best devices for it. The job's seed and the measurements alone decide: not their order. `codecs`
-    price what the job asks no codec for.
+    best devices for it. The job's seed and the measurements alone decide: not their order.
     Raises PlanError when devices, layers or micro-batches are too few, DoesNotFit for memory.
     """
     from scheduler.step_search import StepSearchOptions
 
     options = StepSearchOptions(actions=QUICK_ACTIONS)
-    ways, chosen = search_for(job, model, devices, topology, version, codecs, options)
+    ways, chosen = search_for(job, model, devices, topology, version, options)
     return explained(ways, chosen)
 
 
@@ -67,19 +66,28 @@ def explained(ways: Ways, chosen: Chosen) -> Plan:
     """The chosen plan with its codecs and its reasons."""
     from scheduler.plan_reasons import reasons
 
-    plan = _with_codecs(ways, chosen.plan)
+    plan = _relaxed(ways, chosen.found, chosen.plan)
     return replace(plan, reasons=(*reasons(ways, replace(chosen, plan=plan)), *plan.reasons))
 
 
-def _with_codecs(ways: Ways, plan: Plan) -> Plan:
+def _relaxed(ways: Ways, found: Found, plan: Plan) -> Plan:
+    """The plan without the compression that `auto` does not need, timed by the engine."""
     from scheduler.plan_search import taking_part
+    from scheduler.relax_codecs import open_places, relaxed, twin_judge
 
+    places = open_places(plan, ways.codecs(found.case), found.case.pricing.names)
+    if not places:
+        return plan
     there = taking_part(ways.topology, plan)
+    used = {name for row in plan.placement for name in row}
+    devices = [p for p in ways.devices if p.device in used]
 
-    def priced_s(p: Plan) -> float:
-        return step_time_s(p, ways.model, ways.devices, there, ways.codecs)
+    def engine_s(codecs: PlanCodecs) -> float:
+        return step_time_s(replace(plan, codecs=codecs), ways.model, devices, there)
 
-    return choose_codecs(ways.job, plan, ways.model, priced_s)
+    judge, exact = twin_judge(plan, ways.model, devices, there, places.values())
+    plan = relaxed(plan, places, judge if exact else engine_s, by_link=exact)
+    return replace(plan, predicted_step_s=engine_s(plan.codecs))
 
 
 def search_for(
@@ -88,7 +96,6 @@ def search_for(
     devices: Sequence[DeviceProfile],
     topology: Topology,
     version: int,
-    codecs: Codecs | None,
     options: StepSearchOptions,
     map_tasks: MapTasks = map,
     should_stop: Callable[[], bool] = lambda: False,
@@ -98,7 +105,7 @@ def search_for(
 
     _require_inputs(job, model, devices, topology)
     ordered = tuple(sorted(devices, key=lambda p: p.device))
-    ways = Ways(job, model, ordered, _ordered(topology, ordered), job_codecs(job, model, codecs))
+    ways = Ways(job, model, ordered, _ordered(topology, ordered))
     if job.parallelism == "auto":
         wanted = shapes(len(devices), len(model.layers), most_replicas(job))
     else:
@@ -128,7 +135,6 @@ def plan_for(
     devices: Sequence[DeviceProfile],
     topology: Topology,
     version: int,
-    codecs: Codecs | None = None,
 ) -> Plan:
     """`placement`, decided by somebody else, as a plan: layers cut and knobs turned as `make_plan` would.
     Raises what `make_plan` raises."""
@@ -136,7 +142,7 @@ def plan_for(
 
     _require_inputs(job, model, devices, topology)
     _require_shape(job, model, len(placement[0]), len(placement))
-    ways = Ways(job, model, tuple(devices), topology, job_codecs(job, model, codecs))
+    ways = Ways(job, model, tuple(devices), _ordered(topology, devices))
     index = {p.device: i for i, p in enumerate(devices)}
     cells = np.array([[index[name] for name in pipeline] for pipeline in placement], dtype=np.int64)
     found = ways.tuned(len(placement[0]), len(placement), cells, "a placement decided elsewhere")
@@ -144,7 +150,7 @@ def plan_for(
         raise found
     setting = ways.setting(found.case)
     why = (f"Run so because {setting.reason}.",) if setting.reason else ()
-    return _with_codecs(ways, replace(ways.plan(found, version), reasons=why))
+    return _relaxed(ways, found, replace(ways.plan(found, version), reasons=why))
 
 
 def most_replicas(job: JobSpec) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from scheduler.cost import IDENTITY, Codecs, step_time_s
+from scheduler.cost import step_time_s
 from scheduler.moving import MovingCost, moving_cost
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
@@ -47,7 +47,6 @@ class Measured:
     model: ModelProfile
     devices: Sequence[DeviceProfile]
     topology: Topology
-    codecs: Codecs = IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def reconsider(
 
 
 def _step_s(plan: Plan, now: Measured) -> float:
-    return step_time_s(plan, now.model, now.devices, now.topology, now.codecs)
+    return step_time_s(plan, now.model, now.devices, now.topology)
 
 
 def _same_work(a: Plan, b: Plan) -> bool:

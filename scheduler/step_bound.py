@@ -79,9 +79,9 @@ def _bound(case: Case, g: _Grounds) -> float:
     chain_s = _least_slowest(
         np.concatenate([[0.0], np.cumsum(g.into_s)]),
         np.concatenate([[0.0], np.cumsum(g.least_s)]),
-        p.activation_bytes / hop_Bps + hop_latency_s,
-        p.gradient_bytes / hop_Bps + hop_latency_s,
-        p.reduce_bytes,
+        p.activation_bytes.min(axis=0) / hop_Bps + hop_latency_s,
+        p.gradient_bytes.min(axis=0) / hop_Bps + hop_latency_s,
+        p.reduce_bytes.min(axis=0),
         np.array([g.peers_latency_s[r - 1], g.peers_s_a_byte[r - 1] / r]),
         s,
         -(-case.micro_batches // r),

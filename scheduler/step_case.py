@@ -103,9 +103,9 @@ def fair_shares(prices: Prices, layout: Layout, n_micro_batches: int) -> Ints:
     compute += prices.backward_s[cells, last] - prices.backward_s[cells, first]
     pace_s = compute.max(axis=1)
     if cells.shape[1] > 1:
-        inner = cut[1:-1]
-        down = prices.activation_bytes[inner] / prices.bandwidth_Bps[cells[:, :-1], cells[:, 1:]]
-        up = prices.gradient_bytes[inner] / prices.bandwidth_Bps[cells[:, 1:], cells[:, :-1]]
+        inner, there, back = cut[1:-1], (cells[:, :-1], cells[:, 1:]), (cells[:, 1:], cells[:, :-1])
+        down = prices.activation_bytes[prices.activation_codec[there], inner] / prices.bandwidth_Bps[there]
+        up = prices.gradient_bytes[prices.gradient_codec[back], inner] / prices.bandwidth_Bps[back]
         pace_s = np.maximum(pace_s, np.maximum(down, up).max(axis=1))
     if not (pace_s > 0).all():
         return even_shares(n_micro_batches, len(cells))
@@ -325,8 +325,13 @@ def dtfm_objective(found: Found) -> DtfmObjective:
         prices.bandwidth_Bps[np.ix_(used, used)],
     )
     stages = list(zip(layout.cut[:-1], layout.cut[1:], strict=True))
-    c_dp = max(float(prices.reduce_bytes[a, b]) for a, b in stages)
-    boundary = max((float(prices.activation_bytes[a]) for a, _ in stages[1:]), default=0.0)
+    # Its volumes are the same on every link: those of the slowest, which decides.
+    apart = np.where(np.eye(len(prices.bandwidth_Bps), dtype=bool), np.inf, prices.bandwidth_Bps)
+    slow = np.unravel_index(int(apart.argmin()), apart.shape)
+    reduce_bytes = prices.reduce_bytes[prices.reduce_codec[slow]]
+    activation_bytes = prices.activation_bytes[prices.activation_codec[slow]]
+    c_dp = max(float(reduce_bytes[a, b]) for a, b in stages)
+    boundary = max((float(activation_bytes[a]) for a, _ in stages[1:]), default=0.0)
     volumes = Volumes(c_dp, boundary * float(layout.shares.max()))
     return DtfmObjective(topology, case.n_stages, case.n_replicas, volumes)
 

@@ -32,7 +32,7 @@ NORM_BYTES = 8.0
 
 
 class Prices(NamedTuple):
-    """N devices, L layers. A stage of layers i .. j - 1 costs a difference of sums, or entry [i, j]."""
+    """N devices, L layers, K codecs. A stage of layers i .. j - 1 costs a difference of sums, or [i, j]."""
 
     latency_s: Floats
     """[N, N]"""
@@ -42,12 +42,18 @@ class Prices(NamedTuple):
     """[N, L + 1]: sums over the layers before; so are `backward_s` and `optimizer_s`."""
     backward_s: Floats
     optimizer_s: Floats
+    activation_codec: NDArray[np.int8]
+    """[N, N]: which of the K codecs a link has; so are `gradient_codec` and `reduce_codec`."""
     activation_bytes: Floats
-    """[L + 1]: on the wire over the boundary in front of layer j; so is `gradient_bytes`."""
+    """[K, L + 1]: on the wire over the boundary in front of layer j; so is `gradient_bytes`."""
+    gradient_codec: NDArray[np.int8]
     gradient_bytes: Floats
+    reduce_codec: NDArray[np.int8]
+    """The least among a stage's replicas is that of their exchange (`group_codec`)."""
     reduce_bytes: Floats
-    """[L + 1, L + 1]"""
-    tied_bytes: float
+    """[K, L + 1, L + 1]"""
+    tied_bytes: Floats
+    """[K]"""
     memory_bytes: Floats
     """[N]; infinite where not known."""
     fixed_bytes: Floats
@@ -103,11 +109,14 @@ def price_pipeline(prices: Prices, tables: Tables, layout: Layout, replica: int,
         backward_s[s] = prices.backward_s[d, cut[s + 1]] - prices.backward_s[d, cut[s]]
         if s + 1 < n_stages:
             e = cells[s + 1]
-            down_s[s] = prices.activation_bytes[cut[s + 1]] / prices.bandwidth_Bps[d, e]
+            down_s[s] = (
+                prices.activation_bytes[prices.activation_codec[d, e], cut[s + 1]]
+                / prices.bandwidth_Bps[d, e]
+            )
             down_latency_s[s] = prices.latency_s[d, e]
         if s > 0:
             e = cells[s - 1]
-            up_s[s] = prices.gradient_bytes[cut[s]] / prices.bandwidth_Bps[d, e]
+            up_s[s] = prices.gradient_bytes[prices.gradient_codec[d, e], cut[s]] / prices.bandwidth_Bps[d, e]
             up_latency_s[s] = prices.latency_s[d, e]
     clock_s = np.zeros(n_stages)
     down_free_s, up_free_s = np.zeros(n_stages), np.zeros(n_stages)
@@ -135,16 +144,34 @@ def price_pipeline(prices: Prices, tables: Tables, layout: Layout, replica: int,
 
 
 @compiled
+def group_codec(prices: Prices, layout: Layout, stage: int) -> int:
+    """The codec of the exchange among the replicas of `stage`; of one, that of a weight its ends tie."""
+    cells, of = layout.cells, prices.reduce_codec
+    if len(prices.tied_bytes) == 1:
+        return 0
+    least = 127
+    if len(cells) == 1:
+        a, b = cells[0, 0], cells[0, cells.shape[1] - 1]
+        least = min(of[a, b], of[b, a])
+    for r in range(len(cells)):
+        for q in range(len(cells)):
+            if q != r:
+                least = min(least, of[cells[r, stage], cells[q, stage]])
+    return least
+
+
+@compiled
 def price_tail(prices: Prices, layout: Layout, replica: int, tail_s: Floats) -> None:
     """Fill tail_s[replica]: the tied swap, the slowest norm message, the slowest optimizer."""
     cells, cut = layout.cells[replica], layout.cut
     last = len(cells) - 1
     tied_s, norm_s, optimizer_s = 0.0, 0.0, 0.0
-    if last > 0 and prices.tied_bytes > 0:
+    if last > 0 and prices.tied_bytes[0] > 0:
         a, b = cells[0], cells[last]
+        n_bytes = prices.tied_bytes[group_codec(prices, layout, 0)]
         tied_s = max(
-            prices.tied_bytes / prices.bandwidth_Bps[a, b] + prices.latency_s[a, b],
-            prices.tied_bytes / prices.bandwidth_Bps[b, a] + prices.latency_s[b, a],
+            n_bytes / prices.bandwidth_Bps[a, b] + prices.latency_s[a, b],
+            n_bytes / prices.bandwidth_Bps[b, a] + prices.latency_s[b, a],
         )
     for s in range(last + 1):
         d = cells[s]
@@ -161,7 +188,8 @@ def exchange_s(prices: Prices, layout: Layout, stage: int) -> float:
     """Both rounds of a stage's gradient exchange."""
     cells = layout.cells
     n_replicas = len(cells)
-    shard_bytes = prices.reduce_bytes[layout.cut[stage], layout.cut[stage + 1]] / n_replicas
+    codec = group_codec(prices, layout, stage)
+    shard_bytes = prices.reduce_bytes[codec, layout.cut[stage], layout.cut[stage + 1]] / n_replicas
     slowest_s = 0.0
     for r in range(n_replicas):
         d = cells[r, stage]

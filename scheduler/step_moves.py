@@ -115,7 +115,10 @@ def floor_pipeline(prices: Prices, layout: Layout, replica: int, ends_s: Floats)
         ends_s[replica, s] = worst_s
         if s < last:
             e = cells[s + 1]
-            keeps_s = prices.activation_bytes[cut[s + 1]] / prices.bandwidth_Bps[d, e]
+            keeps_s = (
+                prices.activation_bytes[prices.activation_codec[d, e], cut[s + 1]]
+                / prices.bandwidth_Bps[d, e]
+            )
             worst_s = reach_s + f + n_mb * keeps_s + prices.latency_s[d, e]
             reach_s += f + keeps_s + prices.latency_s[d, e]
         hop_s[s] = b
@@ -124,7 +127,7 @@ def floor_pipeline(prices: Prices, layout: Layout, replica: int, ends_s: Floats)
     back_s = reach_s + prices.forward_s[d, cut[last + 1]] - prices.forward_s[d, cut[last]] + hop_s[last]
     for s in range(last - 1, -1, -1):
         d, e = cells[s + 1], cells[s]
-        keeps_s = prices.gradient_bytes[cut[s + 1]] / prices.bandwidth_Bps[d, e]
+        keeps_s = prices.gradient_bytes[prices.gradient_codec[d, e], cut[s + 1]] / prices.bandwidth_Bps[d, e]
         latency_s = prices.latency_s[d, e]
         end_s = max(ends_s[replica, s + 1] + keeps_s, back_s + n_mb * keeps_s) + latency_s + hop_s[s]
         ends_s[replica, s] = max(ends_s[replica, s], end_s)
@@ -276,9 +279,12 @@ def propose(
     for s in range(n_stages):
         if groups[s]:
             state.exchange_s[s] = exchange_s(prices, layout, s)
+    # The tied swap of every replica has the codec of the first stage's exchange.
+    swaps_anew = groups[0] and len(prices.tied_bytes) > 1 and prices.tied_bytes[0] > 0
     for r in range(n_replicas):
-        if pipelines[r]:
+        if pipelines[r] or swaps_anew:
             price_tail(prices, layout, r, state.tail_s)
+        if pipelines[r]:
             floor_pipeline(prices, layout, r, state.ends_s)
     if energy(state)[1] > allowed:
         return none

@@ -43,7 +43,8 @@ def grounds_of(pricing: Pricing, regions: Sequence[str]) -> Grounds:
     """`regions`: of each device, '' where not known."""
     p = pricing.prices
     traits = np.column_stack([p.forward_s, p.backward_s, p.optimizer_s, p.memory_bytes])
-    kinds = kinds_of([p.latency_s, p.bandwidth_Bps], traits)
+    codecs = [c.astype(np.float64) for c in (p.activation_codec, p.gradient_codec, p.reduce_codec) if c.any()]
+    kinds = kinds_of([p.latency_s, p.bandwidth_Bps, *codecs], traits)
     if any(regions):
         known = {name: k for k, name in enumerate(dict.fromkeys(regions))}
         places = np.array([known[name] for name in regions], dtype=np.int64)
@@ -51,7 +52,11 @@ def grounds_of(pricing: Pricing, regions: Sequence[str]) -> Grounds:
         places = kinds
     speeds = p.forward_s[:, -1] + p.backward_s[:, -1]
     rows = []
-    for by, n_bytes in (("activations", p.activation_bytes.max()), ("gradients", p.reduce_bytes[0, -1])):
+    crossing, summed = p.activation_bytes.max(axis=1), p.reduce_bytes[:, 0, -1]
+    for by, n_bytes in (
+        ("activations", crossing[p.activation_codec]),
+        ("gradients", summed[p.reduce_codec]),
+    ):
         pair_s = p.latency_s + n_bytes / p.bandwidth_Bps
         np.fill_diagonal(pair_s, 0.0)
         rows.append((f"near by {by}", near_order(pair_s, places)))

@@ -17,8 +17,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from compression.spec import codec_spec
 from scheduler.action_table import pipeline_table
-from scheduler.cost import IDENTITY, Codecs, stage_memory, tied_bytes
+from scheduler.cost import flat_wire_bytes_of, stage_memory, tied_bytes, wire_bytes_of
+from scheduler.link_codecs import LinkCodecs
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.step_kernels import Layout, Prices, State, Tables, missing_bytes, price_all, total_s
@@ -41,9 +43,11 @@ def pricing_of(
     model: ModelProfile,
     devices: Sequence[DeviceProfile],
     topology: Topology,
-    codecs: Codecs = IDENTITY,
+    codecs: LinkCodecs | None = None,
 ) -> Pricing:
-    """The prices of `devices` (all of them in the topology), links and layers as a setting leaves them."""
+    """The prices of `devices` (all of them in the topology), links and layers as a setting leaves them;
+    `codecs`: of the links between them, in their order."""
+    codecs = codecs or LinkCodecs()
     index = {d.name: i for i, d in enumerate(topology.devices)}
     at = [index[p.device] for p in devices]
     chosen = [topology.devices[i] for i in at]
@@ -64,19 +68,28 @@ def pricing_of(
     crowd = np.array(
         [max(1.0, hosts[d.host] / d.host_cores) if d.host and d.host_cores > 0 else 1.0 for d in chosen]
     )
-    fixed, saved, reduce = _ranges(model, codecs)
+    fixed, saved, parameters = _ranges(model)
     boundary = [0, *(x.boundary_bytes for x in model.layers)]
     boundary[-1] = 0
+    across, back = (
+        [wire_bytes_of(codec_spec(name), model, model.value_bytes) for name in table.names]
+        for table in (codecs.activation, codecs.gradient)
+    )
+    flat = [flat_wire_bytes_of(codec_spec(name)) for name in codecs.reduce.names]
+    n = len(devices)
     prices = Prices(
         latency_s=np.ascontiguousarray(latency_s, dtype=np.float64),
         bandwidth_Bps=np.ascontiguousarray(bandwidth_Bps, dtype=np.float64),
         forward_s=_sums([p.forward_s for p in devices]) * crowd[:, None],
         backward_s=_sums([p.backward_s for p in devices]) * crowd[:, None],
         optimizer_s=_sums([p.optimizer_s for p in devices]) * crowd[:, None],
-        activation_bytes=np.array([float(codecs.activation(n)) for n in boundary]),
-        gradient_bytes=np.array([float(codecs.gradient(n)) for n in boundary]),
-        reduce_bytes=reduce,
-        tied_bytes=float(codecs.reduce(tied_bytes(model, 2))),
+        activation_codec=codecs.activation.codes(n),
+        activation_bytes=np.array([[float(price(x)) for x in boundary] for price in across]),
+        gradient_codec=codecs.gradient.codes(n),
+        gradient_bytes=np.array([[float(price(x)) for x in boundary] for price in back]),
+        reduce_codec=codecs.reduce.codes(n),
+        reduce_bytes=np.array([[[float(price(x)) for x in row] for row in parameters] for price in flat]),
+        tied_bytes=np.array([float(price(tied_bytes(model, 2))) for price in flat]),
         memory_bytes=np.array([d.memory_bytes or np.inf for d in chosen], dtype=np.float64),
         fixed_bytes=fixed,
         saved_bytes=saved,
@@ -92,16 +105,17 @@ def _sums(seconds: Sequence[tuple[float, ...]]) -> Floats:
     return sums
 
 
-def _ranges(model: ModelProfile, codecs: Codecs) -> tuple[Floats, Floats, Floats]:
-    """[i, j] of layers i .. j - 1: needed always, more a micro-batch in flight, gradients sent (bytes)."""
+def _ranges(model: ModelProfile) -> tuple[Floats, Floats, list[list[int]]]:
+    """[i, j] of layers i .. j - 1: needed always, more a micro-batch in flight, parameters (bytes)."""
     n = len(model.layers)
-    fixed, saved, reduce = (np.zeros((n + 1, n + 1)) for _ in range(3))
+    fixed, saved = (np.zeros((n + 1, n + 1)) for _ in range(2))
+    parameters = [[0] * (n + 1) for _ in range(n + 1)]
     for i in range(n):
         for j in range(i + 1, n + 1):
             memory = stage_memory(model, i, j)
             fixed[i, j], saved[i, j] = memory.total_bytes(0), memory.saved_bytes
-            reduce[i, j] = codecs.reduce(memory.parameter_bytes)
-    return fixed, saved, reduce
+            parameters[i][j] = memory.parameter_bytes
+    return fixed, saved, parameters
 
 
 def tables_for(schedule: str, n_stages: int, micro_batches: Sequence[int], warmup_extra: int = 0) -> Tables:

@@ -20,8 +20,9 @@ def traffic(plan: Plan, durations: Durations) -> Traffic:
     for replica, micro_batches in enumerate(plan.micro_batches):
         ranks = [plan.rank(replica, s) for s in range(plan.n_stages)]
         for s in range(last):
-            moved[ranks[s], ranks[s + 1]] += micro_batches * durations.activation_bytes[s]
-            moved[ranks[s + 1], ranks[s]] += micro_batches * durations.gradient_bytes[s]
+            near, far = ranks[s], ranks[s + 1]
+            moved[near, far] += micro_batches * durations.activation_bytes[near]
+            moved[far, near] += micro_batches * durations.gradient_bytes[far]
         if last > 0 and durations.tied_bytes:
             moved[ranks[0], ranks[last]] += durations.tied_bytes
             moved[ranks[last], ranks[0]] += durations.tied_bytes

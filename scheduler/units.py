@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MBIT_BPS = 1e6 / 8
+"""Bytes a second of 1 Mbit/s, for whoever reads what people write."""
+
 
 def size(n_bytes: float) -> str:
     """`1.50 GiB`, `12.0 MiB`, `3 B`: three digits, binary units."""

@@ -5,11 +5,13 @@ Only those links change; the plan, delays and links within a region stay. Priced
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from compression.spec import codec_spec
-from scheduler.cost import Codecs, flat_wire_bytes_of, wire_bytes_of
+from scheduler.link_codecs import codecs_of_plan
 from scheduler.plan import Plan
+from scheduler.plan_codecs import same_everywhere
 from scheduler.step_time import plan_step_s, pricing_of
 from scheduler.topology import Topology
 from sim.replay import Work
@@ -35,13 +37,13 @@ def throughput(plan: Plan, work: Work, links: Topology, tokens_a_step: int) -> t
         return ()
     curves = []
     for label, activations, gradients in CODECS:
-        crossing = wire_bytes_of(codec_spec(activations), work.model, work.model.value_bytes)
-        codecs = Codecs(crossing, crossing, flat_wire_bytes_of(codec_spec(gradients)))
+        codecs = same_everywhere(plan.n_stages, plan.n_replicas, activations, activations, gradients)
+        tables = codecs_of_plan(replace(plan, codecs=codecs), [p.device for p in work.profiles])
         points = []
         for rate in BANDWIDTHS_BPS:
             bandwidth_Bps = np.where(across, rate, links.bandwidth_Bps)
             topology = Topology(links.devices, links.latency_s, bandwidth_Bps)
-            step_s = plan_step_s(pricing_of(work.model, work.profiles, topology, codecs), plan)
+            step_s = plan_step_s(pricing_of(work.model, work.profiles, topology, tables), plan)
             points.append((rate, tokens_a_step / step_s))
         curves.append((label, tuple(points)))
     return tuple(curves)

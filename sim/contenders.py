@@ -14,14 +14,15 @@ import numpy as np
 
 from scheduler import tensor_parallel
 from scheduler.baselines import data_innermost, pipeline_innermost
+from scheduler.choose_codecs import link_codecs
 from scheduler.cost import durations, stage_memory
 from scheduler.dtfm import DtfmObjective, Volumes
 from scheduler.dtfm_search import dtfm_search
 from scheduler.encoding import Stages
 from scheduler.job import JobSpec, resolve_model
+from scheduler.link_codecs import codecs_of_cells
 from scheduler.placement import pipelines_in_order, region_order
 from scheduler.plan import Plan, PlanError
-from scheduler.plan_codecs import PlanCodecs
 from scheduler.planner import make_plan, plan_for, split_micro_batches
 from scheduler.profile import DeviceProfile
 from scheduler.topology import Topology
@@ -207,9 +208,11 @@ def _zero(f: Field) -> Contender:
     if micro_batches < n:
         raise PlanError(f"found {micro_batches} micro-batches, required {n}: one for each device")
     layers = len(w.model.layers)
+    everybody = np.arange(n, dtype=np.int64)[:, None]
     plan = Plan(
         1, tuple((name,) for name in f.names), ((0, layers),), split_micro_batches(micro_batches, n), "1f1b",
-        recompute=True, micro_batch=f.job.profiled_micro_batch, codecs=_reduced_by(f.job),
+        recompute=True, micro_batch=f.job.profiled_micro_batch,
+        codecs=codecs_of_cells(link_codecs(f.job, w.model, f.topology), everybody, n),
     )  # fmt: skip
     memory = stage_memory(replace(w.model, recompute=True), 0, layers)
     sharded_bytes = memory.state_bytes + memory.parameter_bytes  # state and gradients
@@ -223,12 +226,6 @@ def _zero(f: Field) -> Contender:
     sharded = tuple(_sharing(p, n) for p in w.profiles)
     note = "data parallel alone, state sharded, forwards recomputed"
     return Contender("zero", note, plan, replace(w, profiles=sharded))
-
-
-def _reduced_by(job: JobSpec) -> PlanCodecs:
-    """One stage has no boundary; `auto` leaves its gradients as they are."""
-    choice = job.compression.reduce
-    return PlanCodecs() if choice.auto is not None else PlanCodecs(reduce=(choice.spec().name,))
 
 
 def _sharing(profile: DeviceProfile, n: int) -> DeviceProfile:

@@ -23,12 +23,12 @@ from scheduler.presets import PRESETS
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.topology import Device, Topology
+from scheduler.units import MBIT_BPS
 from sim.network import Conventions, NetworkOverTime, StillNetwork, TraceNetwork, devices_of
 from sim.replay import Work
 from sim.topology_file import Positions, read_topology
 from sim.trace import load
 
-MBIT_BPS = 1e6 / 8
 T = TypeVar("T")
 
 

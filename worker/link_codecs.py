@@ -42,12 +42,16 @@ class LinkCodecs:
 
     def name(self, kind: str, sends: bool) -> str:
         """The plan's codec for frames of `kind`; identity for kinds that it does not speak of."""
-        codecs, stage = self.plan.codecs, self.plan.stage_of(self.rank)
+        codecs, stage, replica = (
+            self.plan.codecs,
+            self.plan.stage_of(self.rank),
+            self.plan.replica_of(self.rank),
+        )
         match kind:
             case "activation":
-                return codecs.of_boundary(kind, stage if sends else stage - 1)
+                return codecs.of_boundary(kind, replica, stage if sends else stage - 1)
             case "gradient":
-                return codecs.of_boundary(kind, stage - 1 if sends else stage)
+                return codecs.of_boundary(kind, replica, stage - 1 if sends else stage)
             case "shard" | "reduced":
                 return codecs.of_stage(stage)
             case "tied":

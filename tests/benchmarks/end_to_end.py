@@ -33,7 +33,7 @@ from scheduler.cost import flat_wire_bytes_of, wire_bytes_of
 from scheduler.engine import Durations, TopologyNetwork, replay
 from scheduler.job import DataSpec, JobSpec, ModelSpec, OptimizerSpec
 from scheduler.plan import Plan
-from scheduler.plan_codecs import PlanCodecs
+from scheduler.plan_codecs import same_everywhere
 from scheduler.profile import ModelProfile
 from scheduler.topology import Device, Topology
 from scheduler.trace import About, Node, Trace, steady
@@ -96,7 +96,6 @@ def make_job(micro_batches: int) -> JobSpec:
 
 
 def make_plan(job: JobSpec, version: int, replicas: int, codecs: tuple[str, str, str]) -> Plan:
-    activation, gradient, reduce = codecs
     return Plan(
         version=version,
         placement=tuple((f"{r}.0", f"{r}.1") for r in range(replicas)),
@@ -104,11 +103,7 @@ def make_plan(job: JobSpec, version: int, replicas: int, codecs: tuple[str, str,
         micro_batches=(job.micro_batches // replicas,) * replicas,
         schedule="1f1b",
         micro_batch=MICRO_BATCH,
-        codecs=PlanCodecs(
-            (activation,) if activation else (),
-            (gradient,) if gradient else (),
-            (reduce, reduce) if reduce else (),
-        ),
+        codecs=same_everywhere(2, replicas, *codecs),
     )
 
 
@@ -226,7 +221,7 @@ def predicted_s(plan: Plan, computed: dict[str, float], parameters: Sequence[int
     model = ModelProfile((), MICRO_BATCH, LENGTH)
     boundary = MICRO_BATCH * LENGTH * HIDDEN * 4
     crossing = [
-        wire_bytes_of(codec_spec(plan.codecs.of_boundary(kind, 0)), model)(boundary)
+        wire_bytes_of(codec_spec(plan.codecs.of_boundary(kind, 0, 0)), model)(boundary)
         for kind in ("activation", "gradient")
     ]
     reduce = [flat_wire_bytes_of(codec_spec(plan.codecs.of_stage(s)))(n) for s, n in enumerate(parameters)]
@@ -235,8 +230,8 @@ def predicted_s(plan: Plan, computed: dict[str, float], parameters: Sequence[int
         forward_s=tuple(computed[f"forward {r}"] for r in ranks),
         backward_s=tuple(computed[f"backward {r}"] for r in ranks),
         optimizer_s=tuple(computed[f"optimizer {r}"] for r in ranks),
-        activation_bytes=(crossing[0],),
-        gradient_bytes=(crossing[1],),
+        activation_bytes=tuple(crossing[0] * (plan.stage_of(r) == 0) for r in ranks),
+        gradient_bytes=tuple(crossing[1] * (plan.stage_of(r) == 1) for r in ranks),
         reduce_bytes=tuple(reduce),
     )
     return replay(plan, durations, even_links(plan, mbps)).duration_s

@@ -49,7 +49,7 @@ class Case:
         return Plan(1, tuple(rows), cut, (MICRO_BATCHES,) * self.replicas, "1f1b")
 
     def durations(self) -> Durations:
-        n, wire = self.devices, (BOUNDARY_BYTES,) * (self.stages - 1)
+        n, wire = self.devices, (BOUNDARY_BYTES,) * self.devices
         return Durations((0.1,) * n, (0.2,) * n, (0.01,) * n, wire, wire, (BOUNDARY_BYTES * 5,) * self.stages)
 
     def network(self) -> TopologyNetwork:

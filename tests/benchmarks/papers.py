@@ -18,18 +18,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from compression.spec import codec_spec
-from scheduler.cost import IDENTITY, Codecs, durations, flat_wire_bytes_of, step_time_s, wire_bytes_of
+from scheduler.cost import durations, step_time_s
 from scheduler.dtfm import DtfmObjective, Volumes
 from scheduler.gpus import ACHIEVABLE
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
+from scheduler.plan_codecs import same_everywhere
 from scheduler.planner import plan_for
 from scheduler.scenarios import NAMES, scenario
 from scheduler.tensor_parallel import grouped_links
@@ -245,13 +245,9 @@ def gain_of(bits_per_s: float, replicas: int, forward: str, backward: str, reduc
     work = i.read_work(job, devices, gpus)
     rows = tuple(tuple(f"d{r * STAGES + s}" for s in range(STAGES)) for r in range(replicas))
     plan: Plan = plan_for(rows, job, work.model, work.profiles, links, 1)
-    model = work.model
-    activations, gradients = (
-        wire_bytes_of(codec_spec(c), model, model.value_bytes) for c in (forward, backward)
-    )
-    codecs = Codecs(activations, gradients, flat_wire_bytes_of(codec_spec(reduce)))
-    plain, short = (step_time_s(plan, model, work.profiles, links, c) for c in (IDENTITY, codecs))
-    return plain / short
+    short = replace(plan, codecs=same_everywhere(STAGES, replicas, forward, backward, reduce))
+    plain_s, short_s = (step_time_s(p, work.model, work.profiles, links) for p in (plan, short))
+    return plain_s / short_s
 
 
 # ---- the table

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from scheduler.job import JobSpec, parse_job
 from scheduler.plan import Plan
-from scheduler.plan_codecs import PlanCodecs
+from scheduler.plan_codecs import same_everywhere
 from scheduler.samples import step_samples
 from worker.agreement import Committee
 from worker.data import Dataset, open_dataset
@@ -87,11 +87,7 @@ def make_plan(job: JobSpec, codecs: tuple[str, str, str]) -> Plan:
         micro_batches=(job.micro_batches // replicas,) * replicas,
         schedule="1f1b",
         micro_batch=job.profiled_micro_batch,
-        codecs=PlanCodecs(
-            (codecs[0],) if codecs[0] else (),
-            (codecs[1],) if codecs[1] else (),
-            (codecs[2],) * 2 if codecs[2] else (),
-        ),
+        codecs=same_everywhere(2, replicas, *codecs),
     )
 
 

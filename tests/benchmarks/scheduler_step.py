@@ -69,7 +69,6 @@ def step_row(
             work.profiles,
             topology,
             1,
-            None,
             StepSearchOptions(),
         )[1]
         for seed in range(n_seeds)

@@ -36,8 +36,8 @@ def test_a_compressed_run_tells_what_its_links_did_and_resumes_with_its_residual
     assert code == ExitCode.OK
     history = read_history(state)
     assert history.plan is not None
-    assert history.plan.codecs.activation == (ACTIVATIONS,)
-    assert history.plan.codecs.gradient == ("kbit:group=32,rounding=stochastic",)
+    assert history.plan.codecs.activation == ((ACTIVATIONS,),) * 2
+    assert history.plan.codecs.gradient == (("kbit:group=32,rounding=stochastic",),) * 2
     assert len(history.losses) == 40
     assert history.losses[-1] < history.losses[0] - 0.5
     uses = [use for event in events if event["event"] == "links" for use in event["links"]]

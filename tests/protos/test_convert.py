@@ -12,7 +12,7 @@ from protos.convert import ConvertError, PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
-from scheduler.plan_codecs import PlanCodecs
+from scheduler.plan_codecs import PlanCodecs, Rows
 from scheduler.profile import DeviceProfile, LayerProfile
 from scheduler.timeline import Span, Timeline
 from scheduler.topology import Device
@@ -27,6 +27,11 @@ def plans(draw: st.DrawFn) -> Plan:
     n_stages, n_replicas = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     widths = draw(st.lists(st.integers(1, 7), min_size=n_stages, max_size=n_stages))
     stops = [sum(widths[: i + 1]) for i in range(n_stages)]
+
+    def rows(*names: str) -> Rows:
+        """The replicas' codecs, over all boundaries, in turn."""
+        return tuple((names[r % len(names)],) * (n_stages - 1) for r in range(n_replicas))
+
     return Plan(
         version=draw(st.integers(0, 2**40)),
         placement=tuple(tuple(f"w{r}-{s}" for s in range(n_stages)) for r in range(n_replicas)),
@@ -40,8 +45,8 @@ def plans(draw: st.DrawFn) -> Plan:
         predicted_step_s=draw(seconds),
         reasons=tuple(draw(st.lists(names, max_size=3))),
         codecs=PlanCodecs(
-            draw(st.sampled_from([(), ("kbit:bits=4",) * (n_stages - 1)])),
-            draw(st.sampled_from([(), ("fp16",) * (n_stages - 1)])),
+            draw(st.sampled_from([(), rows("kbit:bits=4")])) if n_stages > 1 else (),
+            draw(st.sampled_from([(), rows("fp16", "tile")])) if n_stages > 1 else (),
             draw(st.sampled_from([(), ("kbit",) * n_stages])),
         ),
     )
@@ -179,5 +184,5 @@ def test_codecs_of_a_plan_that_cannot_be_are_refused() -> None:
         cv.plan_from_message(message)
     message.activation_codecs[0] = "kbit"
     message.reduce_codecs.append("kbit")
-    with pytest.raises(ConvertError, match=r"plan\.reduce_codecs: found 1, required 2, or none"):
+    with pytest.raises(ConvertError, match=r"plan\.reduce_codecs: found 1; required 2, one a stage, or none"):
         cv.plan_from_message(message)

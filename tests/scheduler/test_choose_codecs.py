@@ -1,4 +1,4 @@
-"""The codecs of a plan: the job's where it names them; under `auto` the least that makes the step short."""
+"""A plan's codecs, link by link: the job's where it names them; under `auto` the least that is needed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import numpy as np
 import pytest
 
 from compression.spec import codec_spec
-from scheduler.choose_codecs import LADDERS, SLACK, choose_codecs, job_codecs
+from scheduler.choose_codecs import link_codecs
 from scheduler.cost import durations, step_time_s
 from scheduler.job import JobSpec, parse_job
+from scheduler.job_compression import AutoOptions
+from scheduler.ladders import ladder
+from scheduler.link_codecs import codecs_of_cells
 from scheduler.plan import Plan
-from scheduler.planner import make_plan
+from scheduler.plan_codecs import NO_CODECS, PlanCodecs, same_everywhere
+from scheduler.planner import make_plan, plan_for
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
+from scheduler.relax_codecs import SLACK
 from scheduler.topology import Device, Topology
 
 HIDDEN, BATCH, LENGTH = 512, 2, 128
 BOUNDARY_BYTES = 4 * HIDDEN * BATCH * LENGTH  # 524 kB
+SHAPE = (BATCH, LENGTH, HIDDEN)
 
 
-def job(compression: str, stages: int = 3, replicas: int = 1) -> JobSpec:
+def job(compression: str, stages: int = 3, replicas: int = 1, micro_batch: str = str(BATCH)) -> JobSpec:
     return parse_job(
         f"""
 name: choose
@@ -28,7 +34,7 @@ model: {{layers: 4, hidden: {HIDDEN}, heads: 4}}
 data: {{files: [a.txt]}}
 sequence_length: {LENGTH}
 global_batch: 16
-micro_batch: {BATCH}
+micro_batch: {micro_batch}
 steps: 10
 parallelism: {{stages: {stages}, replicas: {replicas}}}
 compression: {compression}
@@ -53,78 +59,191 @@ def topology(n: int, slow: dict[tuple[int, int], float], fast_Bps: float = 1e9) 
     return Topology(tuple(Device(f"d{i}") for i in range(n)), np.zeros((n, n)), bandwidth_Bps)
 
 
-def choose(asked: JobSpec, links: Topology, n: int = 3) -> Plan:
-    cut = ((0, 2), (2, 4), (4, 6))
-    plan = Plan(1, (tuple(f"d{i}" for i in range(n)),), cut, (8,), "1f1b")
-    return choose_codecs(asked, plan, model(), lambda p: step_time_s(p, model(), devices(n), links))
+def choose(asked: JobSpec, links: Topology) -> Plan:
+    """Three stages in a row."""
+    return plan_for((("d0", "d1", "d2"),), asked, model(), devices(3), links, 1)
+
+
+def step_s(plan: Plan, links: Topology) -> float:
+    return step_time_s(plan, model(), devices(len(links)), links)
 
 
 AUTO = "{activations: auto, gradients: auto}"
 
 
 def test_without_a_word_of_the_job_a_plan_has_no_codecs() -> None:
-    plan = Plan(1, (("d0", "d1", "d2"),), ((0, 2), (2, 4), (4, 6)), (8,), "1f1b")
-    assert choose_codecs(job("{}"), plan, model(), lambda _: 1.0) is plan
+    plan = choose(job("{}"), topology(3, {(1, 2): 1e6}))
+    assert plan.codecs == NO_CODECS
+    assert not plan.reasons
 
 
 def test_the_job_s_codecs_stand_at_every_boundary_and_stage_and_are_priced() -> None:
     plan = choose(job("{activations: {kbit: {bits: 4}}, reduce: kbit}"), topology(3, {}))
-    assert plan.codecs.activation == ("kbit:bits=4",) * 2
-    assert plan.codecs.gradient == ()
-    assert plan.codecs.reduce == ("kbit",) * 3
+    assert plan.codecs == PlanCodecs((("kbit:bits=4",) * 2,), (), ("kbit",) * 3)
     priced = durations(plan, model(), devices(3), topology(3, {}))
-    assert priced.activation_bytes == (codec_spec("kbit:bits=4").wire_bytes((BATCH, LENGTH, HIDDEN), 4),) * 2
-    assert priced.gradient_bytes == (BOUNDARY_BYTES,) * 2
+    each = codec_spec("kbit:bits=4").wire_bytes(SHAPE, 4)
+    assert priced.activation_bytes == (each, each, 0)
+    assert priced.gradient_bytes == (0, BOUNDARY_BYTES, BOUNDARY_BYTES)
     assert priced.reduce_bytes == (codec_spec("kbit").wire_bytes((2_000_000,), 4),) * 3
 
 
-def test_the_search_prices_what_the_plan_will_say() -> None:
-    asked = job("{activations: {kbit: {bits: 4}}, gradients: fp16, reduce: kbit}")
-    plan = Plan(1, (("d0", "d1", "d2"),), ((0, 2), (2, 4), (4, 6)), (8,), "1f1b")
-    before = durations(plan, model(), devices(3), topology(3, {}), job_codecs(asked, model()))
-    assert before == durations(choose(asked, topology(3, {})), model(), devices(3), topology(3, {}))
+def test_another_size_of_micro_batch_is_priced_at_its_own_shape() -> None:
+    # Priced at the profiled size, rows of half a micro-batch were half as wide: no group of 64 divided 96.
+    asked = parse_job(
+        """
+name: sizes
+model: {layers: 4, hidden: 192, heads: 4}
+data: {files: [a.txt]}
+sequence_length: 128
+global_batch: 16
+micro_batch: auto
+steps: 10
+parallelism: {stages: 3, replicas: 1}
+compression: {activations: {kbit: {bits: 4}}, gradients: tile}
+""",
+        "sizes.yaml",
+    )
+    sizes = model()
+    wide = [replace(x, boundary_bytes=4 * 192 * asked.profiled_micro_batch * LENGTH) for x in sizes.layers]
+    profiled = replace(sizes, layers=tuple(wide), micro_batch=asked.profiled_micro_batch)
+    plan = make_plan(asked, profiled, devices(3), topology(3, {(1, 2): 1e6}), 1)
+    assert plan.codecs == same_everywhere(3, 1, "kbit:bits=4", "tile")
+    assert plan.micro_batch < asked.profiled_micro_batch  # the slow link fills sooner
+    spec, shape = codec_spec("kbit:bits=4"), (plan.micro_batch, LENGTH, 192)
+    priced = durations(plan, profiled, devices(3), topology(3, {}))
+    assert priced.activation_bytes[0] == spec.wire_bytes(shape, 4)
+
+
+LINKS = """
+  reduce: kbit
+  links:
+    - {between: regions, activations: {kbit: {bits: 4}}, reduce: feedback}
+    - {between: hosts, below_mbps: 100, activations: fp16, gradients: fp16}
+    - {between: devices, reduce: identity}
+"""
+
+
+def regions() -> Topology:
+    """a0 and a1 on one host, a2 on another of the region; b0 elsewhere; c0 of no region. a1 -> a2 is slow."""
+    of = (("a", "h"), ("a", "h"), ("a", "g"), ("b", ""), ("", ""))
+    known = tuple(Device(f"d{i}", region=r, host=h) for i, (r, h) in enumerate(of))
+    return replace(topology(5, {(1, 2): 1e6}), devices=known)
+
+
+def test_each_link_has_the_codecs_of_its_class() -> None:
+    def across(*pipeline: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        tables = link_codecs(job(LINKS), model(), regions())
+        found = codecs_of_cells(tables, np.array([pipeline]), 5)
+        return (found.activation or ((),))[0], (found.gradient or ((),))[0]
+
+    assert across(0, 1) == ((), ())
+    assert across(1, 2) == (("fp16",), ("fp16",))
+    assert across(0, 2, 3) == (("identity", "kbit:bits=4"), ())
+    assert across(3, 4) == (("kbit:bits=4",), ())  # who has no region is in nobody's
+
+
+def test_replicas_share_the_codec_of_the_first_rule_that_fits_a_link_among_them() -> None:
+    tables = link_codecs(job(LINKS), model(), regions())
+    cells = np.array([[0, 2, 4], [1, 3, 2]])
+    assert codecs_of_cells(tables, cells, 5).reduce == ("identity", "feedback", "feedback")
+    assert codecs_of_cells(tables, cells[:, :1], 5).reduce == ()
+    # One replica: what it exchanges is a tied weight's, between its first and its last stage.
+    assert codecs_of_cells(tables, cells[:1, :2], 5).reduce == ("kbit", "kbit")
+
+
+def test_a_plan_names_codecs_link_by_link_and_the_engine_prices_them() -> None:
+    asked = job("{links: [{between: regions, activations: {kbit: {bits: 2}}}]}", stages=2, replicas=2)
+    links = regions().subset([0, 1, 2, 3])
+    plan = plan_for((("d0", "d1"), ("d2", "d3")), asked, model(), devices(4), links, 1)
+    assert plan.codecs.activation == (("identity",), ("kbit:bits=2",))
+    priced = durations(plan, model(), devices(4), links)
+    assert priced.activation_bytes[plan.rank(0, 0)] == BOUNDARY_BYTES
+    assert priced.activation_bytes[plan.rank(1, 0)] == codec_spec("kbit:bits=2").wire_bytes(SHAPE, 4)
 
 
 def test_auto_leaves_links_alone_that_hold_nothing_up() -> None:
     plan = choose(job(AUTO), topology(3, {}))
-    assert plan.codecs == Plan(1, (), (), (), "").codecs
+    assert plan.codecs == NO_CODECS
     assert "No link is worth compressing" in plan.reasons[-1]
 
 
 def test_auto_compresses_the_slow_boundary_and_no_other() -> None:
     plan = choose(job(AUTO), topology(3, {(1, 2): 10e6}))  # 52 ms a tensor, 20 ms a forward
-    assert plan.codecs.activation[0] == "identity"
-    assert plan.codecs.activation[1] != "identity"
-    assert plan.codecs.gradient[0] == "identity"
-    assert plan.codecs.gradient[1] != "identity"
+    for ((near, far),) in (plan.codecs.activation, plan.codecs.gradient):
+        assert near == "identity"
+        assert far != "identity"
     assert "against" in plan.reasons[-1]
 
 
 def test_auto_takes_no_more_than_is_needed_and_all_of_it_where_it_is_not_enough() -> None:
     enough, slow = (topology(3, {(1, 2): rate}) for rate in (30e6, 0.1e6))
     mild, strong = choose(job(AUTO), enough), choose(job(AUTO), slow)
-    ladder = LADDERS["activation"]
-    assert 0 < ladder.index(mild.codecs.activation[1]) < ladder.index(strong.codecs.activation[1])
-    assert strong.codecs.activation[1] == ladder[-1]
-    most = replace(
-        strong,
-        codecs=replace(strong.codecs, activation=(ladder[-1],) * 2, gradient=(LADDERS["gradient"][-1],) * 2),
-    )
+    down, up = (ladder(kind, AutoOptions(), SHAPE, 4, again=False) for kind in ("activations", "gradients"))
+    assert 0 < down.index(mild.codecs.activation[0][1]) < down.index(strong.codecs.activation[0][1])
+    assert strong.codecs.activation[0][1] == down[-1]
+    most = replace(strong, codecs=same_everywhere(3, 1, down[-1], up[-1]))
     for plan, links in ((mild, enough), (strong, slow)):
-        assert plan.predicted_step_s <= step_time_s(most, model(), devices(3), links) * (1 + SLACK)
+        assert plan.predicted_step_s <= step_s(most, links) * (1 + SLACK)
+        assert plan.predicted_step_s == pytest.approx(step_s(plan, links))
 
 
 def test_two_links_that_hold_the_step_up_alike_are_both_compressed() -> None:
     plan = choose(job(AUTO), topology(3, {(0, 1): 1e6, (1, 2): 1e6}))
-    assert "identity" not in plan.codecs.activation
+    assert "identity" not in plan.codecs.activation[0]
+
+
+def test_only_the_replica_that_is_slow_is_compressed() -> None:
+    asked = job(AUTO, stages=2, replicas=2)
+    links = topology(4, {(2, 3): 5e6})
+    plan = plan_for((("d0", "d1"), ("d2", "d3")), asked, model(), devices(4), links, 1)
+    assert plan.codecs.activation[0] == ("identity",)
+    assert plan.codecs.activation[1] != ("identity",)
+
+
+def test_where_cores_are_shared_the_engine_judges() -> None:
+    links = topology(3, {(1, 2): 5e6})
+    shared = replace(links, devices=tuple(replace(d, host="h", host_cores=2) for d in links.devices))
+    plan = choose(job(AUTO), shared)
+    assert plan.codecs.activation[0][0] == "identity"
+    assert plan.codecs.activation[0][1] != "identity"
+    assert plan.predicted_step_s == pytest.approx(step_s(plan, shared))
 
 
 def test_auto_stays_within_the_error_budget() -> None:
     tight = "{activations: {auto: {max_error: 0.01}}}"
     plan = choose(job(tight), topology(3, {(1, 2): 0.1e6}))
-    shape = (BATCH, LENGTH, HIDDEN)
-    assert plan.codecs.activation[1] == "kbit"
-    assert all(codec_spec(name).relative_error(shape) <= 0.01 for name in plan.codecs.activation)
+    assert plan.codecs.activation[0][1] != "identity"
+    assert all(codec_spec(name).relative_error(SHAPE) <= 0.01 for name in plan.codecs.activation[0])
+
+
+def test_a_rule_may_leave_its_links_to_the_planner() -> None:
+    asked = job("{activations: fp16, links: [{between: regions, activations: auto}]}")
+    apart = tuple(Device(f"d{i}", region=r) for i, r in enumerate("aab"))
+    links = replace(topology(3, {(1, 2): 1e6}), devices=apart)
+    plan = choose(asked, links)
+    assert plan.codecs.activation[0][0] == "fp16"
+    assert plan.codecs.activation[0][1] not in ("fp16", "identity")
+
+
+def test_a_ladder_goes_from_less_error_to_fewer_bytes() -> None:
+    loose = AutoOptions(max_error=1.0)
+    for kind in ("activations", "gradients", "reduce"):
+        names = ladder(kind, loose, SHAPE, 4, again=False)
+        shape = SHAPE if kind != "reduce" else (1 << 20,)
+        specs = [codec_spec(name) for name in names]
+        errors = [s.relative_error(shape) for s in specs]
+        sizes = [s.wire_bytes(shape, 4) for s in specs]
+        assert errors == sorted(errors)
+        assert sizes == sorted(sizes, reverse=True)
+        assert names[0] == "identity"
+    assert {name.partition(":")[0] for name in ladder("reduce", loose, SHAPE, 4, again=False)} >= {
+        "feedback",
+        "topk",
+    }
+    assert {name.partition(":")[0] for name in ladder("activations", loose, SHAPE, 4, again=False)} >= {
+        "tile"
+    }
+    assert ladder("activations", loose, (2, 8, 6), 4, again=False) == ("identity", "fp16")
 
 
 def test_the_planner_gives_its_plan_the_codecs() -> None:
@@ -133,5 +252,5 @@ def test_the_planner_gives_its_plan_the_codecs() -> None:
     plan = make_plan(asked, model(), devices(6), links, 1)
     assert plan.codecs.activation
     assert plan.codecs.reduce
-    assert plan.predicted_step_s == pytest.approx(step_time_s(plan, model(), devices(6), links))
+    assert plan.predicted_step_s == pytest.approx(step_s(plan, links))
     assert any("Codecs, the least" in reason for reason in plan.reasons)

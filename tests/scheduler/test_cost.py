@@ -11,8 +11,6 @@ import pytest
 
 from compression.spec import IdentitySpec, codec_spec
 from scheduler.cost import (
-    IDENTITY,
-    Codecs,
     durations,
     flat_wire_bytes_of,
     predict,
@@ -23,6 +21,7 @@ from scheduler.cost import (
 )
 from scheduler.engine import FreeNetwork
 from scheduler.plan import Plan, PlanError
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.topology import Device, Topology
 
@@ -59,7 +58,7 @@ def test_durations_sum_the_layers_of_each_rank() -> None:
     assert d.forward_s == (3, 14)
     assert d.backward_s == (6, 28)
     assert d.optimizer_s == pytest.approx((0.3, 1.4))
-    assert d.activation_bytes == d.gradient_bytes == (100,)
+    assert (d.activation_bytes, d.gradient_bytes) == ((100, 0), (0, 100))
     assert d.reduce_bytes == (1400, 1410)
     assert d.tied_bytes == 1000
     assert d.shared_cores == (((0, 1), 1),)  # the host's devices disagree: the least counts
@@ -73,12 +72,15 @@ def test_one_stage_holds_a_tied_weight_once() -> None:
 
 
 def test_codecs_price_what_goes_on_the_wire() -> None:
-    codecs = Codecs(activation=lambda n: n // 4, gradient=lambda n: n // 2, reduce=lambda n: n // 10)
-    d = durations(PIPELINE, MODEL, [FAST, SLOW], TOPOLOGY, codecs)
-    assert (d.activation_bytes, d.gradient_bytes) == ((25,), (50,))
-    assert (d.reduce_bytes, d.tied_bytes) == ((140, 141), 100)
-    faster = step_time_s(PIPELINE, MODEL, [FAST, SLOW], TOPOLOGY, codecs)
-    assert faster < step_time_s(PIPELINE, MODEL, [FAST, SLOW], TOPOLOGY, IDENTITY)
+    codecs = PlanCodecs((("kbit:scale=tensor",),), (("fp16",),), ("kbit:bits=4", "fp16"))
+    short = replace(PIPELINE, codecs=codecs)
+    d = durations(short, MODEL, [FAST, SLOW], TOPOLOGY)
+    assert (d.activation_bytes, d.gradient_bytes) == ((25 + 2, 0), (0, 50))  # 25 values, one scale
+    assert d.reduce_bytes == (350 // 2 + 2 * 6, 2 * (1410 // 4))
+    assert d.tied_bytes == 250 // 2 + 2 * 4  # as the first stage's
+    assert step_time_s(short, MODEL, [FAST, SLOW], TOPOLOGY) < step_time_s(
+        PIPELINE, MODEL, [FAST, SLOW], TOPOLOGY
+    )
 
 
 class _OneBitWithScales:

@@ -36,7 +36,7 @@ def equal(
     plan: Plan, f: float, b: float, n_bytes: int = 0, reduce: int = 0, optimizer: float = 0
 ) -> Durations:
     n, s = plan.n_ranks, plan.n_stages
-    wire = (n_bytes,) * (s - 1)
+    wire = (n_bytes,) * n
     return Durations((f,) * n, (b,) * n, (optimizer,) * n, wire, wire, (reduce,) * s)
 
 
@@ -110,7 +110,7 @@ def test_ranks_of_a_host_share_its_cores() -> None:
 def test_sharing_ends_when_a_neighbour_is_done() -> None:
     """One core, works of 1 and 3 s begun together: the first ends at 2, the second at 4."""
     plan = a_plan(1, 2, 1)
-    d = Durations((1, 3), (0, 0), (0, 0), (), (), (0,), shared_cores=(((0, 1), 1),))
+    d = Durations((1, 3), (0, 0), (0, 0), (0, 0), (0, 0), (0,), shared_cores=(((0, 1), 1),))
     ends = [s.end_s for s in sorted(of_kind(replay(plan, d, FreeNetwork()), "forward"), key=lambda s: s.rank)]
     assert ends == pytest.approx([2, 4])
 
@@ -123,7 +123,9 @@ def test_shared_cores_do_exactly_the_work_there_is(seconds: list[float], cores: 
     n = len(seconds)
     plan = a_plan(1, n, 1)
     zero = (0.0,) * n
-    d = Durations(tuple(seconds), zero, zero, (), (), (0,), shared_cores=((tuple(range(n)), cores),))
+    d = Durations(
+        tuple(seconds), zero, zero, (0,) * n, (0,) * n, (0,), shared_cores=((tuple(range(n)), cores),)
+    )
     duration_s = replay(plan, d, FreeNetwork()).duration_s
     assert duration_s >= max(max(seconds), sum(seconds) / cores) - 1e-9
     assert duration_s <= max(seconds) + sum(seconds) / cores + 1e-9
@@ -140,7 +142,7 @@ def test_reduction_costs_the_sharded_formula(n_replicas: int) -> None:
 
 def test_reduction_waits_for_the_last_replica() -> None:
     plan = a_plan(1, 2, 1)
-    d = Durations((1, 5), (1, 1), (0, 0), (), (), (200,))
+    d = Durations((1, 5), (1, 1), (0, 0), (0, 0), (0, 0), (200,))
     t = replay(plan, d, links(2))
     assert {(s.rank, s.start_s) for s in of_kind(t, "reduce")} == {(0, 6), (1, 6)}
     assert [(s.rank, s.start_s, s.end_s, s.peer) for s in of_kind(t, "wait")] == [(0, 2, 6, 1)]

@@ -40,8 +40,8 @@ def unequal(n_stages: int, n_replicas: int, schedule: str, extra: int, cores: bo
         tuple(rng.uniform(0.1, 0.2, n).tolist()),
         tuple(rng.uniform(0.2, 0.4, n).tolist()),
         tuple(rng.uniform(0.01, 0.02, n).tolist()),
-        tuple(rng.integers(10_000, 20_000, n_stages - 1).tolist()),
-        tuple(rng.integers(10_000, 20_000, n_stages - 1).tolist()),
+        (*rng.integers(10_000, 20_000, n_stages - 1).tolist(), 0) * n_replicas,
+        (0, *rng.integers(10_000, 20_000, n_stages - 1).tolist()) * n_replicas,
         tuple(rng.integers(50_000, 90_000, n_stages).tolist()),
         tied_bytes=7_000,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json, parse_job
+from scheduler.job_compression import Kind
 
 BASE = """name: c
 model: {hidden: 96, heads: 4}
@@ -41,9 +42,9 @@ def test_a_codec_is_a_name_or_a_name_with_options(text: str, name: str) -> None:
 def test_acsgd_says_both_directions() -> None:
     job = parsed("{acsgd: {forward_bits: 3, backward_bits: 6, group: 32, first_bits: 8, buffer_bits: 4}}")
     assert job.compression.activations.spec().name == "acsgd:bits=3,group=32,first=8,store=4"
-    assert job.compression.backward.spec().name == "kbit:bits=6,group=32,rounding=stochastic"
+    assert job.compression.rules("gradients")[-1][1].spec().name == "kbit:bits=6,group=32,rounding=stochastic"
     both = parse_job(BASE % "{acsgd: {group: 32}}" + "  gradients: fp16\n", "c.yaml")
-    assert both.compression.backward.spec().name == "fp16"
+    assert both.compression.rules("gradients")[-1][1].spec().name == "fp16"
     assert job_from_json(job_to_json(both)) == both
 
 
@@ -84,7 +85,7 @@ def test_tiles_cross_boundaries_and_feedback_reduces() -> None:
         "c.yaml",
     )
     c = job.compression
-    assert [x.spec().name for _, x in c.choices()] == [
+    assert [x.spec().name for _, _, x in c.choices()] == [
         "tile:bits=3",
         "tile:rounding=stochastic",
         "topk:per_mille=5,bits=8",
@@ -139,3 +140,45 @@ def test_what_cannot_be_names_line_and_key(text: str, said: str) -> None:
         parsed(text)
     assert str(e.value).startswith("c.yaml:9: compression.activations")
     assert said in str(e.value)
+
+
+LINKS = """  links:
+    - between: regions
+      activations: {tile: {bits: 3}}
+      reduce: {feedback: {bits: 4}}
+    - {between: hosts, below_mbps: 100, activations: {acsgd: {group: 32}}}
+"""
+
+
+def test_links_have_codecs_of_their_own_for_the_traffic_they_name() -> None:
+    job = parse_job(BASE % "fp16" + LINKS, "c.yaml")
+
+    def names(kind: Kind) -> list[tuple[str | None, str]]:
+        return [(link.between if link else None, c.spec().name) for link, c in job.compression.rules(kind)]
+
+    assert names("activations") == [("regions", "tile:bits=3"), ("hosts", "acsgd:group=32"), (None, "fp16")]
+    assert names("gradients") == [("hosts", "kbit:group=32,rounding=stochastic"), (None, "identity")]
+    assert names("reduce") == [("regions", "feedback"), (None, "identity")]
+    assert job_from_json(job_to_json(job)) == job
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{activations: fp16}", "links[0]: found a mapping; required which links: between, below_mbps, or"),
+        ("{between: hosts}", "links[0]: found a mapping; required a codec for activations, gradients or"),
+        ("{between: towns, reduce: kbit}", "links[0].between: found \"towns\"; required 'regions', 'hosts'"),
+        ("{below_mbps: 0, reduce: kbit}", "links[0].below_mbps: found 0; required greater than 0"),
+        ("{between: hosts, reduce: tile}", "links[0].reduce.tile: found an unknown key; required one of:"),
+        ("{between: hosts, codec: fp16}", "links[0].codec: found an unknown key; required one of: between"),
+        ("{between: hosts, activations: kbit}", "links[0].activations.kbit: found rows of 96 values"),
+        (
+            "{between: hosts, activations: {acsgd: {group: 32, backward_bits: 4}}, gradients: fp16}",
+            "links[0].activations.acsgd.backward_bits: found it beside compression.links[0].gradients",
+        ),
+    ],
+)
+def test_links_that_cannot_be_name_line_and_key(text: str, said: str) -> None:
+    with pytest.raises(JobError) as e:
+        parse_job(BASE % "fp16" + f"  links:\n    - {text}\n", "c.yaml")
+    assert str(e.value).startswith(f"c.yaml:11: compression.{said}")

@@ -41,7 +41,7 @@ def test_a_slow_device_holds_up_what_it_computes_then() -> None:
 def test_a_host_that_slows_down_slows_all_of_its_ranks() -> None:
     """Two ranks on one core, 3 s of work each: 4 of 6 are done at 4, the rest at half speed."""
     plan = a_plan(1, 2, 1)
-    d = Durations((3, 3), (0, 0), (0, 0), (), (), (0,), shared_cores=(((0, 1), 1),))
+    d = Durations((3, 3), (0, 0), (0, 0), (0, 0), (0, 0), (0,), shared_cores=(((0, 1), 1),))
     speeds = {"d0": HALF_FROM_4, "d1": HALF_FROM_4}
     assert replay(plan, d, FreeNetwork(), speeds).duration_s == pytest.approx(8)
     with pytest.raises(EngineError, match="d0, d1 share their host's cores: found unequal speeds"):

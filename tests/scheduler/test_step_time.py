@@ -10,8 +10,10 @@ import pytest
 
 from scheduler.action_table import pipeline_table
 from scheduler.actions import label
-from scheduler.cost import Codecs, stage_memory_bytes, step_time_s
+from scheduler.cost import stage_memory_bytes, step_time_s
+from scheduler.link_codecs import codecs_of_plan
 from scheduler.plan import Plan
+from scheduler.plan_codecs import PlanCodecs, Rows, plan_codecs
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.schedule import NAMES, ScheduleError, in_flight, stage_actions
 from scheduler.step_time import layout_missing_bytes, layout_of, plan_step_s, pricing_of, tables_for
@@ -58,15 +60,27 @@ def random_case(
     return plan, model, random_devices(rng, topology, n_layers), topology
 
 
+def random_codecs(rng: np.random.Generator, plan: Plan) -> PlanCodecs:
+    """Another codec on every link, of those that take tensors of any size."""
+    names = ["identity", "fp16", "kbit:bits=4,scale=tensor", "kbit:bits=2,scale=tensor"]
+
+    def rows() -> Rows:
+        return tuple(
+            tuple(str(rng.choice(names)) for _ in plan.partition[1:]) for _ in range(plan.n_replicas)
+        )
+
+    return plan_codecs(rows(), rows(), tuple(str(rng.choice([*names, "topk"])) for _ in plan.partition))
+
+
 @pytest.mark.parametrize("kind", ["uniform", "clustered", "random", "asymmetric"])
 def test_the_twin_is_the_engine_where_nothing_is_shared(kind: str) -> None:
     rng = np.random.default_rng(5)
     for _ in range(80):
         plan, model, devices, topology = random_case(rng, kind)
-        codecs = Codecs(lambda n: n // 3 + 7, lambda n: n // 2, lambda n: n // 4 + 1)
-        pricing = pricing_of(model, devices, topology, codecs)
+        plan = replace(plan, codecs=random_codecs(rng, plan))
+        pricing = pricing_of(model, devices, topology, codecs_of_plan(plan, [p.device for p in devices]))
         assert pricing.exact
-        expected = step_time_s(plan, model, devices, topology, codecs)
+        expected = step_time_s(plan, model, devices, topology)
         assert plan_step_s(pricing, plan) == pytest.approx(expected, rel=1e-9)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from compression.spec import codec_spec
 from scheduler.plan import Plan
-from scheduler.plan_codecs import PlanCodecs
+from scheduler.plan_codecs import PlanCodecs, same_everywhere
 from tests.worker.pipelines import Rank, in_threads, make_job, make_plan, make_ranks, train
 from worker.step import Diverged, StepResult
 
@@ -18,15 +18,8 @@ KBIT4 = "kbit:bits=4,group=32"
 
 
 def compressed(plan: Plan, activation: str = "", gradient: str = "", reduce: str = "") -> Plan:
-    boundaries, stages = plan.n_stages - 1, plan.n_stages
-    return replace(
-        plan,
-        codecs=PlanCodecs(
-            (activation,) * boundaries if activation else (),
-            (gradient,) * boundaries if gradient else (),
-            (reduce,) * stages if reduce else (),
-        ),
-    )
+    codecs = same_everywhere(plan.n_stages, plan.n_replicas, activation, gradient, reduce)
+    return replace(plan, codecs=codecs)
 
 
 def test_eight_bits_change_little_and_bring_the_promised_bytes() -> None:
@@ -87,6 +80,31 @@ def test_what_codecs_change_is_measured_when_asked_for() -> None:
     assert 0.0 < errors["tied"] < 0.02
     assert not [use.kind for use in results[0].links if use.codec == "identity"]
     assert all(use.relative_error == 0 for use in in_threads(make_ranks(job, plan), Rank.run_first)[0].links)
+
+
+def test_each_replica_s_links_have_the_codecs_that_the_plan_names_for_them() -> None:
+    job = make_job()
+    codecs = PlanCodecs((("identity",), (KBIT4,)), ((KBIT8,), ("identity",)), ("identity", KBIT8))
+    plan = replace(make_plan(job, 2, (2, 2)), codecs=codecs)
+    run = train(job, plan, steps=1)
+    used = {
+        (use.kind, use.rank, use.peer): use.codec
+        for results in run.results
+        for use in results[0].links
+        if use.kind in ("activation", "gradient", "shard") and use.sent_bytes
+    }
+    assert used == {
+        ("activation", 0, 1): "identity",
+        ("activation", 2, 3): KBIT4,
+        ("gradient", 1, 0): KBIT8,
+        ("gradient", 3, 2): "identity",
+        ("shard", 0, 2): "identity",
+        ("shard", 2, 0): "identity",
+        ("shard", 1, 3): KBIT8,
+        ("shard", 3, 1): KBIT8,
+    }
+    first, second = run.weights(0), run.weights(1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_value_that_is_no_number_names_stage_layer_and_micro_batch() -> None:
