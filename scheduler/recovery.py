@@ -177,7 +177,7 @@ def fits(plan: Plan, model: ModelProfile, topology: Topology) -> bool:
 
 
 def _step_s(plan: Plan, now: Measured) -> float:
-    return step_time_s(plan, now.model, now.devices, now.topology, now.codecs)
+    return step_time_s(plan, now.model, now.devices, now.topology)
 
 
 def _devices(plan: Plan) -> Sequence[str]:
