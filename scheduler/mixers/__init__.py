@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from scheduler.mixers.attention import AttentionSpec, Sight
+from scheduler.mixers.convolution import H3Spec, HyenaSpec, LongConvSpec, S4dSpec
 from scheduler.mixers.mlp import MlpSpec
 from scheduler.mixers.spec import MixerSpec
+from scheduler.mixers.ssd import SsdSpec
 
-__all__ = ["MIXERS", "AttentionSpec", "MixerSpec", "MlpSpec", "Sight"]
+__all__ = [
+    "MIXERS",
+    "AttentionSpec",
+    "H3Spec",
+    "HyenaSpec",
+    "LongConvSpec",
+    "MixerSpec",
+    "MlpSpec",
+    "S4dSpec",
+    "Sight",
+    "SsdSpec",
+]
 
-MIXERS: dict[str, type[MixerSpec]] = {spec.name: spec for spec in (AttentionSpec, MlpSpec)}
+_KINDS: tuple[type[MixerSpec], ...] = (
+    AttentionSpec,
+    S4dSpec,
+    H3Spec,
+    SsdSpec,
+    LongConvSpec,
+    HyenaSpec,
+    MlpSpec,
+)
+MIXERS: dict[str, type[MixerSpec]] = {kind.name: kind for kind in _KINDS}
 """By the name that jobs use."""

@@ -146,3 +146,14 @@ def test_a_plan_file_is_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(run_json(*SMALL)["plan"]))
     assert read_plan(path).n_ranks == 8
+
+
+@pytest.mark.parametrize(
+    "job", sorted((Path(__file__).parents[2] / "jobs" / "families").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_job_of_every_family_is_simulated_from_its_costs_alone(job: Path) -> None:
+    shape = ("--stages", "2", "--replicas", "2", "--scenario", "regional", "--devices", "4")
+    found = run_json("--job", str(job), *shape, "--steps", "2")
+    assert found["tokens"] == 2 * 8 * 128
+    assert found["total_s"] > 0
+    assert len(found["device_s"]) == 4

@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from scheduler import mixers as specs
 from scheduler.job import ModelSpec
-from scheduler.mixers import AttentionSpec, MixerSpec, MlpSpec
 from worker.model.attention import Attention
+from worker.model.h3 import H3
+from worker.model.hyena import Hyena
+from worker.model.long_conv import LongConv
 from worker.model.mixer import Mixer
 from worker.model.mlp import make_mlp
+from worker.model.s4d import S4d
+from worker.model.ssd import Ssd
 
-_MAKERS: dict[type[MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
-    AttentionSpec: Attention,
-    MlpSpec: make_mlp,
+_MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
+    specs.AttentionSpec: Attention,
+    specs.S4dSpec: S4d,
+    specs.H3Spec: H3,
+    specs.SsdSpec: Ssd,
+    specs.LongConvSpec: LongConv,
+    specs.HyenaSpec: Hyena,
+    specs.MlpSpec: make_mlp,
 }
 
 
-def make_mixer(model: ModelSpec, part: MixerSpec) -> Mixer:
+def make_mixer(model: ModelSpec, part: specs.MixerSpec) -> Mixer:
     """The module of `part` in `model`, a resolved spec that `part` fits."""
     return _MAKERS[type(part)](model, part)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
+from scheduler.mixers.convolution import transform_flops
+
 _ATEN: Any = torch.ops.aten
 _COUNT: Any = flop_counter
+
+
+def _transforms(points: int, numel: int, flops: float) -> float:
+    return numel // points * flops
+
+
+def _real_to_complex(x: Any, dims: Any, *_: Any, **__: Any) -> float:
+    return _transforms(x[dims[0]], prod(x), transform_flops(x[dims[0]]))
+
+
+def _complex_to_real(x: Any, dims: Any, _: Any, points: int, **__: Any) -> float:
+    return _transforms(x[dims[0]], prod(x), transform_flops(points))
+
+
+def _complex_to_complex(x: Any, dims: Any, *_: Any, **__: Any) -> float:
+    return _transforms(x[dims[0]], prod(x), 2 * transform_flops(x[dims[0]]))
+
+
 _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothing for the CPU's
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _COUNT.sdpa_flop_count(
         q, (*q[:2], *k[2:]), (*q[:2], *v[2:])
@@ -17,6 +38,9 @@ _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothin
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
         _COUNT.sdpa_backward_flop_count(g, q, (*q[:2], *k[2:]), (*q[:2], *v[2:]))
     ),
+    _ATEN._fft_r2c: _real_to_complex,  # and no transforms
+    _ATEN._fft_c2r: _complex_to_real,
+    _ATEN._fft_c2c: _complex_to_complex,
 }
 
 

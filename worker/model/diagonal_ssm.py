@@ -1,0 +1,101 @@
+"""A diagonal state space for each channel: as a convolution, or as a recurrence.
+
+    s' = A s + u,  y = 2 Re(C s) + skip u,  with A diagonal and complex
+
+in steps of length `step`, u held between them (zero-order hold; Gu, Goel, Gupta and Ré 2022, section 3):
+
+    s_t = exp(step A) s_{t-1} + (exp(step A) - 1) / A u_t
+
+Its vectors are flat, because weight decay is for matrices.
+
+Shapes: B samples, T positions, D channels, N modes of each (complex), of which each stands for itself and its
+conjugate.
+"""
+
+from __future__ import annotations
+
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from worker.model.cores import recomputed
+from worker.model.fft_conv import fft_conv, toeplitz
+from worker.model.hippo import Init, modes
+from worker.model.layer import blank
+
+
+class DiagonalSsm(nn.Module):
+    """`log_step` and `skip` a channel; `rates` (log of -Re A, then Im A) and `reads` (Re C, then Im C)."""
+
+    def __init__(self, width: int, state: int, init: Init) -> None:
+        super().__init__()
+        self.width, self.state, self.init = width, state, init
+        n = width * state // 2
+        self.log_step, self.skip = blank(width), blank(width)
+        self.rates, self.reads = blank(2 * n), blank(2 * n)
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        """Steps 0.001 to 0.1; reads of unit size."""
+        match parameter:
+            case "log_step":
+                return torch.rand(self.width, generator=rng) * log(100) + log(0.001)
+            case "rates":
+                a = modes(self.init, self.state)
+                both = torch.stack(((-a.real).log(), a.imag))
+                return both[:, None].expand(-1, self.width, -1).flatten()
+            case "reads":
+                return torch.randn(self.reads.shape, generator=rng) * sqrt(0.5)
+            case _:
+                return None
+
+    def begin(self) -> Tensor:
+        """The state before the first position, (1,D,N) complex."""
+        zeros: Tensor = torch.view_as_complex(self.skip.new_zeros(1, self.width, self.state // 2, 2))
+        return zeros
+
+    def forward(self, x_BTD: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        parameters = self.log_step, self.rates, self.reads
+        skipped = self.skip * x_BTD
+        if state is None:
+            return recomputed(_convolved, x_BTD, *parameters) + skipped, None
+        power_DN, write_DN, read_DN = _discrete(*parameters)
+        length = x_BTD.shape[1]
+        if length == 1:
+            state = power_DN * state + write_DN * x_BTD.mT
+            taken: Tensor = 2 * (read_DN * state).sum(-1).real[:, None]
+            return taken + skipped, state
+        powers_DNT = power_DN[..., None] ** torch.arange(length, device=x_BTD.device)
+        begun = state * power_DN
+        remembered = 2 * torch.einsum("bdn,dnt->btd", begun * read_DN, powers_DNT).real
+        y = fft_conv(x_BTD, _filter(read_DN * write_DN, powers_DNT)) + remembered + skipped
+        written = torch.einsum("btd,dnt->bdn", x_BTD.to(state.dtype), powers_DNT.flip(-1)) * write_DN
+        return y, begun * power_DN ** (length - 1) + written
+
+    def to_dense(self, length: int) -> Tensor:
+        """(D,T,T): the state followed position by position from a single 1."""
+        power, state, read = _discrete(self.log_step, self.rates, self.reads)
+        taken = []
+        for _ in range(length):
+            taken.append(2 * (read * state).sum(-1).real)
+            state = state * power
+        identity = torch.eye(length, dtype=self.skip.dtype)
+        return toeplitz(torch.stack(taken, 1)) + self.skip[:, None, None] * identity
+
+
+def _discrete(log_step_D: Tensor, rates: Tensor, reads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(step A), (exp(step A) - 1) / A and C, (D,N) complex each."""
+    decay, turn = rates.view(2, len(log_step_D), -1)
+    a_DN = torch.complex(-decay.exp(), turn)
+    power_DN = (a_DN * log_step_D.exp()[:, None]).exp()
+    return power_DN, (power_DN - 1) / a_DN, torch.complex(*reads.view(2, len(log_step_D), -1))
+
+
+def _filter(taken_DN: Tensor, powers_DNT: Tensor) -> Tensor:
+    return 2 * torch.einsum("dn,dnt->dt", taken_DN, powers_DNT).real
+
+
+def _convolved(x_BTD: Tensor, log_step_D: Tensor, rates: Tensor, reads: Tensor) -> Tensor:
+    power, write, read = _discrete(log_step_D, rates, reads)
+    powers_DNT = power[..., None] ** torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    return fft_conv(x_BTD, _filter(read * write, powers_DNT))

@@ -1,0 +1,149 @@
+"""Mamba-2's mixer (Dao and Gu 2024, "Transformers are SSMs"): a state with a scalar decay a head.
+
+    S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T,   y_t = S_t^T C_t + skip x_t,   A < 0
+
+which is y = (L * C B^T) (dt x) with L_ts = exp(sum of dt A from s + 1 to t): computed chunk by chunk as
+matrix products (their section 6). Parameters: `into.weight` (gate z, x, B, C, steps dt), `conv.weight` over
+x, B and C, `log_decay`, `step_bias`, `skip` a head, `norm.weight`, `out.weight`.
+
+Shapes: B samples, T positions, H heads of width P, N values of state, c chunks of Q positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scheduler.job import ModelSpec
+from scheduler.mixers import SsdSpec
+from worker.model.cores import recomputed
+from worker.model.layer import blank
+from worker.model.mixer import SequenceMixer
+from worker.model.parts import Linear, RMSNorm
+from worker.model.short_conv import ShortConv
+
+
+class SsdState(NamedTuple):
+    """What convolution and state space remember."""
+
+    convolved: Tensor
+    memory_BNHP: Tensor
+
+
+class Ssd(SequenceMixer):
+    """in -> convolution -> state space -> gate and norm -> out."""
+
+    def __init__(self, model: ModelSpec, options: SsdSpec) -> None:
+        super().__init__()
+        self.heads, self.state, self.chunk = options.heads_in(model), options.state, options.chunk
+        self.inner = options.inner_in(model)
+        self.into = Linear(model.hidden, 2 * (self.inner + self.state) + self.heads, bias=False)
+        self.conv = ShortConv(options.taps, self.inner + 2 * self.state)
+        self.log_decay, self.step_bias, self.skip = (blank(self.heads) for _ in range(3))
+        self.norm = RMSNorm(self.inner, model.norm_eps)
+        self.out = Linear(self.inner, model.hidden, bias=False)
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        """Decays 1 to 16, steps 0.001 to 0.1 (softplus of the bias), as published."""
+        match parameter:
+            case "conv.weight":
+                return self.conv.initial(rng)
+            case "log_decay":
+                return (1 + 15 * torch.rand(self.heads, generator=rng)).log()
+            case "step_bias":
+                steps = 0.001 * 100 ** torch.rand(self.heads, generator=rng)
+                return steps + (-(-steps).expm1()).log()
+            case _:
+                return None
+
+    def begin(self) -> SsdState:
+        memory = self.log_decay.new_zeros(1, self.state, self.heads, self.inner // self.heads)
+        return SsdState(self.conv.begin(), memory)
+
+    def forward(self, x_BTD: Tensor, state: SsdState | None = None) -> tuple[Tensor, SsdState | None]:
+        gate, x, b, c, step, convolved = self._projected(x_BTD, None if state is None else state.convolved)
+        memory = None if state is None else state.memory_BNHP
+        y, memory = recomputed(ssd, x, b, c, step, -self.log_decay.exp(), self.chunk, memory)
+        y = self._finished(gate, y + self.skip[:, None] * x)
+        if state is None:
+            return y, None
+        assert memory is not None
+        return y, SsdState(convolved, memory)
+
+    def as_matrix(self, x_BTD: Tensor) -> Tensor:
+        _, _, b, c, step, _ = self._projected(x_BTD, None)
+        decay = -self.log_decay.exp() * step
+        matrix = torch.zeros(len(x_BTD), self.heads, *2 * x_BTD.shape[1:2], dtype=x_BTD.dtype)
+        for t in range(x_BTD.shape[1]):
+            for s in range(t + 1):
+                seen = (c[:, t] * b[:, s]).sum(-1, keepdim=True)
+                matrix[:, :, t, s] = seen * decay[:, s + 1 : t + 1].sum(1).exp() * step[:, s]
+        return matrix + self.skip[:, None, None] * torch.eye(x_BTD.shape[1], dtype=x_BTD.dtype)
+
+    def values(self, x_BTD: Tensor) -> Tensor:
+        return self._projected(x_BTD, None)[1].transpose(1, 2)
+
+    def finish(self, x_BTD: Tensor, mixed_BGTE: Tensor) -> Tensor:
+        return self._finished(self._projected(x_BTD, None)[0], mixed_BGTE.transpose(1, 2))
+
+    def _projected(self, x_BTD: Tensor, state: Tensor | None) -> tuple[Tensor, ...]:
+        """gate (B,T,HP), x (B,T,H,P), B and C (B,T,N), steps (B,T,H), the convolution's state."""
+        widths = [self.inner, self.inner + 2 * self.state, self.heads]
+        gate, mixed, step = torch.split(self.into(x_BTD), widths, dim=-1)
+        mixed, state = self.conv(mixed, state)
+        x, b, c = torch.split(F.silu(mixed), [self.inner, self.state, self.state], dim=-1)
+        x = x.reshape(*x.shape[:2], self.heads, -1)
+        return gate, x, b, c, F.softplus(step + self.step_bias), state
+
+    def _finished(self, gate_BTD: Tensor, y_BTHP: Tensor) -> Tensor:
+        y: Tensor = self.out(self.norm(y_BTHP.flatten(2) * F.silu(gate_BTD)))
+        return y
+
+
+def ssd(
+    x_BTHP: Tensor,
+    b_BTN: Tensor,
+    c_BTN: Tensor,
+    step_BTH: Tensor,
+    decay_H: Tensor,
+    chunk: int,
+    memory_BNHP: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """y (B,T,H,P) in chunks, and the memory behind the last position (None without one to begin with, if a
+    chunk holds all positions: nothing is carried). `decay_H` is A, below 0."""
+    batch, length, heads, width = x_BTHP.shape
+    size = min(chunk, length)
+    n = -(-length // size)
+
+    def chunks(x: Tensor) -> Tensor:  # (B,c,Q,…); what is added decays nothing and writes nothing
+        return F.pad(x, (0, 0) * (x.ndim - 2) + (0, n * size - length)).view(batch, n, size, *x.shape[2:])
+
+    written = chunks(x_BTHP * step_BTH[..., None])
+    b, c = chunks(b_BTN), chunks(c_BTN)
+    decay_BcQH = chunks(step_BTH * decay_H).cumsum(2)
+    read: Tensor | float = 0.0
+    if n > 1 or memory_BNHP is not None:
+        left = (decay_BcQH[:, :, -1:] - decay_BcQH).exp()  # of each position's writing at the chunk's end
+        added = b.mT @ (written * left[..., None]).flatten(3)  # (B,c,N,HP)
+        over = decay_BcQH[:, :, -1].exp()
+        memory = x_BTHP.new_zeros(1, b.shape[-1], heads, width) if memory_BNHP is None else memory_BNHP
+        before = []
+        for i in range(n):
+            before.append(memory.expand(batch, -1, -1, -1))
+            memory = memory * over[:, i, None, :, None] + added[:, i].view(batch, -1, heads, width)
+        memory_BNHP = memory
+        read = (c @ torch.stack(before, 1).flatten(3)).view_as(written) * decay_BcQH.exp()[..., None]
+    scores = (c @ b.mT)[:, :, None] * _decays(decay_BcQH)  # (B,c,H,Q,Q)
+    y = read + (scores @ written.transpose(2, 3)).transpose(2, 3)
+    return y.flatten(1, 2)[:, :length], memory_BNHP
+
+
+def _decays(sums_BcQH: Tensor) -> Tensor:
+    """(B,c,H,Q,Q): exp of the sum from behind column s to row t, 0 where s is later."""
+    sums = sums_BcQH.transpose(2, 3)
+    between = sums[..., :, None] - sums[..., None, :]
+    later = torch.ones_like(between, dtype=torch.bool).triu(1)
+    return between.masked_fill(later, -torch.inf).exp()
