@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compression import kernels
+from compression import kernels, kernels_cpu, kernels_topk
 from compression.grid import CodecError, NotFinite, packed_bytes
 from compression.payload import (
     Encoded,
@@ -38,15 +38,12 @@ class FeedbackCodec:
         self._residuals: dict[Key, Tensor] = {}
 
     def encode(self, x: Tensor, key: Key) -> Encoded:
-        name = name_of(x, floats=True)
-        value = x.detach().float()
-        residual = self._residuals.get(key)
-        if residual is not None and residual.shape == value.shape:
-            value = value + residual.to(value.device)
-        payload = self._inner.encode(value)
-        encoded = Encoded(payload, name, tuple(x.shape), self.spec.name)
-        self._residuals[key] = value - self._inner.decode(encoded).to(value.device)
-        return encoded
+        name, shape = name_of(x, floats=True), tuple(x.shape)
+        owed = self._residuals.pop(key, None)  # what failed half way is owed no more
+        if owed is None or owed.shape != x.shape:
+            owed = torch.zeros(shape, device=x.device)
+        payload, self._residuals[key] = self._inner.encode(x.detach(), owed.to(x.device))
+        return Encoded(payload, name, shape, self.spec.name)
 
     def decode(self, encoded: Encoded, key: Key) -> Tensor:
         del key
@@ -67,7 +64,7 @@ class FeedbackCodec:
 
     def restore(self, key: Key, residual: Tensor) -> None:
         """Go on with a residual of a checkpoint."""
-        self._residuals[key] = residual
+        self._residuals[key] = residual.clone()
 
 
 class _KBit:
@@ -76,10 +73,17 @@ class _KBit:
     def __init__(self, spec: FeedbackSpec, seed: int) -> None:
         self._grid, self._seeds = spec.grid, Seeds(seed)
 
-    def encode(self, value: Tensor) -> tuple[memoryview, ...]:
-        twin = kernels.twin_of(value.device)
-        scales, codes = twin.quantize(value, self._grid, self._seeds.next(), torch.get_num_threads())
-        return to_bytes(codes.cpu()), to_bytes(scales.cpu())
+    def encode(self, x: Tensor, owed: Tensor) -> tuple[tuple[memoryview, ...], Tensor]:
+        """(payload of x + owed, what is owed afterwards); `owed` may be written to."""
+        seed, threads = self._seeds.next(), torch.get_num_threads()
+        if x.device.type == "cpu":
+            scales, codes = kernels_cpu.encode_owed(x, owed, self._grid, seed, threads)
+            return (to_bytes(codes), to_bytes(scales)), owed
+        value, twin = x.float() + owed, kernels.twin_of(x.device)
+        scales, codes = twin.quantize(value, self._grid, seed, threads)
+        shape, kind = tuple(x.shape), torch.float32
+        read = twin.dequantize(scales, codes, shape, self._grid, kind, threads)
+        return (to_bytes(codes.cpu()), to_bytes(scales.cpu())), value - read
 
     def decode(self, encoded: Encoded) -> Tensor:
         n_codes = packed_bytes(torch.Size(encoded.shape).numel(), self._grid.bits)
@@ -95,17 +99,31 @@ class _TopK:
     def __init__(self, spec: TopKSpec, seed: int) -> None:
         self._spec, self._seeds = spec, Seeds(seed)
 
-    def encode(self, value: Tensor) -> tuple[memoryview, ...]:
-        flat = value.flatten()
-        if not bool(torch.isfinite(flat).all()):
+    def encode(self, x: Tensor, owed: Tensor) -> tuple[tuple[memoryview, ...], Tensor]:
+        """(payload of x + owed, what is owed afterwards); `owed` may be written to."""
+        places, value = self._largest(x, owed)
+        chosen, indices = value[places], to_bytes(places.to(torch.int32).cpu())
+        grid = self._spec.grid
+        if grid is None:
+            value[places] = 0.0
+            return (indices, to_bytes(chosen.cpu())), value.view(x.shape)
+        twin, threads = kernels.twin_of(x.device), torch.get_num_threads()
+        scales, codes = twin.quantize(chosen, grid, self._seeds.next(), threads)
+        value[places] = chosen - twin.dequantize(
+            scales, codes, tuple(chosen.shape), grid, torch.float32, threads
+        )
+        return (indices, to_bytes(codes.cpu()), to_bytes(scales.cpu())), value.view(x.shape)
+
+    def _largest(self, x: Tensor, owed: Tensor) -> tuple[Tensor, Tensor]:
+        """(places of the largest magnitudes, x + owed laid flat)."""
+        k = self._spec.k(x.numel())
+        if x.device.type == "cpu":
+            places = kernels_topk.take_largest(x, owed, k, torch.get_num_threads())
+            return places.long(), owed.view(-1)
+        value = (x.float() + owed).flatten()
+        if not bool(torch.isfinite(value).all()):
             raise NotFinite("found a value that is infinite or no number; required finite ones")
-        places = flat.abs().topk(self._spec.k(flat.numel()), sorted=False).indices.sort().values
-        chosen, indices = flat[places], to_bytes(places.to(torch.int32).cpu())
-        if self._spec.grid is None:
-            return indices, to_bytes(chosen.cpu())
-        twin = kernels.twin_of(value.device)
-        scales, codes = twin.quantize(chosen, self._spec.grid, self._seeds.next(), torch.get_num_threads())
-        return indices, to_bytes(codes.cpu()), to_bytes(scales.cpu())
+        return value.abs().topk(k, sorted=False).indices.sort().values, value
 
     def decode(self, encoded: Encoded) -> Tensor:
         n, grid = torch.Size(encoded.shape).numel(), self._spec.grid

@@ -9,6 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _LEAST = 64
 """Items (blocks of 4 kB) below which another thread costs more than it brings."""
@@ -18,7 +21,7 @@ _pool: ThreadPoolExecutor | None = None
 _pool_threads = 0
 
 
-def in_parts(work: Callable[[int, int], int], n: int, threads: int) -> list[int]:
+def in_parts(work: Callable[[int, int], T], n: int, threads: int) -> list[T]:
     """`work(start, stop)` over 0 .. n - 1, cut in up to `threads` equal parts that run at once."""
     parts = max(1, min(threads, n // _LEAST))
     if n == 0:
