@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from deploy.local import Backend, LinkOptions, LocalOptions
+from deploy.on_ray.cli import app as ray_app
 from deploy.processes import ProcessFailed
 
 app = typer.Typer(
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
+app.add_typer(ray_app, name="ray")
 
 ChosenBackend = Annotated[
     Backend,
@@ -129,6 +130,28 @@ def emulate(
         raise typer.Exit(1) from None
     if not as_json:
         typer.echo("\n" + table(found))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def supervise(
+    name: Annotated[str, typer.Argument(help="One supervisor a name; a second start of it does nothing.")],
+    command: Annotated[list[str], typer.Argument(help="After `--`: the command and its arguments.")],
+    log: Annotated[Path | None, typer.Option(help="Where its output goes; default: this terminal.")] = None,
+    run_dir: Annotated[Path, typer.Option(help="Where names are held.")] = Path.home() / ".cache/isthmus/run",
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; wants --log.")] = False,
+) -> None:
+    """Keep COMMAND running: start it again when it fails, unless trying again cannot help."""
+    from deploy.supervise import AlreadySupervised
+    from deploy.supervise import supervise as keep
+
+    if detach and log is None:
+        raise typer.BadParameter("found --detach without --log FILE, required a place for what it says")
+    try:
+        code = keep(name, command, run_dir, log, detach)
+    except AlreadySupervised as held:
+        typer.echo(str(held))
+        return
+    raise typer.Exit(code if code >= 0 else 128 - code)
 
 
 def main() -> None:
