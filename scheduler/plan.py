@@ -67,6 +67,11 @@ class Plan:
     def device(self, rank: int) -> str:
         return self.placement[self.replica_of(rank)][self.stage_of(rank)]
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """[rank]: who holds it."""
+        return tuple(name for pipeline in self.placement for name in pipeline)
+
     def rank_of_device(self, name: str) -> int | None:
         """The rank that `name` holds, or None if the plan leaves it out."""
         for r in range(self.n_ranks):

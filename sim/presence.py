@@ -41,6 +41,12 @@ class Presence:
         """Whether a device that left at `left_s` has come again by now."""
         return any(comes and left_s < at_s <= now_s for at_s, comes in self._moves[name])
 
+    def left_between(self, name: str, from_s: float, until_s: float) -> bool:
+        """Whether a device left, or was cut off, at some time of from_s < t <= until_s."""
+        left = any(not comes and from_s < at_s <= until_s for at_s, comes in self._moves[name])
+        cut = (p for p in self._partitions if from_s < p.from_s <= until_s and self.loses(p, name))
+        return left or any(cut)
+
     def next_arrival_s(self, t_s: float) -> float:
         """When somebody comes or a partition ends, after `t_s`; inf: never."""
         moments = [at_s for moves in self._moves.values() for at_s, comes in moves if comes]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from scheduler.cost import predict
 from scheduler.engine import NOMINAL
+from scheduler.flows import FlowNetwork
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.speed import Speed
@@ -51,9 +52,17 @@ def replay_at(
     """
     require_devices(plan, network)
     then = {name: speed.shifted(t_s) for name, speed in speeds.items()}
-    links = network.network(t_s, plan.streams)
-    if partitions:
-        region = {d.name: d.region for d in network.devices}
-        links = links.over(lambda source: CutLinks(source, region, partitions, t_s))
+    links = links_at(network, t_s, plan.streams, partitions)
     topology = network.topology(t_s)
     return predict(plan, work.model, work.profiles, topology, network=links, speeds=then)
+
+
+def links_at(
+    network: NetworkOverTime, t_s: float, streams: int, partitions: tuple[Partition, ...] = ()
+) -> FlowNetwork:
+    """The links from `t_s` on, with `partitions` (on the network's clock) on them."""
+    links = network.network(t_s, streams)
+    if not partitions:
+        return links
+    region = {d.name: d.region for d in network.devices}
+    return links.over(lambda source: CutLinks(source, region, partitions, t_s))

@@ -1,9 +1,9 @@
 """A whole run: steps one after the other while the network moves, devices come and go, and plans change.
 
-Does what today's coordinator does. A lost worker that holds a rank ends the run; it is started again from
-its last checkpoint, under a new plan for whoever is there then, after `restart_s`; a worker that comes
-back waits for the next plan. How long is too long is the coordinator's own formula
-(`scheduler/liveness.py`). Draws nothing: chance is in the faults and the network that are given.
+What follows from a loss is decided by the code that decides it in a real run (`scheduler/recovery.py`):
+who takes whose place, from whom layers come, whether all go back to the checkpoint. Layers travel over the
+network as it is then. A worker that comes back waits for the next plan. Draws nothing: chance is in the
+faults and the network that are given.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from math import inf
 
 from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
-from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, remember
+from scheduler.layer_sources import holdings_of, loading_s
+from scheduler.liveness import remember
 from scheduler.plan import Plan, PlanError
+from scheduler.recovery import Gather, GoOn, Standing, recover
 from scheduler.replan import Measured, Patience, Stay, reconsider
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 from scheduler.traffic import traffic
-from scheduler.units import count, duration
+from scheduler.units import duration
 from sim.faults import Faults
+from sim.losses import Loss, Step, first_loss
 from sim.network import NetworkOverTime
 from sim.presence import Presence
-from sim.replay import Work, replay_at, require_devices
+from sim.replay import Work, links_at, replay_at, require_devices
 
 Planner = Callable[[Topology, Sequence[str], int], Plan]
 """(links of the moment, devices that are there, version) -> a plan; PlanError if there is none."""
@@ -38,8 +41,12 @@ class RunOptions:
     """Moment of the network's clock at which the first step begins."""
     save_every: int = 50
     """Steps between checkpoints; 0: none before the end."""
+    settle_s: float = 5.0
+    """From a loss that is noticed to the first step under a new plan, beside the layers' way: stop, plan,
+    build the stages anew, connect."""
     restart_s: float = 60.0
-    """From a loss that is noticed to the first step under a new plan: start, profile, load."""
+    """The same where layers come from the checkpoint, and what a process that died takes to be there again:
+    start, profile, load."""
     replan_every: int = 0
     """Steps after which links are measured and a plan for them is made; 0: only when devices are lost."""
     patience: Patience = field(default_factory=lambda: Patience(steps_redone=0.0))
@@ -76,10 +83,12 @@ class RunResult:
     start_s: float = 0.0
     end_s: float = 0.0
     tokens: int = 0
+    recoveries: int = 0
+    """Losses after which the run went on; `restarts` of them from a checkpoint."""
     restarts: int = 0
     steps_lost: int = 0
     device_s: dict[str, float] = field(default_factory=dict)
-    """By device: seconds in which it held a rank or waited for a restart with one."""
+    """By device: seconds in which it held a rank, or was made ready to."""
     egress_bytes: dict[str, float] = field(default_factory=dict)
     """By region: what left it for others, steps that were lost included."""
     code: ExitCode = ExitCode.OK
@@ -92,15 +101,6 @@ class RunResult:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.total_s if self.total_s > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Loss:
-    """The end of a run that can be resumed."""
-
-    at_s: float
-    code: ExitCode
-    why: str
 
 
 def simulate_run(
@@ -147,20 +147,20 @@ class _Run:
         self._known: tuple[int, float, Timeline] | None = None
         """(plan version, until when it holds, the step's timeline) while nothing changes."""
         self._result = RunResult(start_s=self._t)
-        absent = [n for n in _devices_of(plan) if n not in self._presence.at(self._t)]
+        absent = [n for n in plan.devices if n not in self._presence.at(self._t)]
         if absent:
             raise PlanError(
                 f"found a plan that needs {', '.join(absent)}, absent at {self._t:g} s by the faults"
             )
-        self._plan: Plan | None = None
+        self._back_s: dict[str, float] = {}
+        """When processes that died are there again."""
+        self._plan = plan
         self._take(plan)
 
     def run(self) -> RunResult:
         while self._done < self._options.steps and self._result.code is ExitCode.OK:
             if self._t >= self._options.deadline_s:
                 self._end(ExitCode.INTERRUPTED, f"given up at {duration(self._t)}")
-            elif self._plan is None:
-                self._resume()
             else:
                 self._step(self._plan)
         self._result.end_s = self._t
@@ -174,7 +174,8 @@ class _Run:
         took_s = timeline.duration_s
         if len(self._result.timelines) < len(self._result.plans):
             self._result.timelines.append(timeline)
-        loss = self._first_loss(plan, took_s)
+        step = Step(plan, self._done, self._t, took_s, self._steps_s)
+        loss = first_loss(step, self._faults, self._crashes, self._presence)
         self._account(plan, (loss.at_s if loss else self._t + took_s) - self._t)
         if loss:
             self._lose(loss)
@@ -208,10 +209,13 @@ class _Run:
         return timeline
 
     def _account(self, plan: Plan, seconds: float) -> None:
-        for name in _devices_of(plan):
-            _add(self._result.device_s, name, seconds)
+        self._hold(plan, seconds)
         for region, n_bytes in self._egress_bytes.items():
             _add(self._result.egress_bytes, region, n_bytes)
+
+    def _hold(self, plan: Plan, seconds: float) -> None:
+        for name in plan.devices:
+            _add(self._result.device_s, name, seconds)
 
     def _take(self, plan: Plan) -> None:
         self._plan, self._streak = plan, 0
@@ -225,7 +229,7 @@ class _Run:
                 _add(self._egress_bytes, src, n_bytes)
 
     def _replan(self, plan: Plan) -> None:
-        names = self._presence.at(self._t)
+        names = self._here()
         topology = self._network.topology(self._t)
         try:
             new = self._planner(topology, names, plan.version + 1)
@@ -244,68 +248,60 @@ class _Run:
 
     # ---- losses
 
-    def _first_loss(self, plan: Plan, took_s: float) -> _Loss | None:
-        """What ends the run during the step that begins now, if anything does."""
-        end_s, losses = self._t + took_s, []
-        for rank in range(plan.n_ranks):
-            if (rank, self._done) in self._crashes:
-                self._crashes.discard((rank, self._done))
-                why = f"{plan.device(rank)} is lost: its connection ended (crashed)"
-                losses.append(_Loss(self._t + took_s / 2, ExitCode.WORKER_LOST, why))
-        held = _devices_of(plan)
-        for at_s, name, comes in self._faults.moves:
-            if (
-                not comes
-                and name in held
-                and at_s <= end_s
-                and not self._presence.came_back(name, at_s, self._t)
-            ):
-                losses.append(_Loss(max(self._t, at_s), ExitCode.WORKER_LOST, f"{name} is lost: it left"))
-        silence_s = SILENCE.deadline_s([HEARTBEAT_S] * 3)
-        for p in self._faults.partitions:
-            away = [n for n in held if self._presence.loses(p, n)]
-            noticed_s = p.from_s + silence_s
-            if away and self._t < p.until_s and noticed_s < min(p.until_s, end_s):
-                why = f"{away[0]} is lost: no heartbeat for {silence_s:.0f} s (a partition)"
-                losses.append(_Loss(max(self._t, noticed_s), ExitCode.WORKER_LOST, why))
-        limit_s = STEP.deadline_s(self._steps_s)
-        if took_s > limit_s:
-            why = f"step {self._done} is not done after {duration(limit_s)}"
-            losses.append(_Loss(self._t + limit_s, ExitCode.STALLED, why))
-        return min(losses, key=lambda x: x.at_s, default=None)
-
-    def _lose(self, loss: _Loss) -> None:
+    def _lose(self, loss: Loss) -> None:
+        """Go on after a loss, with whoever is there or as soon as enough are."""
         self._t = loss.at_s
-        lost = self._done - self._saved
-        self._say(f"{loss.why}; {count(lost, 'step')} lost, resuming after step {self._saved}")
-        self._result.steps_lost += lost
-        self._result.restarts += 1
-        del self._result.steps[self._saved :]
-        self._done = self._saved
-        self._steps_s = ()
-        self._plan, self._known = None, None
+        self._say(loss.why)
+        self._steps_s, self._known = (), None
+        if loss.crashed:
+            self._back_s[loss.crashed] = loss.at_s + self._options.restart_s
+            self._crashes.discard((self._plan.devices.index(loss.crashed), self._done))
+        while isinstance(found := self._ways_on(loss), Gather):
+            comes_s = min([self._presence.next_arrival_s(self._t), *self._still_away()])
+            if comes_s == inf:
+                self._end(ExitCode.NO_PLAN, found.reason)
+                return
+            self._t = comes_s
+        self._go_on(found)
 
-    def _resume(self) -> None:
-        """A plan for whoever is there after the restart; if none fits, wait until somebody comes."""
-        before = self._result.plans[-1]
-        self._t += self._options.restart_s
-        while True:
-            names = self._presence.at(self._t)
-            try:
-                plan = self._planner(self._network.topology(self._t), names, before.version + 1)
-                break
-            except PlanError as e:
-                comes_s = self._presence.next_arrival_s(self._t)
-                if comes_s == inf:
-                    self._end(ExitCode.NO_PLAN, f"{count(len(names), 'device')} left: {e}")
-                    return
-                self._t = comes_s
-        self._take(plan)
-        for name in _devices_of(plan):
-            _add(self._result.device_s, name, self._options.restart_s)
-        self._say(
-            f"plan {plan.version}: {plan.n_stages} x {plan.n_replicas} on {count(plan.n_ranks, 'device')}"
-        )
+    def _ways_on(self, loss: Loss) -> GoOn | Gather:
+        """What the core says of those who are here now. Who went in between has nothing any more, and nobody
+        has after a run that was given up."""
+        running, t_s, w = self._plan, self._t, self._work
+        here = self._here()
+        kept = [n for n in here if n != loss.crashed and not self._presence.left_between(n, loss.at_s, t_s)]
+        topology = self._network.topology(t_s)
+        version = running.version + 1
+        try:
+            planned: Plan | str = self._planner(topology, here, version)
+        except PlanError as e:
+            planned = str(e)
+        now = Measured(w.model, [p for p in w.profiles if p.device in here], topology)
+        holdings = {} if loss.stalled else holdings_of(running, self._done, kept)
+        saved = self._saved or None
+        standing = Standing(running, tuple(here), holdings, self._done, self._options.steps, saved)
+        return recover(standing, planned, now, version)
+
+    def _here(self) -> list[str]:
+        return [n for n in self._presence.at(self._t) if self._back_s.get(n, -inf) <= self._t]
+
+    def _still_away(self) -> list[float]:
+        return [t for t in self._back_s.values() if t > self._t]
+
+    def _go_on(self, found: GoOn) -> None:
+        """Layers travel from those who hold them, over the links as they are now."""
+        links = links_at(self._network, self._t, found.plan.streams, self._faults.partitions)
+        took_s = loading_s(found.sources, self._work.model, links)
+        took_s += self._options.restart_s if found.from_checkpoint else self._options.settle_s
+        self._result.recoveries += 1
+        self._result.restarts += found.from_checkpoint
+        self._result.steps_lost += self._done - found.step
+        del self._result.steps[found.step :]
+        self._done = found.step
+        self._say(f"plan {found.plan.version}: {found.reason}; ready in {duration(took_s)}")
+        self._t += took_s
+        self._take(found.plan)
+        self._hold(found.plan, took_s)
 
     def _end(self, code: ExitCode, reason: str) -> None:
         self._result.code, self._result.reason = code, reason
@@ -313,10 +309,6 @@ class _Run:
 
     def _say(self, text: str) -> None:
         self._result.events.append(RunEvent(self._t, text))
-
-
-def _devices_of(plan: Plan) -> list[str]:
-    return [plan.device(r) for r in range(plan.n_ranks)]
 
 
 def _add(amounts: dict[str, float], name: str, more: float) -> None:

@@ -46,6 +46,7 @@ class Settings(NetworkInput, JobInput):
     faults: Path | None = None
     prices: Path | None = None
     save_every: int = 50
+    settle_s: float = 5.0
     restart_s: float = 60.0
     replan_every: int = 0
 
@@ -114,7 +115,7 @@ def simulate(
         horizon_s = s.start_s + max(10 * s.steps * plan.predicted_step_s, DAY_S)
         faults = read_faults(s.faults, names, regions, horizon_s, np.random.default_rng(s.seed))
     tokens = job.global_batch * job.sequence_length
-    options = RunOptions(s.steps, tokens, s.start_s, s.save_every, s.restart_s, s.replan_every)
+    options = RunOptions(s.steps, tokens, s.start_s, s.save_every, s.settle_s, s.restart_s, s.replan_every)
     result = simulate_run(work, network, plan, options, planner, faults, progress)
     costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
     return Simulation(read, work, result, costs, prices.currency, tokens)
@@ -130,6 +131,7 @@ def document(simulation: Simulation) -> dict[str, Any]:
         "median_step_s": float(np.median(step_s)) if step_s else None,
         "tokens": result.tokens,
         "tokens_per_s": result.tokens_per_s,
+        "recoveries": result.recoveries,
         "restarts": result.restarts,
         "steps_lost": result.steps_lost,
         "device_s": dict(result.device_s),

@@ -62,7 +62,12 @@ def run(
         Path | None, typer.Option(help="Prices of device-hours and egress, watts (YAML).")
     ] = None,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 50,
-    restart_s: Annotated[float, typer.Option(min=0, help="Seconds from a loss to the next step.")] = 60.0,
+    settle_s: Annotated[
+        float, typer.Option(min=0, help="Seconds from a loss to the next step, beside the layers' way.")
+    ] = 5.0,
+    restart_s: Annotated[
+        float, typer.Option(min=0, help="The same where layers come from the checkpoint.")
+    ] = 60.0,
     replan_every: Annotated[
         int, typer.Option(min=0, help="Steps after which a new plan is tried; 0: only after losses.")
     ] = 0,
@@ -136,8 +141,9 @@ def figures(simulation: Simulation) -> list[tuple[str, str]]:
         found.append((count(len(step_s), "step"), spread))
     found.append(("total", duration(result.total_s)))
     found.append(("tokens a second", f"{result.tokens_per_s:,.0f}"))
-    if result.restarts:
-        found.append((count(result.restarts, "restart"), f"{count(result.steps_lost, 'step')} done again"))
+    if result.recoveries:
+        how = f"{result.restarts} from a checkpoint, {count(result.steps_lost, 'step')} done again"
+        found.append((count(result.recoveries, "interruption"), how))
     found.append(("between regions", size(sum(result.egress_bytes.values()))))
     if costs.money is not None:
         known = (("devices", costs.devices), ("egress", costs.egress))

@@ -83,7 +83,8 @@ def test_faults_and_prices_are_told(tmp_path: Path) -> None:
     )
     assert found["energy_J"] == pytest.approx(300 * sum(found["device_s"].values()))
     shown = runner.invoke(app, ["run", *args])
-    assert "is lost: its connection ended (crashed); 1 step lost, resuming after step 0" in shown.stdout
+    assert "is lost: its connection ended (crashed)" in shown.stdout
+    assert "back to the beginning, 1 step again; ready in 10.0 s" in shown.stdout
     assert "cost: " in shown.stdout
     assert "energy: " in shown.stdout
 
