@@ -6,29 +6,31 @@ What the numbers mean is `scheduler.exit_codes`; what a run does is `run.py`.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
 
-from .client import CallFailed, status_json
+from .access import certs, tokens_app
+from .certs import CA, TLS_DIR, ServerTls, server_tls
+from .client import CallFailed, Coordinator, status_json
 from .client import drain as call_drain
 from .client import status as call_status
+from .options import DEFAULT_STATE_DIR, AsJson, StateDir
+from .options import end as _end
 from .planning import given, make
 from .progress import Bar, JsonLines, Show, human_bytes
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import PortInUse, RunOptions, run
-
-DEFAULT_STATE_DIR = Path(".state")
 
 app = typer.Typer(
     help="Take a job, gather workers, plan, and drive the training. Exit codes: `coordinator exit-codes`.",
@@ -36,12 +38,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(tokens_app, name="tokens")
+app.command("certs")(certs)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
-StateDir = Annotated[
-    Path, typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR", file_okay=False)
-]
 Address = Annotated[
     str | None,
     typer.Option(help="HOST:PORT; default: as the state directory says.", envvar="ISTHMUS_ADDRESS"),
@@ -49,15 +49,12 @@ Address = Annotated[
 TokenFile = Annotated[
     Path | None, typer.Option(help="Default: the state directory's token.", envvar="ISTHMUS_TOKEN_FILE")
 ]
-
-
-def _end(code: ExitCode, message: str, as_json: bool) -> NoReturn:
-    """Say what is wrong where the reader looks, and exit with its number."""
-    if as_json:
-        event = {"event": "error", "code": int(code), "reason": message, "remedy": EXITS[code].remedy}
-        typer.echo(json.dumps(event))
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(int(code))
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca", help="The coordinator's ca.pem; default: the state directory's.", envvar="ISTHMUS_CA"
+    ),
+]
 
 
 def _read_job(path: Path, as_json: bool) -> JobSpec:
@@ -83,25 +80,15 @@ def _split_bind(bind: str, as_json: bool) -> tuple[str, int]:
     return host, int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address at `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _require_safe(bind: str, insecure: bool, as_json: bool) -> None:
+def _require_safe(bind: str, tls: ServerTls | None, insecure: bool, as_json: bool) -> None:
     host, _ = _split_bind(bind, as_json)
-    if insecure or is_loopback(host):
+    if tls is not None or insecure or is_loopback(host):
         return
     _end(
         ExitCode.INSECURE_BIND,
-        f"--bind: found {bind}, which other machines can reach, and this version does not encrypt the "
-        "control channel yet: token, job and checkpoints would travel in the clear. Bind to 127.0.0.1 "
-        "and tunnel (ssh -L, WireGuard), or pass --insecure on a network you trust",
+        f"--bind: found {bind}, which other machines can reach, and no certificate: token, job, checkpoints "
+        "and keys would travel in the clear. Make one (`coordinator certs --host NAME`), give --tls-cert "
+        "and --tls-key, or pass --insecure on a network that is private already",
         as_json,
     )
 
@@ -144,10 +131,23 @@ def start(
         Path | None,
         typer.Option("--plan", help="Run this plan (as `sim run --json` prints it), whatever is measured."),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="Certificate to show, as PEM; default: what `coordinator certs` made, if it did.",
+            envvar="ISTHMUS_TLS_CERT",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="The certificate's key, as PEM.", envvar="ISTHMUS_TLS_KEY")
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
-            "--insecure", help="Allow --bind beyond this machine, unencrypted.", envvar="ISTHMUS_INSECURE"
+            "--insecure",
+            help="Allow --bind beyond this machine without a certificate: whoever reads the network reads "
+            "the token, and with it can join, take the weights and end the run.",
+            envvar="ISTHMUS_INSECURE",
         ),
     ] = False,
     token_file: TokenFile = None,
@@ -158,7 +158,11 @@ def start(
     The first Ctrl-C finishes the step, saves and ends; the second ends at once.
     """
     job = _read_job(job_file, as_json)
-    _require_safe(bind, insecure, as_json)
+    try:
+        tls = server_tls(tls_cert, tls_key, state_dir)
+    except TlsError as e:
+        _end(ExitCode.TLS, str(e), as_json)
+    _require_safe(bind, tls, insecure, as_json)
     planner = given(_read_plan(plan_file, as_json)) if plan_file else make
     needed, why = (min_workers, "") if min_workers is not None else default_min_workers(job)
     try:
@@ -170,7 +174,7 @@ def start(
         if why:
             opened.notes += (why,)
         show: Show = JsonLines() if as_json else Bar(Console(soft_wrap=True))
-        options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run)
+        options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run, tls=tls)
         with show:
             code = asyncio.run(run(job, opened, options, secret, show, planner))
     except OpenError as e:
@@ -199,8 +203,10 @@ def validate(job_file: JobFile, as_json: AsJson = False) -> None:
     )
 
 
-def _where(address: str | None, token_file: Path | None, state_dir: Path, as_json: bool) -> tuple[str, str]:
-    """Address and token, from the options or the state directory."""
+def _where(
+    address: str | None, token_file: Path | None, ca: Path | None, state_dir: Path, as_json: bool
+) -> Coordinator:
+    """Whom to ask, from the options or the state directory."""
     if address is None:
         path = state_dir / ADDRESS_FILE
         try:
@@ -212,22 +218,34 @@ def _where(address: str | None, token_file: Path | None, state_dir: Path, as_jso
                 as_json,
             )
     try:
-        return address, read_token(token_file or state_dir / TOKEN_FILE)
+        return Coordinator(
+            address, read_token(token_file or state_dir / TOKEN_FILE), _authority(ca, state_dir)
+        )
     except OpenError as e:
         _end(e.code, str(e), as_json)
+    except TlsError as e:
+        _end(ExitCode.TLS, str(e), as_json)
+
+
+def _authority(ca: Path | None, state_dir: Path) -> Authority | None:
+    own = state_dir / TLS_DIR / CA
+    if ca is None and not own.exists():
+        return None
+    return read_authority(ca or own)
 
 
 @app.command()
 def status(
     address: Address = None,
     token_file: TokenFile = None,
+    ca: CaFile = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Show phase, step, loss, speed, and every worker with its layers."""
-    at, secret = _where(address, token_file, state_dir, as_json)
+    asked = _where(address, token_file, ca, state_dir, as_json)
     try:
-        reply = call_status(at, secret)
+        reply = call_status(asked)
     except CallFailed as e:
         _end(e.code, str(e), as_json)
     if as_json:
@@ -247,12 +265,18 @@ def status(
 
 
 def _ask_to_end(
-    address: str | None, token_file: Path | None, state_dir: Path, as_json: bool, *, now: bool
+    address: str | None,
+    token_file: Path | None,
+    ca: Path | None,
+    state_dir: Path,
+    as_json: bool,
+    *,
+    now: bool,
 ) -> None:
-    at, secret = _where(address, token_file, state_dir, as_json)
+    asked = _where(address, token_file, ca, state_dir, as_json)
     command = "stop" if now else "drain"
     try:
-        phase = call_drain(at, secret, now=now, reason=f"`coordinator {command}`")
+        phase = call_drain(asked, now=now, reason=f"`coordinator {command}`")
     except CallFailed as e:
         _end(e.code, str(e), as_json)
     if as_json:
@@ -265,22 +289,24 @@ def _ask_to_end(
 def drain(
     address: Address = None,
     token_file: TokenFile = None,
+    ca: CaFile = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Finish the steps under way, save, release the workers, end."""
-    _ask_to_end(address, token_file, state_dir, as_json, now=False)
+    _ask_to_end(address, token_file, ca, state_dir, as_json, now=False)
 
 
 @app.command()
 def stop(
     address: Address = None,
     token_file: TokenFile = None,
+    ca: CaFile = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     as_json: AsJson = False,
 ) -> None:
     """End at once and save nothing; the last checkpoint stays."""
-    _ask_to_end(address, token_file, state_dir, as_json, now=True)
+    _ask_to_end(address, token_file, ca, state_dir, as_json, now=True)
 
 
 @app.command("exit-codes")

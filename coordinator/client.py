@@ -6,6 +6,7 @@ Every failure becomes a CallFailed with an exit code and what to do.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 
 from protos import orchestrator_pb2 as pb
 from protos import orchestrator_pb2_grpc
-from protos.version import MAX_MESSAGE_BYTES
+from protos.tls import Authority, channel, explain
 from scheduler.exit_codes import ExitCode
 
 DEADLINE_S = 10.0
@@ -27,32 +28,43 @@ class CallFailed(Exception):
         self.code = code
 
 
-def _call(address: str, method: str, request: Any) -> Any:
-    options = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
-    with grpc.insecure_channel(address, options=options) as channel:
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """Whom to ask, and how to be let in. `authority` None: in the clear."""
+
+    address: str
+    token: str
+    authority: Authority | None = None
+
+
+def _call(asked: Coordinator, method: str, request: Any) -> Any:
+    address = asked.address
+    with channel(address, asked.authority) as opened:
         try:
-            stub = orchestrator_pb2_grpc.OrchestratorStub(channel)
+            stub = orchestrator_pb2_grpc.OrchestratorStub(opened)
             return getattr(stub, method)(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
             status, details = error.code(), error.details()
             if status is grpc.StatusCode.UNAUTHENTICATED:
                 raise CallFailed(ExitCode.TOKEN, str(details)) from error
             if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if why := explain(address, asked.authority):
+                    raise CallFailed(ExitCode.TLS, why) from error
                 raise CallFailed(
                     ExitCode.UNREACHABLE, f"{address}: found no coordinator ({details}); check that it runs"
                 ) from error
             raise CallFailed(ExitCode.INTERNAL, f"{address}: {status.name}: {details}") from error
 
 
-def status(address: str, token: str) -> pb.StatusReply:
+def status(asked: Coordinator) -> pb.StatusReply:
     """What the coordinator knows. Raises CallFailed."""
-    reply: pb.StatusReply = _call(address, "Status", pb.StatusRequest(token=token))
+    reply: pb.StatusReply = _call(asked, "Status", pb.StatusRequest(token=asked.token))
     return reply
 
 
-def drain(address: str, token: str, *, now: bool, reason: str) -> str:
+def drain(asked: Coordinator, *, now: bool, reason: str) -> str:
     """End the run, after the step or `now`; returns the phase it is in. Raises CallFailed."""
-    reply: pb.DrainReply = _call(address, "Drain", pb.DrainRequest(token=token, now=now, reason=reason))
+    reply: pb.DrainReply = _call(asked, "Drain", pb.DrainRequest(token=asked.token, now=now, reason=reason))
     return str(reply.phase)
 
 

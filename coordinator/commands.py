@@ -82,7 +82,16 @@ class Stop:
     reason: str
 
 
-WorkerCommand = Profile | MeasureLinks | TakePlan | RunSteps | Commit | Save | Evaluate | AbortPlan | Stop
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Take data connections of these public keys and of no others. The shell's own: no plan depends on it."""
+
+    keys: tuple[bytes, ...]
+
+
+WorkerCommand = (
+    Profile | MeasureLinks | TakePlan | RunSteps | Commit | Save | Evaluate | AbortPlan | Stop | Admit
+)
 
 
 @dataclass(frozen=True, slots=True)

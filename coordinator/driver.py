@@ -23,6 +23,7 @@ from scheduler.timeline import Span
 from . import events as e
 from .checkpoints import CheckpointError
 from .commands import (
+    Admit,
     Command,
     DiscardSave,
     Evict,
@@ -35,6 +36,7 @@ from .commands import (
     WorkerCommand,
     WriteManifest,
 )
+from .data_keys import DataKeys
 from .links import record_links
 from .measurements import keep_measurements
 from .planning import Planner, Planning, describe
@@ -77,6 +79,7 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._began_s = time.monotonic()
         self._tokens = 0
+        self._keys = DataKeys()
 
     # ---- events in
 
@@ -85,11 +88,26 @@ class Driver:
         before = self.state
         transition = handle(before, event, time.monotonic())
         self.state = transition.state
+        self._admit(event)
         refused = [c for c in transition.commands if isinstance(c, Refuse)]
         for command in transition.commands:
             self._carry_out(command)
         self._tell_changes(before, event, transition.reason)
         return refused
+
+    def visit(self, key: bytes) -> None:
+        """Have the workers answer probes of this key for a while."""
+        self._keys.visit(key, time.monotonic())
+        self.apply(e.Tick())
+
+    def _admit(self, event: e.Event) -> None:
+        """Tell workers whose connections to take, before anybody is told to connect."""
+        members = self.state.members
+        changed = self._keys.news(members, time.monotonic())
+        who = members if changed else [event.worker] if isinstance(event, e.Connected) else []
+        if changed or self._keys.told:
+            for worker in who:
+                self._order(worker, Admit(self._keys.told))
 
     def join(self, event: e.Join) -> Refuse | None:
         """Take a worker in, or say why not."""

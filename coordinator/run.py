@@ -16,6 +16,7 @@ from pathlib import Path
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 
+from .certs import CA, TLS_DIR, ServerTls
 from .driver import Driver, Say
 from .events import Drain
 from .planning import Planner, make
@@ -23,7 +24,9 @@ from .records import Options
 from .resume import ADDRESS_FILE, OpenRun
 from .service import PortInUse, serve
 from .state import start
+from .tokens import Tokens
 
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 GRACE_S = 15.0
 """How long workers have to leave after the run has ended."""
 
@@ -36,6 +39,8 @@ class RunOptions:
     min_workers: int = 1
     dry_run: bool = False
     heartbeat_s: float = 1.0
+    tls: ServerTls | None = None
+    """None: in the clear."""
 
 
 def options_of(job: JobSpec, run: RunOptions) -> Options:
@@ -61,6 +66,12 @@ def advertised(bind: str, port: int) -> str:
     return f"{host}:{port}"
 
 
+def _beside(address: str) -> str:
+    """The address for commands on this machine: what listens everywhere is reached by loopback."""
+    host, _, port = address.rpartition(":")
+    return f"{_EVERYWHERE.get(host, host)}:{port}"
+
+
 async def run(
     job: JobSpec,
     opened: OpenRun,
@@ -72,10 +83,15 @@ async def run(
     """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
     state = start(options_of(job, options), opened.restore)
     driver = Driver(job, opened, state, planner, say)
-    server, port = await serve(driver, token[0], options.bind)
+    tokens = Tokens(opened.state_dir)
+    try:
+        server, port = await serve(driver, token[0], tokens, options.bind, options.tls)
+    except PortInUse:
+        tokens.close()
+        raise
     address = advertised(options.bind, port)
     address_file = opened.state_dir / ADDRESS_FILE
-    address_file.write_text(f"{address}\n")
+    address_file.write_text(f"{_beside(address)}\n")
     driver.tell(
         "listening",
         address=address,
@@ -86,7 +102,8 @@ async def run(
         step=state.done,
         steps=job.steps,
         min_workers=options.min_workers,
-        join=f"worker join {address} --token-file {token[1]}",
+        tls=options.tls is not None,
+        join=f"worker join {address} --token-file {token[1]}{_ca(opened.state_dir, options.tls)}",
     )
     for note in opened.notes:
         driver.tell("note", reason=note)
@@ -96,8 +113,17 @@ async def run(
             await driver.settle(GRACE_S)
     finally:
         await server.stop(1.0)
+        tokens.close()
         address_file.unlink(missing_ok=True)
     return driver.state.code
+
+
+def _ca(state_dir: Path, tls: ServerTls | None) -> str:
+    """What of the authority the line to join with says."""
+    if tls is None:
+        return ""
+    own = state_dir / TLS_DIR / CA
+    return f" --ca {own if own.exists() else 'FILE'}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import time
 from collections.abc import AsyncIterator
 from statistics import median
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from protos.convert import (
     ConvertError,
     PeerInfo,
     device_from_message,
+    is_curve_key,
     links_from_messages,
     plan_to_message,
     spans_from_messages,
@@ -33,8 +35,10 @@ from scheduler.exit_codes import ExitCode
 from scheduler.job import job_to_json
 
 from . import events as e
+from .certs import ServerTls
 from .checkpoints import CheckpointMissing, CheckpointWriteError, Upload, UploadRefused
 from .driver import Driver, Line, new_session
+from .tokens import UNKNOWN, Tokens
 from .wire import command_to_message, event_from_message
 
 SERVICE = "isthmus.v1.Orchestrator"
@@ -62,9 +66,10 @@ Context = Any  # grpc.aio.ServicerContext; grpc ships no types that name its mes
 class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]  # generated, untyped
     """The protocol's calls on one driver."""
 
-    def __init__(self, driver: Driver, token: str) -> None:
+    def __init__(self, driver: Driver, token: str, tokens: Tokens) -> None:
         self._driver = driver
         self._token = token.encode()
+        self._tokens = tokens
         self._uploads = 0
 
     # ---- joining
@@ -77,7 +82,7 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
                 f"found a worker of protocol version {request.protocol_version}, the coordinator speaks "
                 f"{PROTOCOL_VERSION}; install the same version of isthmus on both",
             )
-        await self._check_token(request.token, context)
+        await self._check_token(request.token, context, request.identity_proof)
         if not _NAME.fullmatch(request.name):
             await _abort(
                 context,
@@ -91,6 +96,12 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
                 f"found data address {request.data_address[:80]!r} and incarnation "
                 f"{request.incarnation[:80]!r}, required both",
             )
+        if not is_curve_key(request.curve_public_key):
+            await _abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"found a public key of {len(request.curve_public_key)} bytes, required 40 of Z85",
+            )
         session = new_session()
         peer = PeerInfo(request.name, request.data_address, request.curve_public_key)
         device = device_from_message(request.device, request.name)
@@ -99,6 +110,11 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
             taken = refusal.code is ExitCode.NAME_TAKEN
             status = grpc.StatusCode.ALREADY_EXISTS if taken else grpc.StatusCode.FAILED_PRECONDITION
             await _abort(context, status, refusal.reason)
+        if not self._is_own(request.token):
+            spent = self._tokens.admit(request.token, time.time(), request.name, request.identity_proof)
+            if spent:  # somebody took its last use in between
+                self._driver.apply(e.Disconnected(request.name, spent))
+                await _abort(context, grpc.StatusCode.UNAUTHENTICATED, spent)
         return pb.JoinReply(
             session=session,
             run=self._driver.run,
@@ -145,10 +161,13 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: N802
         await self._check_token(request.token, context)
+        if request.curve_public_key and is_curve_key(request.curve_public_key):
+            self._driver.visit(request.curve_public_key)
         return status_reply(self._driver)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:  # noqa: N802
-        await self._check_token(request.token, context)
+        if not self._is_own(request.token):
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, UNKNOWN)
         self._driver.apply(e.Drain(request.reason[:1000] or "asked to", request.now))
         return pb.DrainReply(phase=self._driver.state.phase)
 
@@ -224,13 +243,17 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
 
     # ---- who is asking
 
-    async def _check_token(self, token: str, context: Context) -> None:
-        if not hmac.compare_digest(token.encode(), self._token):
-            await _abort(
-                context,
-                grpc.StatusCode.UNAUTHENTICATED,
-                "found a token that is not the coordinator's; pass the token file it named when it started",
-            )
+    def _is_own(self, token: str) -> bool:
+        """Whether it is the run's own token, which may do everything, as often as it likes."""
+        return hmac.compare_digest(token.encode(), self._token)
+
+    async def _check_token(self, token: str, context: Context, proof: bytes = b"") -> None:
+        """The run's own token, or a join token that is good for this caller; spends nothing."""
+        if self._is_own(token):
+            return
+        refused = self._tokens.refusal(token, time.time(), proof)
+        if refused:
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, refused)
 
     async def _check_member(self, context: Context) -> None:
         if self._driver.worker_of(_session(context)) is None:
@@ -311,16 +334,22 @@ class PortInUse(Exception):
     """The address cannot be listened on: names it."""
 
 
-async def serve(driver: Driver, token: str, bind: str) -> tuple[aio.Server, int]:
-    """Start to listen; returns the server and its port. Raises PortInUse."""
+async def serve(
+    driver: Driver, token: str, tokens: Tokens, bind: str, tls: ServerTls | None = None
+) -> tuple[aio.Server, int]:
+    """Start to listen, over TLS or in the clear; returns the server and its port. Raises PortInUse."""
     server = aio.server(options=SERVER_OPTIONS)
-    orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token), server)
+    orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token, tokens), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     for name in ("", SERVICE):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        port = server.add_insecure_port(bind)
+        if tls is None:
+            port = server.add_insecure_port(bind)
+        else:
+            shown = grpc.ssl_server_credentials([(tls.key, tls.certificate)])
+            port = server.add_secure_port(bind, shown)
     except RuntimeError as error:
         await server.stop(None)
         raise PortInUse(

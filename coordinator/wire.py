@@ -125,5 +125,7 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
             return pb.Command(abort_plan=pb.AbortPlan(plan_version=version, reason=reason))
         case c.Stop(code, reason):
             return pb.Command(stop=pb.Stop(code=int(code), reason=reason))
+        case c.Admit(keys):
+            return pb.Command(admit=pb.Admit(curve_public_keys=keys))
         case _:
             assert_never(body)

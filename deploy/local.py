@@ -26,7 +26,7 @@ NAMESPACE_PORT = 29530
 
 Backend = Literal["relay", "switch"]
 """relay: bytes are delayed between sockets. switch: each worker in a network namespace of its own, packets
-are delayed between them; its addresses exist on this machine only, so workers say --insecure."""
+are delayed between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,6 @@ class LocalCluster:
             argv += ["--region", place]
         if site.routes is not None:
             argv += ["--peer-map", str(site.routes)]
-        if site.enter:
-            argv += ["--insecure"]
         return argv
 
     def _sites(self, places: Sequence[str]) -> dict[str, Site]:

@@ -44,6 +44,16 @@ class PeerInfo:
     curve_public_key: bytes = b""
 
 
+CURVE_KEY_BYTES = 40
+"""Of a CURVE key as Z85 text."""
+_Z85 = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")
+
+
+def is_curve_key(key: bytes) -> bool:
+    """Whether `key` is a CURVE key as Z85 text, or empty: none."""
+    return not key or (len(key) == CURVE_KEY_BYTES and _Z85.issuperset(key))
+
+
 def _finite(label: str, value: float, least: float = 0.0) -> float:
     if not math.isfinite(value) or value < least:
         raise ConvertError(f"{label}: found {value}, required a finite number of at least {least:g}")

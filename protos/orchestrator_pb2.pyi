@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "token", "name", "device", "data_address", "incarnation", "curve_public_key")
+    __slots__ = ("protocol_version", "token", "name", "device", "data_address", "incarnation", "curve_public_key", "identity_proof")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -14,6 +14,7 @@ class JoinRequest(_message.Message):
     DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CURVE_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_PROOF_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     token: str
     name: str
@@ -21,7 +22,8 @@ class JoinRequest(_message.Message):
     data_address: str
     incarnation: str
     curve_public_key: bytes
-    def __init__(self, protocol_version: _Optional[int] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
+    identity_proof: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., token: _Optional[str] = ..., name: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ..., identity_proof: _Optional[bytes] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
     __slots__ = ("kind", "model", "memory_bytes", "host", "host_cores", "region")
@@ -40,16 +42,20 @@ class DeviceInfo(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., host: _Optional[str] = ..., host_cores: _Optional[int] = ..., region: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("session", "run", "job_json", "heartbeat_s")
+    __slots__ = ("session", "run", "job_json", "heartbeat_s", "relay_address", "relay_key")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    RELAY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    RELAY_KEY_FIELD_NUMBER: _ClassVar[int]
     session: str
     run: str
     job_json: str
     heartbeat_s: float
-    def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
+    relay_address: str
+    relay_key: bytes
+    def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ..., relay_address: _Optional[str] = ..., relay_key: _Optional[bytes] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote")
@@ -128,18 +134,20 @@ class Profiled(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ..., forward_fixed_s: _Optional[_Iterable[float]] = ..., backward_fixed_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LinkSample(_message.Message):
-    __slots__ = ("peer", "latency_s", "bandwidth_Bps", "bandwidth_striped_Bps", "error")
+    __slots__ = ("peer", "latency_s", "bandwidth_Bps", "bandwidth_striped_Bps", "relayed", "error")
     PEER_FIELD_NUMBER: _ClassVar[int]
     LATENCY_S_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_BPS_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_STRIPED_BPS_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     peer: str
     latency_s: float
     bandwidth_Bps: float
     bandwidth_striped_Bps: float
+    relayed: bool
     error: str
-    def __init__(self, peer: _Optional[str] = ..., latency_s: _Optional[float] = ..., bandwidth_Bps: _Optional[float] = ..., bandwidth_striped_Bps: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+    def __init__(self, peer: _Optional[str] = ..., latency_s: _Optional[float] = ..., bandwidth_Bps: _Optional[float] = ..., bandwidth_striped_Bps: _Optional[float] = ..., relayed: bool = ..., error: _Optional[str] = ...) -> None: ...
 
 class LinksMeasured(_message.Message):
     __slots__ = ("links",)
@@ -276,7 +284,7 @@ class Generated(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("profile", "measure_links", "take_plan", "run_steps", "save", "evaluate", "stop", "abort_plan", "commit")
+    __slots__ = ("profile", "measure_links", "take_plan", "run_steps", "save", "evaluate", "stop", "abort_plan", "commit", "admit")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MEASURE_LINKS_FIELD_NUMBER: _ClassVar[int]
     TAKE_PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +294,7 @@ class Command(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     ABORT_PLAN_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_FIELD_NUMBER: _ClassVar[int]
     profile: Profile
     measure_links: MeasureLinks
     take_plan: TakePlan
@@ -295,11 +304,18 @@ class Command(_message.Message):
     stop: Stop
     abort_plan: AbortPlan
     commit: Commit
-    def __init__(self, profile: _Optional[_Union[Profile, _Mapping]] = ..., measure_links: _Optional[_Union[MeasureLinks, _Mapping]] = ..., take_plan: _Optional[_Union[TakePlan, _Mapping]] = ..., run_steps: _Optional[_Union[RunSteps, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., abort_plan: _Optional[_Union[AbortPlan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
+    admit: Admit
+    def __init__(self, profile: _Optional[_Union[Profile, _Mapping]] = ..., measure_links: _Optional[_Union[MeasureLinks, _Mapping]] = ..., take_plan: _Optional[_Union[TakePlan, _Mapping]] = ..., run_steps: _Optional[_Union[RunSteps, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., abort_plan: _Optional[_Union[AbortPlan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Admit(_message.Message):
+    __slots__ = ("curve_public_keys",)
+    CURVE_PUBLIC_KEYS_FIELD_NUMBER: _ClassVar[int]
+    curve_public_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, curve_public_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Peer(_message.Message):
     __slots__ = ("name", "data_address", "curve_public_key")
@@ -460,10 +476,12 @@ class Stop(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ("token",)
+    __slots__ = ("token", "curve_public_key")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CURVE_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     token: str
-    def __init__(self, token: _Optional[str] = ...) -> None: ...
+    curve_public_key: bytes
+    def __init__(self, token: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason", "curve_public_key")

@@ -40,6 +40,7 @@ class ExitCode(IntEnum):
     MODEL = 24
     RUN_OVER = 25
     NO_NAMESPACES = 26
+    TLS = 27
     INTERRUPTED = 130
 
 
@@ -65,8 +66,8 @@ _TABLE = (
          "Check that it runs, the host and port, and firewalls between the two machines."),
     Exit(ExitCode.PROTOCOL_VERSION, "Worker and coordinator speak different protocol versions.",
          "Install the same version of isthmus on both."),
-    Exit(ExitCode.TOKEN, "The token is not the coordinator's.",
-         "Copy the token file that the coordinator named when it started."),
+    Exit(ExitCode.TOKEN, "The token does not let this worker in.",
+         "Copy the token file that the coordinator named, or have `coordinator tokens create` make one."),
     Exit(ExitCode.NAME_TAKEN, "Another live worker has this name.",
          "Give another --name, or stop the other."),
     Exit(ExitCode.PEER_UNREACHABLE, "Two workers cannot reach each other's data address.",
@@ -87,8 +88,8 @@ _TABLE = (
          "Give all workers the same files and the same version of isthmus."),
     Exit(ExitCode.DIVERGED, "The loss is no longer a number.",
          "Lower the learning rate or set clip_norm, and resume from the last checkpoint."),
-    Exit(ExitCode.INSECURE_BIND, "Binding beyond this machine without encryption was not allowed.",
-         "Bind to 127.0.0.1 and tunnel, or pass --insecure on a network you trust."),
+    Exit(ExitCode.INSECURE_BIND, "Leaving this machine without TLS was not allowed.",
+         "Make certificates with `coordinator certs`, or pass --insecure on a network you trust."),
     Exit(ExitCode.STATE_DIR, "The state directory is in use, holds another run, or cannot be written.",
          "Give another --state-dir, or --resume to continue the run it holds."),
     Exit(ExitCode.STALLED, "A step took far longer than those before it.",
@@ -102,6 +103,8 @@ _TABLE = (
     Exit(ExitCode.RUN_OVER, "The run has ended and takes no more workers.", "Start the coordinator again."),
     Exit(ExitCode.NO_NAMESPACES, "This machine or user cannot make the packet switch's namespaces.",
          "Run as root or allow user namespaces on Linux, or shape links by --backend relay."),
+    Exit(ExitCode.TLS, "A certificate, its key or the authority does not fit.",
+         "Make them with `coordinator certs`, and give workers its ca.pem by --ca."),
     Exit(ExitCode.INTERRUPTED, "Stopped by a signal before it was done.",
          "Start with --resume to continue from the last checkpoint."),
 )  # fmt: skip

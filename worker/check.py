@@ -12,6 +12,7 @@ import zmq
 
 from protos import orchestrator_pb2 as pb
 from protos.orchestrator_pb2_grpc import OrchestratorStub
+from protos.tls import Authority, channel, explain
 from scheduler.exit_codes import ExitCode
 from scheduler.trace import About, Node, Trace, steady
 from scheduler.trace_text import CSV
@@ -44,33 +45,44 @@ class Checked:
     """Only when it was asked for and there is a peer."""
 
 
-def check_all(address: str, token: str, bind: str, name: str, record: bool = False) -> Checked:
+def check_all(
+    address: str,
+    token: str,
+    bind: str,
+    name: str,
+    record: bool = False,
+    authority: Authority | None = None,
+) -> Checked:
     """Ask the coordinator, listen, and ask every worker that is there; `record`: measure the links to them.
 
     Measuring fills a link for some seconds; `name` is this machine in the trace. Raises CheckFailed at the
     first thing that is not right.
     """
-    status = _status(address, token)
+    keys = CurveKeys.new()
+    status = _status(address, token, keys, authority)
     members = f"{len(status.workers)} workers"
     found = [f"the coordinator at {address} answers: run {status.run}, {status.phase}, {members}"]
     found.append(_data_port(bind))
     peers = [w for w in status.workers if w.state == "connected" and w.data_address]
     measured = {}
     for peer in peers:
-        measured[peer.name] = _measured(peer, record)
+        measured[peer.name] = _measured(peer, keys, record)
         found.append(_said(peer, measured[peer.name], record))
     return Checked(tuple(found), _trace(name, peers, measured) if record and peers else None)
 
 
-def _status(address: str, token: str) -> pb.StatusReply:
-    with grpc.insecure_channel(address) as channel:
+def _status(address: str, token: str, keys: CurveKeys, authority: Authority | None) -> pb.StatusReply:
+    """Also asks that workers answer probes of `keys`. Raises CheckFailed."""
+    with channel(address, authority) as opened:
         try:
-            reply: pb.StatusReply = OrchestratorStub(channel).Status(
-                pb.StatusRequest(token=token), timeout=TIMEOUT_S
+            reply: pb.StatusReply = OrchestratorStub(opened).Status(
+                pb.StatusRequest(token=token, curve_public_key=keys.public), timeout=TIMEOUT_S
             )
         except grpc.RpcError as e:
             if e.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise CheckFailed(ExitCode.TOKEN, f"{address}: {e.details()}") from None
+            if why := explain(address, authority):
+                raise CheckFailed(ExitCode.TLS, why) from None
             raise CheckFailed(
                 ExitCode.UNREACHABLE,
                 f"{address}: found no coordinator ({e.details()}); check that it runs and that port is open",
@@ -95,9 +107,9 @@ def _data_port(bind: str) -> str:
 # ---- the workers that are there
 
 
-def _measured(peer: pb.WorkerStatus, fully: bool) -> LinkMeasurement:
+def _measured(peer: pb.WorkerStatus, own: CurveKeys, fully: bool) -> LinkMeasurement:
     """The link to the worker: its round trip and, `fully`, its rate. Raises CheckFailed."""
-    keys = CurveKeys.new() if peer.curve_public_key else None
+    keys = own if peer.curve_public_key else None
     context = zmq.Context()
     try:
         n_bytes, streams = (PROBE_BYTES, STREAMS) if fully else (1, 1)

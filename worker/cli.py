@@ -6,7 +6,6 @@ What the exit codes mean is `scheduler.exit_codes`.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
 
 app = typer.Typer(
@@ -36,11 +36,15 @@ Bind = Annotated[
     str | None,
     typer.Option(help="HOST:PORT for tensors; default: a free port of loopback.", envvar="ISTHMUS_DATA_BIND"),
 ]
+CaFile = Annotated[
+    Path | None,
+    typer.Option("--ca", help="The ca.pem that `coordinator certs` made.", envvar="ISTHMUS_CA"),
+]
 Insecure = Annotated[
     bool,
     typer.Option(
         "--insecure",
-        help="Allow addresses beyond this machine without encryption.",
+        help="Go beyond this machine without --ca: whoever reads the network reads token and keys.",
         envvar="ISTHMUS_INSECURE",
     ),
 ]
@@ -83,30 +87,27 @@ def _token(path: Path | None, as_json: bool = False) -> str:
         )
 
 
-def is_loopback(host_port: str) -> bool:
-    """Whether only this machine can reach the address."""
-    host = host_port.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _allow(address: str, bind: str, insecure: bool, as_json: bool) -> None:
-    """Without --insecure nothing leaves this machine in the clear."""
+def _allow(address: str, bind: str, ca: Path | None, insecure: bool, as_json: bool) -> Authority | None:
+    """Who must have signed the coordinator's certificate; None: nobody. Without --ca or --insecure nothing
+    leaves this machine in the clear; tensors are always encrypted, with keys that the coordinator names."""
     for what, where in (("HOST:PORT", address), ("--bind", bind)):
         host, _, port = where.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             _end(ExitCode.USAGE, f"{what}: found {where!r}, required host:port", as_json)
-        if not insecure and not is_loopback(where):
-            _end(
-                ExitCode.INSECURE_BIND,
-                f"{what}: found {where}, beyond this machine; tensors and token would travel unencrypted. "
-                "Use a private network or tunnel and pass --insecure",
-                as_json,
-            )
+    if ca is not None:
+        try:
+            return read_authority(ca)
+        except TlsError as e:
+            _end(ExitCode.TLS, str(e), as_json)
+    if not insecure and not is_loopback(address.rpartition(":")[0]):
+        _end(
+            ExitCode.INSECURE_BIND,
+            f"HOST:PORT: found {address}, beyond this machine, and no --ca; the token and the keys of the "
+            "data plane would travel in the clear. Pass --ca with the coordinator's ca.pem, or --insecure "
+            "on a network that is private already",
+            as_json,
+        )
+    return None
 
 
 @app.command()
@@ -146,18 +147,28 @@ def join(
     join_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to keep trying to join.", envvar="ISTHMUS_JOIN_TIMEOUT")
     ] = 120.0,
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of this worker's key pair, made on first use; default: the first one of "
+            "--state-dir that no other worker uses.",
+            envvar="ISTHMUS_IDENTITY",
+        ),
+    ] = None,
+    ca: CaFile = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Join the run of the coordinator at HOST:PORT and work until it ends."""
     bind = bind or "127.0.0.1:0"
-    _allow(address, bind, insecure, as_json)
+    authority = _allow(address, bind, ca, insecure, as_json)
     token = _token(token_file, as_json)
     try:
         import torch  # noqa: F401 (the rest of this command cannot do without)
     except ImportError:
         _end(ExitCode.DEVICE, "found no torch; install it with: pip install 'isthmus[worker]'", as_json)
     from worker.device import DeviceError, choose_device, parse_bytes
+    from worker.identity import IdentityError, first_free, open_identity
     from worker.member import MemberOptions, run_member
     from worker.session import JoinRefused
     from worker.transport import TransportError
@@ -169,6 +180,10 @@ def join(
         local = choose_device(device, name=name, region=region, max_memory_bytes=limit)
     except DeviceError as e:
         _end(ExitCode.DEVICE, str(e), as_json)
+    try:
+        own = open_identity(identity) if identity else first_free(state_dir / "identities")
+    except IdentityError as e:
+        _end(ExitCode.STATE_DIR, str(e), as_json)
     options = MemberOptions(
         address=address,
         token=token,
@@ -181,6 +196,8 @@ def join(
         streams=streams,
         threads=threads,
         join_timeout_s=join_timeout,
+        identity=own,
+        authority=authority,
     )
     pid_file = state_dir / f"worker-{os.getpid()}.json"
     pid_file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +210,7 @@ def join(
         _end(ExitCode.PORT_IN_USE, str(e), as_json)
     finally:
         pid_file.unlink(missing_ok=True)
+        own.close()
     raise typer.Exit(int(code))
 
 
@@ -201,6 +219,7 @@ def check(
     address: Address,
     token_file: TokenFile = None,
     bind: Bind = None,
+    ca: CaFile = None,
     insecure: Insecure = False,
     record: Annotated[
         Path | None,
@@ -219,10 +238,10 @@ def check(
     from worker.check import CheckFailed, check_all, write_trace
 
     bind = bind or "127.0.0.1:0"
-    _allow(address, bind, insecure, as_json)
+    authority = _allow(address, bind, ca, insecure, as_json)
     here = name or socket.gethostname()
     try:
-        checked = check_all(address, _token(token_file, as_json), bind, here, record is not None)
+        checked = check_all(address, _token(token_file, as_json), bind, here, record is not None, authority)
         found = list(checked.found)
         if record is not None and checked.trace is None:
             _end(

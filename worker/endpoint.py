@@ -13,8 +13,8 @@ the others hand it work. It answers probes outside any plan, holds frames of a p
 open yet, and drops and counts frames that are stale or corrupt. Refuses to know what frames mean.
 
 With CURVE keys, traffic is encrypted and a peer proves that it holds the secret key that was
-announced for it; who may connect is whoever was told this endpoint's public key, which the
-coordinator gives to members only.
+announced for it. Who may connect are the keys that were admitted (`admission.py`), which the coordinator
+names, and a frame is taken only from a connection of the key that its rank has in the plan.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 import zmq
 
 from worker.addresses import CurveKeys, PeerAddress, bind_text, split_host_port
+from worker.admission import DOMAIN, Admission
 from worker.inbound import Inbound
 from worker.limits import Limits
 from worker.outbound import Outbound
@@ -56,11 +58,14 @@ class DataEndpoint:
         self.limits = limits or Limits()
         self.keys = keys
         self._context = zmq.Context(io_threads=1)
+        self._admission = Admission(self._context) if keys is not None else None
         self._router = self._context.socket(zmq.ROUTER)
         try:
             self._listen(bind)
         except zmq.ZMQError as error:
             self._router.close(0)
+            if self._admission is not None:
+                self._admission.close()
             self._context.term()
             raise TransportError(
                 f"cannot listen on {bind}: {error}; stop what listens there, or give another address"
@@ -68,7 +73,7 @@ class DataEndpoint:
         host, port = split_host_port(self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://"))
         self.address = f"{host}:{port}"
         """host:port that is listened on."""
-        self._inbound = Inbound(self._router, self.limits)
+        self._inbound = Inbound(self._router, self.limits, self._admission)
         self._outbound: dict[ZmqTransport, Outbound] = {}
         self._poller = zmq.Poller()
         self._bell, self._bell_reader = socket.socketpair()
@@ -92,11 +97,26 @@ class DataEndpoint:
             r.setsockopt(zmq.CURVE_SERVER, 1)
             r.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
             r.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public)
+            r.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         if bind_text(bind).startswith("tcp://["):
             r.setsockopt(zmq.IPV6, 1)
         r.bind(bind_text(bind))
 
     # ---- what other threads call
+
+    def admit(self, keys: Iterable[bytes]) -> None:
+        """Take connections of these public keys and no others; without keys of its own there is no door.
+
+        Frames of a key that is not named any more are dropped, also on connections that are open.
+        """
+        if self._admission is not None:
+            self._admission.admit(keys)
+            self.ring()
+
+    @property
+    def refused(self) -> int:
+        """Connections that were refused because of their key."""
+        return self._admission.refused if self._admission else 0
 
     def open(
         self,
@@ -205,15 +225,20 @@ class DataEndpoint:
     def _run(self) -> None:
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._bell_reader, zmq.POLLIN)
+        admission = self._admission
+        if admission is not None:
+            self._poller.register(admission.socket, zmq.POLLIN)
         reason = f"the data endpoint {self.address} was closed"
         try:
             while not self._stopping:
-                ready = dict(self._poller.poll())
+                ready = dict(self._poller.poll(admission.wait_ms if admission else None))
                 if self._bell_reader.fileno() in ready:
                     self._bell_reader.recv(64)
                     self._rung = False
                 while self._work:
                     self._work.popleft()()
+                if admission is not None:
+                    admission.turn(time.monotonic())
                 if self._router in ready:
                     self._inbound.take(ROUTER_BATCH)
                 for outbound in list(self._outbound.values()):
@@ -227,3 +252,5 @@ class DataEndpoint:
                 transport.abort(reason)
                 self._outbound.pop(transport).close(0.0)
             self._router.close(0)
+            if admission is not None:
+                admission.close()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import zmq
 
+from worker.admission import Admission
 from worker.limits import Limits
 from worker.striping import Assembly, crc_of
 from worker.transport import Frame, FrameError, FrameKey
@@ -21,10 +22,12 @@ from worker.zmq_plan import ZmqTransport
 
 log = logging.getLogger(__name__)
 
-FrameId = tuple[int, int, int, int]
-"""(run, plan version, sender, frame number)."""
+FrameId = tuple[int, int, int, int, bytes]
+"""(run, plan version, sender, frame number, key of the connection)."""
 
 MAX_ASSEMBLIES = 4096
+MAX_CONNECTIONS = 65536
+"""Connections whose keys are remembered; beyond, all are asked for again."""
 MAX_HELD_FRAMES = 65536
 LOGGED_DROPS = 20
 """Drops that are logged one by one; later ones are only counted, so that a flood cannot fill a disk."""
@@ -33,15 +36,19 @@ LOGGED_DROPS = 20
 class Inbound:
     """Owns nothing but its tables; the endpoint owns the socket. Lives in the I/O thread only."""
 
-    def __init__(self, router: zmq.Socket[bytes], limits: Limits) -> None:
+    def __init__(self, router: zmq.Socket[bytes], limits: Limits, admission: Admission | None = None) -> None:
         self._router = router
         self._limits = limits
+        self._admission = admission
+        self._keys: dict[bytes, bytes] = {}
+        """By connection, as ZeroMQ proved it."""
         self._open: dict[int, ZmqTransport] = {}
         self._newest = -1
         self._assemblies: dict[FrameId, Assembly] = {}
-        self._held: deque[tuple[int, Frame]] = deque()
+        self._held: deque[tuple[int, bytes, Frame]] = deque()
         self._n_bytes = 0  # of assemblies and held frames
-        self._return_path: dict[tuple[int, int], bytes] = {}
+        self._return_path: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+        """By (plan version, rank): a connection and its key."""
         self.dropped_stale = 0
         self.dropped_corrupt = 0
 
@@ -55,9 +62,9 @@ class Inbound:
         self._return_path = {k: v for k, v in self._return_path.items() if k[0] >= version}
         self._forget(lambda v: v < version)
         held, self._held = self._held, deque()
-        for run, frame in held:
+        for run, key, frame in held:
             self._n_bytes -= frame.n_bytes
-            self._deliver(run, frame)
+            self._deliver(run, key, frame)
 
     def close(self, transport: ZmqTransport) -> None:
         if self._open.get(transport.plan_version) is transport:
@@ -75,14 +82,28 @@ class Inbound:
         """Take up to `most` messages."""
         for _ in range(most):
             try:
-                sender = self._router.recv(zmq.NOBLOCK)
+                sender = self._router.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._take(sender)
+            self._take(sender.bytes, self._key_of(sender))
 
-    def _take(self, sender: bytes) -> None:
+    def _key_of(self, sender: zmq.Frame) -> bytes:
+        """The public key of the connection; b"": in the clear."""
+        if self._admission is None:
+            return b""
+        path = sender.bytes
+        key = self._keys.get(path)
+        if key is None:
+            if len(self._keys) >= MAX_CONNECTIONS:
+                self._keys.clear()
+            key = self._keys[path] = str(sender.get("User-Id")).encode()
+        return key
+
+    def _take(self, sender: bytes, key: bytes) -> None:
         r = self._router
         try:
+            if self._admission is not None and not self._admission.admits(key):
+                raise FrameError("found a connection whose key is no member's any more")
             if not r.getsockopt(zmq.RCVMORE):
                 raise FrameError("found a message without a header")
             header = unpack_header(r.recv(), self._limits.frame_bytes)
@@ -95,22 +116,22 @@ class Inbound:
             self._echo(sender, header)
             return
         try:
-            self._chunk(sender, header)
+            self._chunk(sender, key, header)
         except FrameError as error:
             self._skip()
             self._corrupt(header.key.src, error)
 
-    def _chunk(self, sender: bytes, header: Header) -> None:
+    def _chunk(self, sender: bytes, key: bytes, header: Header) -> None:
         version, src = header.plan_version, header.key.src
-        self._return_path[version, src] = sender
         transport = self._open.get(version)
         if transport is None and version <= self._newest:
             self._skip()
             self._stale(src)
             return
         if transport is not None:
-            self._check_address(transport, header.run, header.dst, src)
-        frame_id = (header.run, version, src, header.frame)
+            self._check_address(transport, header.run, header.dst, src, key)
+        self._return_path[version, src] = sender, key
+        frame_id = (header.run, version, src, header.frame, key)
         assembly = self._assemblies.get(frame_id) or self._begin(frame_id, header)
         pieces = assembly.room(header)
         if pieces is None:
@@ -123,7 +144,7 @@ class Inbound:
         if assembly.done(header):
             del self._assemblies[frame_id]
             self._n_bytes -= header.payload_bytes
-            self._deliver(header.run, assembly.frame())
+            self._deliver(header.run, key, assembly.frame())
 
     def _begin(self, frame_id: FrameId, header: Header) -> Assembly:
         n = header.payload_bytes
@@ -157,11 +178,11 @@ class Inbound:
 
     # ---- whole frames
 
-    def _deliver(self, run: int, frame: Frame) -> None:
+    def _deliver(self, run: int, key: bytes, frame: Frame) -> None:
         transport = self._open.get(frame.plan_version)
         if transport is not None:
             try:
-                self._check_address(transport, run, frame.dst, frame.key.src)
+                self._check_address(transport, run, frame.dst, frame.key.src, key)
             except FrameError as error:  # it came before the plan was open, and so was not checked then
                 self._corrupt(frame.key.src, error)
                 return
@@ -174,14 +195,16 @@ class Inbound:
                 frame.key.src, FrameError(f"no room to hold {frame.key} for plan {frame.plan_version}")
             )
         else:
-            self._held.append((run, frame))
+            self._held.append((run, key, frame))
             self._n_bytes += frame.n_bytes
 
-    def _check_address(self, transport: ZmqTransport, run: int, dst: int, src: int) -> None:
+    def _check_address(self, transport: ZmqTransport, run: int, dst: int, src: int, key: bytes) -> None:
         if run != transport.run:
             raise FrameError(f"found a frame of run {run:x}, required {transport.run:x}")
         if dst != transport.rank or src not in transport.peers:
             raise FrameError(f"found a frame from rank {src} to rank {dst}; this is rank {transport.rank}")
+        if transport.peers[src].curve_public_key != key:
+            raise FrameError(f"found a frame in the name of rank {src} over a connection of another's key")
 
     # ---- what goes back
 
@@ -189,11 +212,15 @@ class Inbound:
         """Give back the credit that consumers released, on the connection their frames came by."""
         for version, transport in self._open.items():
             for (src, kind), n_bytes in transport.take_credits().items():
-                self._credit(Ack(transport.run, version, transport.rank, kind, n_bytes), src)
+                self._credit(
+                    Ack(transport.run, version, transport.rank, kind, n_bytes),
+                    src,
+                    transport.peers[src].curve_public_key,
+                )
 
-    def _credit(self, ack: Ack, src: int) -> None:
-        path = self._return_path.get((ack.plan_version, src))
-        if path is not None:
+    def _credit(self, ack: Ack, src: int, key: bytes) -> None:
+        path, by = self._return_path.get((ack.plan_version, src), (b"", b""))
+        if path and by == key:
             self._router.send_multipart([path, pack_ack(ack)], zmq.NOBLOCK)
 
     def _echo(self, sender: bytes, probe: Header) -> None:
@@ -205,7 +232,7 @@ class Inbound:
 
     def _source_of(self, sender: bytes) -> int:
         """The rank that a connection's earlier frames named; -1: none yet."""
-        return next((src for (_, src), path in self._return_path.items() if path == sender), -1)
+        return next((src for (_, src), (path, _) in self._return_path.items() if path == sender), -1)
 
     def _stale(self, src: int) -> None:
         self.dropped_stale += 1

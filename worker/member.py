@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import random
-import secrets
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +22,16 @@ import torch
 from protos import orchestrator_pb2 as pb
 from protos.convert import device_to_message
 from protos.orchestrator_pb2_grpc import OrchestratorStub
+from protos.tls import Authority, aio_channel
 from protos.version import PROTOCOL_VERSION
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
 from scheduler.job import job_from_json
 from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
+from worker.identity import Identity
 from worker.runtime import Runtime, Uploads
-from worker.session import JoinRefused, Membership, Session, channel_to, join
+from worker.session import JoinRefused, Membership, Session, join
 
 Say = Callable[..., None]
 
@@ -50,6 +51,9 @@ class MemberOptions:
     streams: int
     threads: int
     join_timeout_s: float
+    identity: Identity
+    authority: Authority | None = None
+    """Who signs the coordinator's certificate; None: in the clear."""
 
 
 class LoopFiles:
@@ -72,9 +76,10 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
     """Join, obey until told to stop, leave. Returns the exit code. Raises JoinRefused, TransportError."""
     torch.set_num_threads(options.threads)
     routes = _routes(options.peer_map)
-    endpoint = DataEndpoint(options.bind)
+    identity = options.identity
+    endpoint = DataEndpoint(options.bind, keys=identity.keys)
     try:
-        async with channel_to(options.address) as channel:
+        async with aio_channel(options.address, options.authority) as channel:
             stub = OrchestratorStub(channel)
             data_address = options.advertise or endpoint.address
             request = pb.JoinRequest(
@@ -83,12 +88,15 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
                 name=options.name,
                 device=device_to_message(device.described, kind=device.kind, model=device.model),
                 data_address=data_address,
-                incarnation=secrets.token_hex(8),
+                incarnation=identity.incarnation,
+                curve_public_key=identity.keys.public,
+                identity_proof=identity.proof(options.token),
             )
             member = await join(
                 stub,
                 request,
                 address=options.address,
+                authority=options.authority,
                 timeout_s=options.join_timeout_s,
                 rng=random.Random(os.getpid()),
                 say=lambda text: say("waiting", reason=text),
@@ -119,6 +127,7 @@ class _Member:
         routes: dict[str, str],
     ) -> None:
         self._say = say
+        self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._session = Session(stub, member)
         self._work = ThreadPoolExecutor(1, "work")
@@ -174,6 +183,8 @@ class _Member:
         match command.WhichOneof("body"):
             case "stop":
                 self._ended = (ExitCode(command.stop.code), command.stop.reason)
+            case "admit":
+                self._endpoint.admit(command.admit.curve_public_keys)
             case "abort_plan":
                 self._say("aborted", reason=command.abort_plan.reason)
                 self._runtime.abort(command.abort_plan.reason)

@@ -15,7 +15,8 @@ import grpc
 
 from protos import orchestrator_pb2 as pb
 from protos.orchestrator_pb2_grpc import OrchestratorStub
-from protos.version import MAX_MESSAGE_BYTES, SESSION_METADATA
+from protos.tls import Authority, explain
+from protos.version import SESSION_METADATA
 from scheduler.checkpoint_layout import CHUNK_BYTES, LayerFileInfo
 from scheduler.exit_codes import ExitCode
 
@@ -48,25 +49,12 @@ class Membership:
     heartbeat_s: float
 
 
-def channel_to(address: str) -> grpc.aio.Channel:
-    """A channel that notices a silent coordinator and takes no message beyond the cap."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=(
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.max_pings_without_data", 0),
-        ),
-    )
-
-
 async def join(
     stub: OrchestratorStub,
     request: pb.JoinRequest,
     *,
     address: str,
+    authority: Authority | None,
     timeout_s: float,
     rng: random.Random,
     say: Callable[[str], None],
@@ -81,6 +69,8 @@ async def join(
             if e.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 code = _REFUSALS.get(e.code(), ExitCode.RUN_OVER)
                 raise JoinRefused(code, e.details() or e.code().name) from None
+            if why := await asyncio.to_thread(explain, address, authority):
+                raise JoinRefused(ExitCode.TLS, why) from None
             if waited_s >= timeout_s:
                 raise JoinRefused(
                     ExitCode.UNREACHABLE,

@@ -21,6 +21,9 @@ from worker.check import CheckFailed, check_all, write_trace
 from worker.cli import app
 from worker.endpoint import DataEndpoint
 
+endpoints: dict[str, DataEndpoint] = {}
+"""Of the workers that are there, by name."""
+
 
 class Says(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]  # generated
     """A coordinator of one answer."""
@@ -31,6 +34,8 @@ class Says(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]  #
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:  # noqa: N802
         if request.token != "secret":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "found a token that is not the coordinator's")
+        for endpoint in endpoints.values():
+            endpoint.admit([request.curve_public_key])
         return pb.StatusReply(run="r", phase="gathering", workers=self._workers)
 
 
@@ -48,7 +53,7 @@ def coordinator(*workers: pb.WorkerStatus) -> Iterator[str]:
 
 @contextmanager
 def worker(name: str, keys: CurveKeys | None = None) -> Iterator[pb.WorkerStatus]:
-    endpoint = DataEndpoint("127.0.0.1:0", keys=keys)
+    endpoint = endpoints[name] = DataEndpoint("127.0.0.1:0", keys=keys)
     try:
         yield pb.WorkerStatus(
             name=name,
@@ -58,7 +63,7 @@ def worker(name: str, keys: CurveKeys | None = None) -> Iterator[pb.WorkerStatus
             curve_public_key=keys.public if keys else b"",
         )
     finally:
-        endpoint.close()
+        endpoints.pop(name).close()
 
 
 def test_every_worker_that_is_there_answers_with_and_without_encryption() -> None:

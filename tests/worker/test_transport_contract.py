@@ -50,6 +50,9 @@ class Zmq:
         while len(self.endpoints) < ranks:
             keys = CurveKeys.new() if self.curve else None
             self.endpoints.append(DataEndpoint("127.0.0.1:0", self.streams, keys, self.limits))
+        keys_of_all = [e.keys.public for e in self.endpoints if e.keys]
+        for e in self.endpoints:
+            e.admit(keys_of_all)
         peers = {
             r: PeerAddress(e.address, e.keys.public if e.keys else b"") for r, e in enumerate(self.endpoints)
         }
