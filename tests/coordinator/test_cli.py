@@ -75,7 +75,8 @@ def test_a_missing_job_file_is_said(tmp_path: Path) -> None:
 def test_binding_beyond_this_machine_is_refused_unless_asked_for(job_file: Path, bind: str) -> None:
     result = start(job_file, "--bind", bind)
     assert result.exit_code == ExitCode.INSECURE_BIND
-    assert "does not encrypt" in result.stderr
+    assert "no certificate" in result.stderr
+    assert "coordinator certs" in result.stderr
     assert "--insecure" in result.stderr
 
 
