@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scheduler.mixers.attention import AttentionSpec, Sight
 from scheduler.mixers.convolution import H3Spec, HyenaSpec, LongConvSpec, S4dSpec
+from scheduler.mixers.experts import ExpertsSpec
 from scheduler.mixers.mlp import MlpSpec
 from scheduler.mixers.spec import MixerSpec
 from scheduler.mixers.ssd import SsdSpec
@@ -11,6 +12,7 @@ from scheduler.mixers.ssd import SsdSpec
 __all__ = [
     "MIXERS",
     "AttentionSpec",
+    "ExpertsSpec",
     "H3Spec",
     "HyenaSpec",
     "LongConvSpec",
@@ -29,6 +31,7 @@ _KINDS: tuple[type[MixerSpec], ...] = (
     LongConvSpec,
     HyenaSpec,
     MlpSpec,
+    ExpertsSpec,
 )
 MIXERS: dict[str, type[MixerSpec]] = {kind.name: kind for kind in _KINDS}
 """By the name that jobs use."""

@@ -8,6 +8,7 @@ from typing import Any
 from scheduler import mixers as specs
 from scheduler.job import ModelSpec
 from worker.model.attention import Attention
+from worker.model.experts import Experts
 from worker.model.h3 import H3
 from worker.model.hyena import Hyena
 from worker.model.long_conv import LongConv
@@ -24,6 +25,7 @@ _MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
     specs.LongConvSpec: LongConv,
     specs.HyenaSpec: Hyena,
     specs.MlpSpec: make_mlp,
+    specs.ExpertsSpec: Experts,
 }
 
 

@@ -1,10 +1,15 @@
-"""Feed-forward networks: two matrices and what stands between them. Mixes channels, never positions."""
+"""Feed-forward networks: two matrices and what stands between them. Mixes channels, never positions.
+
+Parameters: `up.*` or, gated, `gate_up.*` (gate's rows first), and `down.*`: `weight` and `bias`, or those of
+`structured.py`.
+"""
 
 from __future__ import annotations
 
 from math import pi, sqrt
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,18 +17,26 @@ from scheduler.job import ModelSpec
 from scheduler.mixers import MlpSpec
 from worker.model.layer import State
 from worker.model.mixer import Mixer
-from worker.model.parts import Linear
+from worker.model.structured import Structured, make_linear
 
 
-class Mlp(Mixer):
-    """down(gelu(up(x))), GELU in its tanh form (GPT-2's "gelu_new")."""
-
+class _Mlp(Mixer):
     residual: ClassVar[str] = "down.weight"
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        name, _, rest = parameter.partition(".")
+        linear = self.get_submodule(name)
+        return linear.initial(rest, rng) if isinstance(linear, Structured) else None
+
+
+class Mlp(_Mlp):
+    """down(gelu(up(x))), GELU in its tanh form (GPT-2's "gelu_new")."""
 
     def __init__(self, model: ModelSpec, options: MlpSpec) -> None:
         super().__init__()
-        self.up = Linear(model.hidden, options.inner_in(model), bias=True)
-        self.down = Linear(options.inner_in(model), model.hidden, bias=True)
+        up, down = options.shapes_in(model)
+        self.up = make_linear(options, *up, bias=True)
+        self.down = make_linear(options, *down, bias=True, std=0.02 / sqrt(model.parts))
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh")), state
@@ -33,19 +46,17 @@ class Mlp(Mixer):
         return self.down.dense(0.5 * inner * (1 + (sqrt(2 / pi) * (inner + 0.044715 * inner**3)).tanh()))
 
 
-class GatedMlp(Mixer):
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) x up(x)). Gate's rows come first in `gate_up`."""
-
-    residual: ClassVar[str] = "down.weight"
+class GatedMlp(_Mlp):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) x up(x))."""
 
     def __init__(self, model: ModelSpec, options: MlpSpec) -> None:
         super().__init__()
-        self.inner = options.inner_in(model)
-        self.gate_up = Linear(model.hidden, 2 * self.inner, bias=False)
-        self.down = Linear(self.inner, model.hidden, bias=False)
+        up, down = options.shapes_in(model)
+        self.gate_up = make_linear(options, *up, bias=False)
+        self.down = make_linear(options, *down, bias=False, std=0.02 / sqrt(model.parts))
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
-        gate, up = self.gate_up(x_BTD).split(self.inner, dim=-1)
+        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up), state
 
     def dense(self, x_BTD: Tensor) -> Tensor:

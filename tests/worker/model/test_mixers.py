@@ -39,6 +39,13 @@ PARTS = (
     "mlp",
     "mlp activation=gelu",
     "mlp inner=24",
+    "mlp linear=monarch blocks=4 inner=24",
+    "mlp linear=monarch blocks=2 activation=gelu",
+    "mlp linear=pixelfly blocks=4 rank=3 inner=24",
+    "mlp linear=pixelfly blocks=8 rank=2 activation=gelu",
+    "experts experts=4 inner=12",
+    "experts experts=5 top=3",
+    "experts experts=1 top=1 inner=8",
     "s4d state=8",
     "s4d state=4 init=lin",
     "s4d state=6 init=inv",
@@ -69,7 +76,8 @@ def block_of(part: str, dtype: torch.dtype = torch.float64) -> Block:
     assert isinstance(block, Block)
     with torch.no_grad():
         for name, parameter in block.named_parameters():
-            if block.initial(name, torch.Generator()) is None and parameter.ndim > 1:
+            drawn_small = block.initial(name, torch.Generator()) is None and parameter.ndim > 1
+            if drawn_small or name.endswith(("tiles", "left", "second")):  # of structured matrices
                 parameter.mul_(15)
     return block
 
