@@ -14,8 +14,9 @@ link is made of (`network.py`, `flows.py`). The model:
   backward and takes two rounds; in each, a member sends its shards to the others one after the
   other, and the round ends with the slowest member: on links that share nothing
   2 max_d Σ_d' (latency + bytes / (D bandwidth)).
-  Workers start a layer's exchange already when that layer is done, so this is pessimistic by what
-  they overlap.
+  That is DT-FM's sum, and exact where a member's shards share its way out. Workers hand over all
+  shards at once, and a layer's when that layer is done: where every link has a rate of its own, this
+  is pessimistic by what they overlap.
 - First and last stage then swap the gradient of a tied embedding within each replica.
 - The optimizer starts once all stages of the replica have told each other their gradient norms.
 """
