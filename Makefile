@@ -8,7 +8,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 REPORT   ?= runs/demo/report
 
-.PHONY: train finetune test install lint types layers unit protos bench clean
+.PHONY: train finetune test install lint types layers unit protos bench audit fuzz clean
 
 train: $(VENV)/.worker data/shakespeare/SOURCE.txt  ## train the demo job over four shaped cities, on this machine
 	$(BIN)/deploy local jobs/demo.yaml --workers 4 --links four_cities --state-dir runs/demo --fresh --report $(REPORT)
@@ -39,6 +39,13 @@ protos: $(VENV)/.protoc  ## regenerate the stubs after a change of protos/*.prot
 bench: $(VENV)/.dev  ## every benchmark in its short form, some minutes in all
 	for f in step transport engine scheduler codec end_to_end quality links peers emulate papers; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
 
+audit: $(VENV)/.audit  ## the tested versions against the known vulnerabilities of their packages
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+FUZZ_S ?= 60
+fuzz: $(VENV)/.dev  ## every fuzz target for FUZZ_S seconds
+	for t in command event frame inbound job job_json layer manifest plan_json token trace; do $(BIN)/python -m tests.fuzz $$t --seconds $(FUZZ_S) || exit 1; done
+
 data/shakespeare/SOURCE.txt: | $(VENV)/.worker
 	$(BIN)/python -m deploy.fetch_data
 
@@ -67,6 +74,12 @@ $(VENV)/.dev: $(VENV)/.worker
 $(VENV)/.protoc: $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)/protoc
 	$(VENV)/protoc/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) 'grpcio-tools==1.71.2' 'setuptools<81'
+	@touch $@
+
+# The auditor brings many packages that Isthmus does not want, so it lives apart.
+$(VENV)/.audit: $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) 'pip-audit==2.10.1'
 	@touch $@
 
 clean:  ## forget the environment and the caches, keep data and runs

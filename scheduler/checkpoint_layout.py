@@ -93,7 +93,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
         )
     except ManifestError:
         raise
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise ManifestError(
             f"{source}: found {type(e).__name__}: {e}; required a checkpoint's manifest"
         ) from e
