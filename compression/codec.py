@@ -173,6 +173,7 @@ CODECS: dict[str, Callable[[Any, int, Path | None], Codec]] = {
     "tile": lambda spec, seed, _: TileCodec(spec, seed),
     "acsgd": ActivationDeltaCodec,
     "feedback": lambda spec, seed, _: FeedbackCodec(spec, seed),
+    "momentum": lambda spec, seed, _: FeedbackCodec(spec, seed),
     "topk": lambda spec, seed, _: FeedbackCodec(spec, seed),
 }
 """How to make a codec of a spec, a seed and a directory for what it remembers, by the spec's family."""

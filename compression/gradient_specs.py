@@ -1,4 +1,5 @@
-"""Specs of the codecs for weights' gradients, whose sums over many steps count: error feedback, top-k."""
+"""Specs of the codecs for weights' gradients, whose sums over many steps count: error feedback of gradients
+or of momentum, top-k."""
 
 from __future__ import annotations
 
@@ -35,6 +36,23 @@ class FeedbackSpec(Named):
 
     def relative_error(self, shape: Sequence[int]) -> float:
         return self.grid.relative_error((numel(shape),))
+
+
+@dataclass(frozen=True, slots=True)
+class MomentumSpec(FeedbackSpec):
+    """Adam's momentum in k bits with error feedback, once `warmup_steps` steps have gone uncompressed.
+
+    Tang et al., "1-bit Adam" (ICML 2021); what the optimizer does is `worker/momentum.py`'s. Bytes and error
+    are those behind the warm-up, which is what nearly all steps cost.
+    """
+
+    family: ClassVar[str] = "momentum"
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        FeedbackSpec.__post_init__(self)
+        if self.warmup_steps < 1:
+            raise CodecError(f"warmup_steps: found {self.warmup_steps}; required 1 or more")
 
 
 @dataclass(frozen=True, slots=True)

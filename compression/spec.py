@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 from compression.boundary_specs import AcsgdSpec, TileSpec
-from compression.gradient_specs import FeedbackSpec, TopKSpec
+from compression.gradient_specs import FeedbackSpec, MomentumSpec, TopKSpec
 from compression.grid import CodecError, Grid, ScaleOf, numel, require_rounding
 from compression.naming import CodecSpec, Named
 
@@ -27,6 +27,7 @@ __all__ = [
     "HalfSpec",
     "IdentitySpec",
     "KBitSpec",
+    "MomentumSpec",
     "TileSpec",
     "TopKSpec",
     "codec_spec",
@@ -95,7 +96,8 @@ class KBitSpec(Named):
 IDENTITY = IdentitySpec()
 
 SPECS: dict[str, type[Any]] = {
-    s.family: s for s in (IdentitySpec, HalfSpec, KBitSpec, TileSpec, AcsgdSpec, FeedbackSpec, TopKSpec)
+    s.family: s
+    for s in (IdentitySpec, HalfSpec, KBitSpec, TileSpec, AcsgdSpec, FeedbackSpec, MomentumSpec, TopKSpec)
 }
 """By family; `codec.CODECS` has the same."""
 

@@ -54,9 +54,37 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
             )
     yield from _impossible_shape(model, job)
     yield from misfits(job.compression, (job.profiled_micro_batch, job.sequence_length, model.hidden))
+    yield from _impossible_momentum(job)
     if job.eval_every and (job.data.held_out == 0 or job.data.eval_samples == 0):
         key = "held_out" if job.data.held_out == 0 else "eval_samples"
         yield ("data", key), f"0 although eval_every is {job.eval_every}", "more than 0, or eval_every: 0"
+
+
+def _impossible_momentum(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
+    momentum, path = job.compression.reduce.momentum, ("compression", "reduce", "momentum")
+    for k, link in enumerate(job.compression.links):
+        if link.reduce is not None and (momentum is not None or link.reduce.momentum is not None):
+            yield (
+                ("compression", "links", k, "reduce"),
+                "an exception although momentum is exchanged somewhere",
+                "compression.reduce alone: all stages exchange momentum or none, for its norm is one",
+            )
+    if momentum is None:
+        return
+    if job.optimizer.name != "adamw":
+        yield path, f"it beside optimizer {job.optimizer.name}", "optimizer.name adamw, whose momentum it is"
+    if momentum.warmup_steps >= job.steps:
+        yield (
+            (*path, "warmup_steps"),
+            f"{momentum.warmup_steps} for a run of {job.steps} steps, which so never compresses",
+            f"at most {job.steps - 1}; a sixth of the run, {max(1, job.steps // 6)}, is a good start",
+        )
+    if job.parallelism != "auto" and job.parallelism.replicas == 1:
+        yield (
+            path,
+            "it with parallelism.replicas 1, which exchanges no gradients of weights",
+            "2 replicas or more, or compression.reduce: identity",
+        )
 
 
 def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:

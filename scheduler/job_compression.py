@@ -30,6 +30,7 @@ from compression.spec import (
     HalfSpec,
     IdentitySpec,
     KBitSpec,
+    MomentumSpec,
     TileSpec,
     TopKSpec,
 )
@@ -89,6 +90,24 @@ class FeedbackOptions(Strict):
 
     def spec(self) -> CodecSpec:
         return FeedbackSpec(self.bits, self.group, self.rounding)
+
+
+class MomentumOptions(Strict):
+    """Adam's momentum in k bits with error feedback, behind a warm-up in which gradients go as they are.
+
+    After `warmup_steps` steps the variance is frozen. Each replica then adds its own gradient to the momentum
+    that all have in common, and the sum of these is what is exchanged. `clip_norm` bounds the momentum from
+    then on, as it bounded it before through the gradients.
+    """
+
+    bits: Bits = 4
+    group: Group = 64
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    warmup_steps: Annotated[int, Field(ge=1)] = 100
+    """Best a sixth of the run, and no fewer than the learning rate's warm-up."""
+
+    def spec(self) -> CodecSpec:
+        return MomentumSpec(self.bits, self.group, self.rounding, self.warmup_steps)
 
 
 class TopKOptions(Strict):
@@ -202,6 +221,7 @@ class ReduceChoice(Choice):
     """What may compress gradients of weights, which are summed step after step."""
 
     feedback: FeedbackOptions | None = None
+    momentum: MomentumOptions | None = None
     topk: TopKOptions | None = None
 
 

@@ -35,7 +35,7 @@ class PlanCodecs:
     @property
     def has_residuals(self) -> bool:
         """Whether every rank has something of its own to put into a checkpoint."""
-        return any(name.partition(":")[0] in ("feedback", "topk") for name in self.reduce)
+        return any(name.partition(":")[0] in ("feedback", "momentum", "topk") for name in self.reduce)
 
     @property
     def named(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compression.codec import ActivationDeltaCodec, Codec, FeedbackCodec, make_codec
+from compression.spec import IDENTITY, MomentumSpec, codec_spec
 from scheduler.plan import Plan
 from worker.resend import Resends
 
@@ -30,15 +31,20 @@ class LinkCodecs:
     """Where codecs keep on disk what they remember; None: in memory."""
     resends: Resends | None = None
     """Answers peers whose memory does not fit; there is one once a codec remembers samples."""
-    _codecs: dict[tuple[str, int, bool], Codec] = field(default_factory=dict)
+    _codecs: dict[tuple[str, int, bool, str], Codec] = field(default_factory=dict)
 
-    def sender(self, kind: str, peer: int) -> Codec:
-        """What compresses frames of `kind` to `peer`."""
-        return self._of(kind, peer, sends=True)
+    def sender(self, kind: str, peer: int, step: int | None = None) -> Codec:
+        """What compresses frames of `kind` to `peer` in `step`; None: once every warm-up is over."""
+        return self._of(kind, peer, True, step)
 
-    def receiver(self, kind: str, peer: int) -> Codec:
+    def receiver(self, kind: str, peer: int, step: int | None = None) -> Codec:
         """What reads frames of `kind` from `peer`."""
-        return self._of(kind, peer, sends=False)
+        return self._of(kind, peer, False, step)
+
+    def momentum_from(self) -> int | None:
+        """The first step in which this rank's stage exchanges momentum; None: there is none such."""
+        spec = codec_spec(self.plan.codecs.of_stage(self.plan.stage_of(self.rank)))
+        return spec.warmup_steps if isinstance(spec, MomentumSpec) else None
 
     def name(self, kind: str, sends: bool) -> str:
         """The plan's codec for frames of `kind`; identity for kinds that it does not speak of."""
@@ -63,7 +69,7 @@ class LinkCodecs:
         """(kind, peer) -> the codecs of this end that owe something."""
         return {
             (kind, peer): codec
-            for (kind, peer, sends), codec in self._codecs.items()
+            for (kind, peer, sends, _), codec in self._codecs.items()
             if sends and isinstance(codec, FeedbackCodec)
         }
 
@@ -73,11 +79,15 @@ class LinkCodecs:
             if isinstance(codec, ActivationDeltaCodec):
                 codec.prefetch(samples)
 
-    def _of(self, kind: str, peer: int, sends: bool) -> Codec:
-        key = (kind, peer, sends)
+    def _of(self, kind: str, peer: int, sends: bool, step: int | None) -> Codec:
+        name = self.name(kind, sends)
+        spec = codec_spec(name)
+        if step is not None and isinstance(spec, MomentumSpec) and step < spec.warmup_steps:
+            name = IDENTITY.name
+        key = (kind, peer, sends, name)
         if key not in self._codecs:
             # Every replica swaps the same tied gradient and must read the same from it, so all round alike.
             end = f"stage {self.plan.stage_of(self.rank)}" if kind == "tied" else f"{self.rank} {peer}"
             seed = zlib.crc32(f"{self.seed} {kind} {end}".encode())
-            self._codecs[key] = make_codec(self.name(kind, sends), seed, self.directory)
+            self._codecs[key] = make_codec(name, seed, self.directory)
         return self._codecs[key]

@@ -5,7 +5,7 @@ Knows no gradients' origin, no clipping and no clock. `learning_rate` is a pure 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import cos, pi
 
 import torch
@@ -46,7 +46,7 @@ class StageOptimizer:
     """
 
     def __init__(self, layers: Sequence[Layer], spec: OptimizerSpec) -> None:
-        self._layers = list(layers)
+        self._layers, self._spec = list(layers), spec
         self._owned = owned_parameters(layers)
         self._optimizers = [_make(parameters, spec) if parameters else None for parameters in self._owned]
         self._owner = {id(p): i for i, parameters in enumerate(self._owned) for p in parameters}
@@ -69,6 +69,41 @@ class StageOptimizer:
             group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def to_momentum(self, i: int, share: Callable[[nn.Parameter], float]) -> None:
+        """Make the i-th layer's gradients g this replica's part of the new momentum: share b1 m + (1 - b1) g.
+
+        m is the momentum so far, which all replicas have in common; the shares of all add up to 1, so that
+        the parts add up to b1 m + (1 - b1) sum g.
+        """
+        beta1 = self._spec.betas[0]
+        for p in self._owned[i]:
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = gradient.mul_(1 - beta1).add_(self._moments(p)["exp_avg"], alpha=beta1 * share(p))
+
+    @torch.no_grad()
+    def step_by_momentum(self, lr: float, frozen_after: int) -> None:
+        """Step every layer by its gradients, which are its new momentum; its variance is that after
+        `frozen_after` steps.
+
+        p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^frozen)) + eps), and the decay. Where Adam would not go
+        further than its bound (Kingma & Ba, section 2.1: lr, or more where b1 and b2 are far apart), neither
+        does this: the rounding of a momentum over a tiny variance is no step.
+        """
+        (beta1, beta2), eps = self._spec.betas, self._spec.eps
+        most = max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
+        for optimizer in filter(None, self._optimizers):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    state = self._moments(p)
+                    state["step"] += 1
+                    if p.grad is not None:
+                        state["exp_avg"].copy_(p.grad)
+                    root = (state["exp_avg_sq"] / (1 - beta2**frozen_after)).sqrt_().add_(eps)
+                    update = state["exp_avg"] / (1 - beta1 ** float(state["step"]))
+                    p.mul_(1 - lr * group["weight_decay"])
+                    p.add_(update.div_(root).clamp_(-most, most), alpha=-lr)
+            optimizer.zero_grad(set_to_none=True)
 
     def layer_state(self, i: int) -> dict[str, Tensor]:
         """The i-th layer's state as `parameter.slot` -> tensor; empty before the first step.
@@ -96,6 +131,16 @@ class StageOptimizer:
             )
         for name, p in parameters.items():
             self._load(f"{layer.name}.{name}", p, {s: state[f"{name}.{s}"] for s in self._slots if state})
+
+    def _moments(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """AdamW's state of `p`, which a warm-up or a checkpoint has left."""
+        state = self._state_of(p)
+        if not state:
+            raise OptimizerStateError(
+                "found no momentum and no variance behind the warm-up of compressed momentum; required"
+                " AdamW's state: resume from a checkpoint with it, or begin at step 0"
+            )
+        return state
 
     def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
         optimizer = self._optimizers[self._owner[id(p)]]

@@ -67,7 +67,10 @@ class Peers:
         Raises Diverged for a value that is not finite where a codec had to look: in time before `flush`
         returns, perhaps not here.
         """
-        codec, out = self._context.codecs.sender(kind, dst), Outgoing(kind, dst, x, mb, tag, samples)
+        codec, out = (
+            self._context.codecs.sender(kind, dst, self._step),
+            Outgoing(kind, dst, x, mb, tag, samples),
+        )
         if isinstance(codec, IdentityCodec):
             self._sender.send(codec, out, quiet)
         else:
@@ -76,7 +79,10 @@ class Peers:
     def broadcast(self, kind: str, peers: Sequence[int], x: Tensor, tag: int = 0) -> Callable[[], Tensor]:
         """Send `x` to several, encoded once. What is returned waits for, and gives, what they make of it,
         so that all go on with the same bits."""
-        codec, out = self._context.codecs.sender(kind, EVERYBODY), Outgoing(kind, EVERYBODY, x, tag=tag)
+        codec, out = (
+            self._context.codecs.sender(kind, EVERYBODY, self._step),
+            Outgoing(kind, EVERYBODY, x, tag=tag),
+        )
         if isinstance(codec, IdentityCodec):
             read = self._sender.broadcast(codec, out, peers, quiet=True)
             return lambda: read
@@ -112,7 +118,7 @@ class Peers:
         samples: Key = (),
     ) -> None:
         """This will be received: decode it when it comes. To be told in the order in which it is sent."""
-        codec = self._context.codecs.receiver(kind, src)
+        codec = self._context.codecs.receiver(kind, src, self._step)
         if isinstance(codec, IdentityCodec):
             return
         what = Incoming(self._key(kind, src, mb, tag), shape, dtype, mb, samples)
@@ -148,7 +154,7 @@ class Peers:
         if job is not None:
             return self._decoded(job, what, quiet)
         frame = self._receiver.wait(what, quiet)
-        return self._receiver.decode(self._context.codecs.receiver(kind, src), frame, what, quiet)
+        return self._receiver.decode(self._context.codecs.receiver(kind, src, self._step), frame, what, quiet)
 
     def _decoded(self, job: Job[Tensor], what: Incoming, quiet: bool) -> Tensor:
         """What a lane decodes; what the rank's thread waits for it is written down."""

@@ -44,7 +44,7 @@ from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
 from worker.model import ModelError
 from worker.model_of_job import fresh_layers, model_of
-from worker.optimizer import StageOptimizer
+from worker.optimizer import OptimizerStateError, StageOptimizer
 from worker.profiler import profile_model
 from worker.residuals import load_residuals, residual_files
 from worker.stage import Stage
@@ -127,7 +127,7 @@ class Runtime:
             self._fail(ExitCode.MODEL, e)
         except PeerUnreachable as e:
             self._fail(ExitCode.PEER_UNREACHABLE, e)
-        except LayerFileError as e:
+        except (LayerFileError, OptimizerStateError) as e:
             self._fail(ExitCode.CHECKPOINT_CORRUPT, e)
         except Uploads as e:
             self._fail(ExitCode.CHECKPOINT_WRITE, e, fatal=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compression.codec import Key
 from scheduler.link_use import LinkUse
@@ -53,7 +53,8 @@ class StepResult:
     tokens: int
     """How many tokens `loss_sum` sums over."""
     grad_norm: float
-    """Of the whole model before clipping; the same on every rank of a pipeline."""
+    """Of the whole model's gradient before clipping, or of its momentum where that is what is exchanged; the
+    same on every rank of a pipeline."""
     spans: tuple[Span, ...]
     duration_s: float
     sent_bytes: int
@@ -125,6 +126,9 @@ class _Step:
         """By (kind, micro-batch): received and not yet used, or computed and not yet sent."""
         plan = context.plan
         self._backwards_left = plan.micro_batches[context.replica]
+        first = context.codecs.momentum_from()
+        self._frozen_after = None if first is None or step < first else first
+        """Where momentum is exchanged in this step: after how many steps the variance was frozen."""
         self._reduction = None
         if plan.n_replicas > 1:
             group, first_layer = plan.group(context.stage), plan.partition[context.stage][0]
@@ -208,13 +212,28 @@ class _Step:
         stage, job = self._stage, self._context.job
         self._backwards_left -= 1
         is_last_backward = self._backwards_left == 0
-        done = self._reduction.start if self._reduction is not None and is_last_backward else None
+        exchanges = self._reduction is not None or self._frozen_after is not None
+        done = self._layer_done if exchanges and is_last_backward else None
         gradient = None if stage.is_last else self._tensors.pop(("gradient", mb))
         start_s = self._recorder.now_s()
         x_gradient = stage.backward(mb, gradient, 1.0 / (job.global_batch * job.sequence_length), done)
         self._computed("backward", start_s, mb)
         if x_gradient is not None:
             self._tensors["gradient", mb] = x_gradient
+
+    def _layer_done(self, layer: int) -> None:
+        """The layer has this replica's whole gradient: it, or the momentum it makes, goes to the peers."""
+        if self._frozen_after is not None:
+            self._optimizer.to_momentum(layer, self._share)
+        if self._reduction is not None:
+            self._reduction.start(layer)
+
+    def _share(self, p: nn.Parameter) -> float:
+        """Which part of the common momentum of `p` this rank puts in: that of its micro-batches; half of it
+        where another stage puts in the other half."""
+        micro_batches = self._context.plan.micro_batches
+        share = micro_batches[self._context.replica] / sum(micro_batches)
+        return share / 2 if p is self._stage.tied else share
 
     def _reduce(self) -> None:
         if self._reduction is not None:
@@ -236,7 +255,11 @@ class _Step:
             )
         start_s = self._recorder.now_s()
         clip(stage.owned, self._grad_norm, context.job.optimizer.clip_norm)
-        self._optimizer.step(learning_rate(context.job.optimizer, self._step, context.job.steps))
+        lr = learning_rate(context.job.optimizer, self._step, context.job.steps)
+        if self._frozen_after is None:
+            self._optimizer.step(lr)
+        else:
+            self._optimizer.step_by_momentum(lr, self._frozen_after)
         self._computed("optimizer", start_s)
 
     def _agree(self, squares: tuple[float, ...]) -> float:

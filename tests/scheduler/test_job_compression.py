@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from compression.spec import codec_spec
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json, parse_job
 from scheduler.job_compression import Kind
 
@@ -112,6 +113,41 @@ def test_tiles_cross_boundaries_and_feedback_reduces() -> None:
 def test_what_cannot_be_with_tiles_and_feedback(text: str, said: str) -> None:
     with pytest.raises(JobError) as e:
         parsed(text)
+    assert said in str(e.value)
+
+
+def test_momentum_reduces_behind_a_warm_up() -> None:
+    text = BASE.replace("steps: 2", "steps: 40") % "fp16"
+    job = parse_job(text + "  reduce: {momentum: {bits: 1, warmup_steps: 8}}\n", "c.yaml")
+    spec = job.compression.reduce.spec()
+    assert spec.name == "momentum:bits=1,warmup_steps=8"
+    assert codec_spec(spec.name) == spec
+    assert spec.wire_bytes((1000,), 4) == codec_spec("feedback:bits=1").wire_bytes((1000,), 4)
+    assert job_from_json(job_to_json(job)) == job
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{momentum: {warmup_steps: 2}}", "warmup_steps: found 2 for a run of 2 steps, which so never"),
+        ("{momentum: {warmup_steps: 0}}", "warmup_steps: found 0; required greater than or equal to 1"),
+        (
+            "{momentum: {warmup_steps: 1}}\noptimizer: {name: sgd}",
+            "momentum: found it beside optimizer sgd; required optimizer.name adamw",
+        ),
+        (
+            "{momentum: {warmup_steps: 1}}\nparallelism: {stages: 2, replicas: 1}",
+            "momentum: found it with parallelism.replicas 1, which exchanges no gradients",
+        ),
+        (
+            "{momentum: {warmup_steps: 1}}\n  links: [{between: hosts, reduce: fp16}]",
+            "links[0].reduce: found an exception although momentum is exchanged somewhere",
+        ),
+    ],
+)
+def test_what_cannot_be_with_momentum(text: str, said: str) -> None:
+    with pytest.raises(JobError) as e:
+        parsed("fp16\n  reduce: " + text)
     assert said in str(e.value)
 
 

@@ -37,6 +37,7 @@ def saved(ranks: list[Rank]) -> dict[str, bytes]:
 
 
 def resumed(plan: Plan, files: dict[str, bytes], with_residuals: bool = True) -> tuple[list[Rank], int]:
+    """Ranks as a checkpoint left them, and how many residuals it had for them."""
     ranks = make_ranks(make_job(), plan)
     loaded = 0
     for rank in ranks:
