@@ -165,7 +165,7 @@ def plot(found: Losses, path: Path) -> None:
     figure, (axes, curves) = pyplot.subplots(
         1, 2, figsize=(13, 0.3 * len(found) + 1.5), layout="constrained", width_ratios=(2, 1)
     )
-    names = list(reversed(found))
+    names = list(found)[::-1]
     for i, name in enumerate(names):
         off = differences(found, name)
         if off is not None:
