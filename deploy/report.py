@@ -7,6 +7,7 @@ from pathlib import Path
 from coordinator.history import History
 from coordinator.progress import human_bytes
 from coordinator.timelines import RecordedStep
+from deploy.links_table import links_table
 from deploy.local import LocalOptions
 from scheduler.timeline import Timeline
 from sim import report
@@ -39,7 +40,7 @@ def contents(history: History, options: LocalOptions, sample: str) -> report.Con
             ("measured", tuple((s.step + 1, s.duration_s) for s in history.steps)),
             ("predicted", tuple((s.step + 1, s.predicted_s) for s in history.steps if s.predicted_s > 0)),
         ),
-        tables=(_placement(history),),
+        tables=(_placement(history), *_links(history, recorded)),
         reasons=history.plan.reasons if history.plan else (),
         sample=sample,
     )
@@ -52,6 +53,10 @@ def _placed(history: History, options: LocalOptions, timeline: Timeline) -> Plac
     regions = {w.name: w.region for w in history.workers}
     positions = load(options.links.trace).positions if options.links.trace else {}
     return placed_by(history.plan, timeline, regions, positions)
+
+
+def _links(history: History, recorded: RecordedStep | None) -> tuple[report.Table, ...]:
+    return (links_table(recorded, history.devices),) if recorded is not None else ()
 
 
 def _typical(history: History) -> RecordedStep | None:
