@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator, name-defined"
 """The k-bit quantizer's twin for a GPU: the same bits as `quantize.py`, a block a program.
 
-A program reads its block once and writes its codes and scales once. Fusion of products and sums is off
+A program reads its block once and writes its codes and scales once; with a memory the change to it is
+quantized, and the memory brought up to date, in the same pass. Fusion of products and sums is off
 (`enable_fp_fusion`), or the last bit would differ. Scales that no block alone can tell (per tensor, per
 channel, groups that cross blocks) are found by torch before. Triton's interpreter runs the same code on a
 CPU, which is how tests run it.
@@ -22,47 +23,80 @@ HALF_BLOCK = BLOCK // 2
 
 def quantize(x: Tensor, grid: Grid, seed: int = 0, threads: int = 1) -> tuple[Tensor, Tensor]:
     """As `quantize.quantize`."""
-    del threads
+    shape = tuple(x.shape)
+    scales = torch.empty(grid.n_scales(shape), dtype=torch.int16, device=x.device)
+    packed = torch.empty(packed_bytes(x.numel(), grid.bits), dtype=torch.uint8, device=x.device)
+    encode_into(x, scales, packed, grid, seed, threads)
+    return scales, packed
+
+
+def encode_into(
+    x: Tensor,
+    scales: Tensor,
+    packed: Tensor,
+    grid: Grid,
+    seed: int = 0,
+    threads: int = 1,
+    memory: Tensor | None = None,
+) -> None:
+    """As `kernels_cpu.encode_into`; all on one device."""
     shape, values = tuple(x.shape), x.detach().contiguous().flatten()
-    n = values.numel()
-    packed = torch.empty(packed_bytes(n, grid.bits), dtype=torch.uint8, device=x.device)
+    n, fused = values.numel(), _fused(grid)
     if n == 0:
-        return torch.empty(0, dtype=torch.int16, device=x.device), packed
-    fused = grid.scale == "group" and BLOCK % grid.group == 0
-    n_scales, blocks = grid.n_scales(shape), -(-n // BLOCK)
-    if fused:
-        scales = torch.empty(n_scales, dtype=torch.int16, device=x.device)
-    else:
-        scales = scales_of(values.float(), shape, grid)
+        return
+    if memory is not None and not fused:  # scales are found before blocks are: take the difference first
+        encode_into(x.detach().float() - memory.float(), scales, packed, grid, seed, threads)
+        decode_into(memory, scales, packed, grid, threads, add=True)
+        return
+    if not fused:
+        scales.copy_(scales_of(values.float(), shape, grid))
+    blocks = -(-n // BLOCK)
     largest = torch.zeros(blocks, dtype=torch.int32, device=x.device)
     _encode[(blocks,)](
-        values, scales, packed, largest, n, n_scales, steps_of(grid.bits) / 2, seed - (seed >> 31 << 32),
-        grid.bits, grid.stochastic, fused, *_layout(grid, shape), grid.group if fused else 1, BLOCK,
-        enable_fp_fusion=False,
+        values, values if memory is None else memory.view(-1), scales, packed, largest, n, scales.numel(),
+        steps_of(grid.bits) / 2, _inverse_half(grid), seed - (seed >> 31 << 32),
+        grid.bits, grid.stochastic, fused, memory is not None, *_layout(grid, shape),
+        grid.group if fused else 1, BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
     require_finite(int(largest.max()))
-    return scales, packed
 
 
 def dequantize(
     scales: Tensor, packed: Tensor, shape: tuple[int, ...], grid: Grid, dtype: torch.dtype, threads: int = 1
 ) -> Tensor:
     """As `quantize.dequantize`, on the device of `packed`."""
-    del threads
     require_sizes(scales, packed, shape, grid)
-    n = numel(shape)
     y = torch.empty(shape, dtype=dtype, device=packed.device)
+    decode_into(y, scales, packed, grid, threads)
+    return y
+
+
+def decode_into(
+    y: Tensor, scales: Tensor, packed: Tensor, grid: Grid, threads: int = 1, add: bool = False
+) -> None:
+    """As `kernels_cpu.decode_into`; what is added to is float32 or float16."""
+    del threads
+    n = y.numel()
     if n:
-        half = steps_of(grid.bits) / 2
-        inverse = torch.tensor(1.0 / half, dtype=torch.float32)
-        step = (scales.to(torch.int32) << 16).view(torch.float32) * inverse
-        brain = dtype == torch.bfloat16
+        step = (scales.to(torch.int32) << 16).view(torch.float32) * torch.tensor(
+            _inverse_half(grid), dtype=torch.float32
+        )
+        brain = y.dtype == torch.bfloat16
         into = y.view(torch.int16) if brain else y
         _decode[(-(-n // BLOCK),)](
-            packed, step, into.view(-1), n, half, grid.bits, brain, *_layout(grid, shape), BLOCK,
-            enable_fp_fusion=False,
+            packed, step, into.view(-1), n, steps_of(grid.bits) / 2, grid.bits, brain, add,
+            *_layout(grid, tuple(y.shape)), BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
-    return y
+
+
+def _fused(grid: Grid) -> bool:
+    """Whether a block holds whole groups, so that it finds their scales itself."""
+    return grid.scale == "group" and BLOCK % grid.group == 0
+
+
+def _inverse_half(grid: Grid) -> float:
+    """1 / half the steps, as a float32 has it."""
+    return torch.tensor(1.0 / (steps_of(grid.bits) / 2), dtype=torch.float32).item()
 
 
 def _layout(grid: Grid, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -88,9 +122,52 @@ def _hash(h):
 
 
 @triton.jit
+def _kept(value, like):
+    """float32 -> what a memory of the type of `like` holds of it: a float16 at most 65504."""
+    if like.dtype.element_ty == tl.float16:
+        value = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
+    return value.to(like.dtype.element_ty)
+
+
+@triton.jit
+def _load(x_at, memory_at, place, good, MEMORY: tl.constexpr):
+    """What is quantized: the value, or its difference from the memory."""
+    x = tl.load(x_at + place, mask=good, other=0.0).to(tl.float32)
+    if MEMORY:
+        x -= tl.load(memory_at + place, mask=good, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _code(x, scale, i, block, half, seed, STOCHASTIC: tl.constexpr, SIZE: tl.constexpr):
+    """int32: the codes of float32 values at `i` of a block."""
+    inverse = tl.where(scale > 0, tl.div_rn(1.0, tl.where(scale > 0, scale, 1.0)), 0.0)
+    if STOCHASTIC:
+        counter = block * (SIZE // 2) + (i % (SIZE // 2)) + seed
+        h = _hash(counter.to(tl.uint32, bitcast=True))
+        word = tl.where(i < SIZE // 2, h & 0xFFFF, h >> 16)
+        u = (word.to(tl.float32) + 0.5) * 0.0000152587890625
+    else:
+        u = 0.5
+    t = x * inverse * half + half + u
+    return tl.minimum(tl.maximum(t, 0.0), 2.0 * half).to(tl.int32)
+
+
+@triton.jit
+def _scale(scales_at, place, good, divisor, modulus):
+    """float32: the scales of values at `place` of the tensor."""
+    index = place // divisor
+    if modulus > 0:
+        index = place % modulus
+    upper = tl.load(scales_at + index, mask=good, other=0).to(tl.int32)
+    return (upper << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _encode(
-    x_at, scales_at, packed_at, largest_at, n, n_scales, half: tl.float32, seed,
-    BITS: tl.constexpr, STOCHASTIC: tl.constexpr, FUSED: tl.constexpr,
+    x_at, memory_at, scales_at, packed_at, largest_at, n, n_scales, half: tl.float32,
+    inverse_half: tl.float32, seed,
+    BITS: tl.constexpr, STOCHASTIC: tl.constexpr, FUSED: tl.constexpr, MEMORY: tl.constexpr,
     divisor, modulus, GROUP: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
@@ -98,7 +175,7 @@ def _encode(
     m = tl.minimum(n - at, SIZE).to(tl.int32)
     if FUSED:
         i = tl.arange(0, SIZE)
-        x = tl.load(x_at + at + i, mask=i < m, other=0.0).to(tl.float32)
+        x = _load(x_at, memory_at, at + i, i < m, MEMORY)
         magnitude = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         largest = tl.max(tl.reshape(magnitude, (SIZE // GROUP, GROUP)), axis=1)
         upper = (largest.to(tl.int64) + 0xFFFF) >> 16
@@ -120,33 +197,30 @@ def _encode(
             for lane in tl.static_range(8 // WIDTH):
                 i = lane * each + j
                 good = (j < each) & (i < m)
-                x = tl.load(x_at + at + i, mask=good, other=0.0).to(tl.float32)
-                place = at + i
-                index = place // divisor
-                if modulus > 0:
-                    index = place % modulus
-                upper = tl.load(scales_at + index, mask=good, other=0).to(tl.int32)
-                scale = (upper << 16).to(tl.float32, bitcast=True)
-                inverse = tl.where(scale > 0, tl.div_rn(1.0, tl.where(scale > 0, scale, 1.0)), 0.0)
-                if STOCHASTIC:
-                    counter = block * (SIZE // 2) + (i % (SIZE // 2)) + seed
-                    h = _hash(counter.to(tl.uint32, bitcast=True))
-                    word = tl.where(i < SIZE // 2, h & 0xFFFF, h >> 16)
-                    u = (word.to(tl.float32) + 0.5) * 0.0000152587890625
-                else:
-                    u = 0.5
-                t = x * inverse * half + half + u
-                code = tl.minimum(tl.maximum(t, 0.0), 2.0 * half).to(tl.int32)
+                x = _load(x_at, memory_at, at + i, good, MEMORY)
+                scale = _scale(scales_at, at + i, good, divisor, modulus)
+                code = _code(x, scale, i, block, half, seed, STOCHASTIC, SIZE)
                 part = (code >> shift) & ((1 << WIDTH) - 1)
                 byte |= tl.where(good, part, 0) << (WIDTH * lane)
             tl.store(out + j, byte.to(tl.uint8), mask=j < each)
             out += each
+    if MEMORY:
+        tl.debug_barrier()  # every lane has read the memory as it was
+        i = tl.arange(0, SIZE)
+        good = i < m
+        x = _load(x_at, memory_at, at + i, good, MEMORY)
+        scale = _scale(scales_at, at + i, good, divisor, modulus)
+        code = _code(x, scale, i, block, half, seed, STOCHASTIC, SIZE)
+        before = tl.load(memory_at + at + i, mask=good, other=0.0).to(tl.float32)
+        after = before + (code.to(tl.float32) - half) * (scale * inverse_half)
+        tl.debug_barrier()
+        tl.store(memory_at + at + i, _kept(after, memory_at), mask=good)
 
 
 @triton.jit
 def _decode(
     packed_at, step_at, y_at, n, half: tl.float32,
-    BITS: tl.constexpr, BRAIN: tl.constexpr, divisor, modulus, SIZE: tl.constexpr,
+    BITS: tl.constexpr, BRAIN: tl.constexpr, ADD: tl.constexpr, divisor, modulus, SIZE: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     at = block.to(tl.int64) * SIZE
@@ -170,7 +244,10 @@ def _decode(
         index = place % modulus
     step = tl.load(step_at + index, mask=i < m, other=0.0)
     value = (code.to(tl.float32) - half) * step
-    if BRAIN:  # bfloat16's bits, rounded to the nearest even by hand: the interpreter would cut them off
+    if ADD:
+        value += tl.load(y_at + at + i, mask=i < m, other=0.0).to(tl.float32)
+        tl.store(y_at + at + i, _kept(value, y_at), mask=i < m)
+    elif BRAIN:  # bfloat16's bits, rounded to the nearest even by hand: the interpreter would cut them off
         bits = value.to(tl.int32, bitcast=True)
         tl.store(y_at + at + i, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16), mask=i < m)
     else:

@@ -8,11 +8,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from compression import quantize
+from compression import kernels_cpu, quantize
 from compression.grid import BLOCK, Grid, NotFinite
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-pytest.importorskip("triton", reason="the extra `gpu` is not installed")
+pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SCALES = [("tensor", 1), ("channel", 1), ("group", 32), ("group", 64), ("group", 96)]
@@ -50,6 +50,32 @@ def require_same(twin: ModuleType, x: torch.Tensor, grid: Grid) -> None:
     y = quantize.dequantize(scales, packed, tuple(x.shape), grid, x.dtype)
     z = twin.dequantize(found[0], found[1], tuple(x.shape), grid, x.dtype)
     assert torch.equal(z.cpu(), y)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_changes_are_quantized_and_memories_follow_as_on_a_cpu(
+    twin: ModuleType, bits: int, dtype: torch.dtype, stochastic: bool
+) -> None:
+    rng = torch.Generator().manual_seed(bits)
+    for scale, group in (("group", 64), ("group", 96), ("tensor", 1)):
+        grid, shape = Grid(bits, scale, group, stochastic), (6, 192)  # type: ignore[arg-type]
+        x, memory = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng).to(dtype)
+        memory[0, 0] = 65504.0  # a float16 holds no more
+        ours, theirs = memory.clone().to(DEVICE), memory.clone()
+        scales, packed = (t.to(DEVICE) for t in kernels_cpu.room(shape, grid))
+        twin.encode_into(x.to(DEVICE), scales, packed, grid, 77, 1, ours)
+        expected = kernels_cpu.room(shape, grid)
+        kernels_cpu.encode_into(x, *expected, grid, 77, 1, theirs)
+        assert torch.equal(scales.cpu(), expected[0])
+        assert torch.equal(packed.cpu(), expected[1])
+        assert torch.equal(ours.cpu(), theirs)
+        far, near = memory.clone().to(DEVICE), memory.clone()  # the other end
+        twin.decode_into(far, scales, packed, grid, add=True)
+        kernels_cpu.decode_into(near, *expected, grid, add=True)
+        assert torch.equal(far.cpu(), near)
+        assert torch.equal(near, theirs)
 
 
 @pytest.mark.parametrize(("scale", "group"), SCALES)
