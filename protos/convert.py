@@ -16,6 +16,7 @@ from typing import cast, get_args
 from compression.spec import CodecError, codec_spec
 from protos import orchestrator_pb2 as pb
 from scheduler.checkpoint_layout import LayerFileInfo, ManifestError, safe_file_name
+from scheduler.codec_speed import CodecSpeed
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs
@@ -25,6 +26,7 @@ from scheduler.topology import Device
 
 MAX_LAYERS = 4096
 MAX_RANKS = 4096
+MAX_CODECS = 128
 MAX_SPANS = 200_000
 MAX_LINKS = 20_000
 MAX_NAME = 128
@@ -202,6 +204,7 @@ def profiled_to_message(
         n_eval_samples=n_eval_samples,
         forward_fixed_s=profile.forward_fixed_s,
         backward_fixed_s=profile.backward_fixed_s,
+        codecs=[pb.CodecSpeed(name=s.name, encode_s=s.encode_s, decode_s=s.decode_s) for s in profile.codecs],
     )
 
 
@@ -224,7 +227,18 @@ def profile_from_message(m: pb.Profiled, device: str) -> tuple[tuple[LayerProfil
                 f"profiled.{label}: found {len(values)} entries, required {len(layers)}, one a layer"
             )
         times.append(tuple(_finite(f"profiled.{label}", v) for v in values))
-    return layers, DeviceProfile(device, *times)
+    _at_most("profiled.codecs", len(m.codecs), MAX_CODECS)
+    return layers, DeviceProfile(device, *times, codecs=tuple(_codec_speed(s) for s in m.codecs))
+
+
+def _codec_speed(m: pb.CodecSpeed) -> CodecSpeed:
+    """Raises ConvertError for a codec that cannot be, or a time that is none."""
+    try:
+        codec_spec(m.name)
+    except CodecError as e:
+        raise ConvertError(f"profiled.codecs: {e}") from e
+    times = (_finite(f"codec {m.name}: {x}", getattr(m, x)) for x in ("encode_s", "decode_s"))
+    return CodecSpeed(m.name, *times)
 
 
 # ---- devices and peers

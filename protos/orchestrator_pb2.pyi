@@ -112,7 +112,7 @@ class Layer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., parameter_bytes: _Optional[int] = ..., boundary_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., tied_to: _Optional[str] = ..., working_bytes: _Optional[int] = ...) -> None: ...
 
 class Profiled(_message.Message):
-    __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples", "forward_fixed_s", "backward_fixed_s")
+    __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples", "forward_fixed_s", "backward_fixed_s", "codecs")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_S_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class Profiled(_message.Message):
     N_EVAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIXED_S_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIXED_S_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
     forward_s: _containers.RepeatedScalarFieldContainer[float]
     backward_s: _containers.RepeatedScalarFieldContainer[float]
@@ -131,7 +132,18 @@ class Profiled(_message.Message):
     n_eval_samples: int
     forward_fixed_s: _containers.RepeatedScalarFieldContainer[float]
     backward_fixed_s: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ..., forward_fixed_s: _Optional[_Iterable[float]] = ..., backward_fixed_s: _Optional[_Iterable[float]] = ...) -> None: ...
+    codecs: _containers.RepeatedCompositeFieldContainer[CodecSpeed]
+    def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ..., forward_fixed_s: _Optional[_Iterable[float]] = ..., backward_fixed_s: _Optional[_Iterable[float]] = ..., codecs: _Optional[_Iterable[_Union[CodecSpeed, _Mapping]]] = ...) -> None: ...
+
+class CodecSpeed(_message.Message):
+    __slots__ = ("name", "encode_s", "decode_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    encode_s: float
+    decode_s: float
+    def __init__(self, name: _Optional[str] = ..., encode_s: _Optional[float] = ..., decode_s: _Optional[float] = ...) -> None: ...
 
 class LinkSample(_message.Message):
     __slots__ = ("peer", "latency_s", "bandwidth_Bps", "bandwidth_striped_Bps", "relayed", "error")

@@ -11,8 +11,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import TypedDict
 
 from compression.spec import CodecSpec, IdentitySpec, codec_spec
+from scheduler.codec_speed import CodecSpeed, speed_of
+from scheduler.durations import CodecSeconds
 from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
@@ -21,6 +24,8 @@ from scheduler.speed import Speed
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 
+PARAMETER_BYTES = 4
+"""Of a weight's gradient, as it is exchanged: float32."""
 WireBytes = Callable[[int], int]
 """Raw bytes of a tensor -> bytes on the wire, headers of the codec included."""
 
@@ -47,7 +52,7 @@ def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) ->
     return wire_bytes
 
 
-def flat_wire_bytes_of(spec: CodecSpec, dtype_bytes: int = 4) -> WireBytes:
+def flat_wire_bytes_of(spec: CodecSpec, dtype_bytes: int = PARAMETER_BYTES) -> WireBytes:
     """The pricing of weights and their gradients, which go end to end as one row."""
     if isinstance(spec, IdentitySpec):
         return _as_it_is
@@ -186,8 +191,52 @@ def durations(
         gradient_bytes=tuple(sent("gradient", r) for r in range(plan.n_ranks)),
         reduce_bytes=tuple(reduced(s, stage_memory(model, *cut).parameter_bytes) for s, cut in cuts),
         tied_bytes=reduced(0, tied_bytes(model, plan.n_stages)),
+        **_codec_seconds(plan, model, by_name),
         shared_cores=shared_cores(plan, topology),
     )
+
+
+class _CodecSeconds(TypedDict, total=False):
+    """The fields of Durations that codecs decide."""
+
+    activation_codec_s: tuple[CodecSeconds, ...]
+    gradient_codec_s: tuple[CodecSeconds, ...]
+    reduce_codec_s: tuple[CodecSeconds, ...]
+    tied_codec_s: tuple[CodecSeconds, ...]
+
+
+def _codec_seconds(plan: Plan, model: ModelProfile, by_name: Mapping[str, DeviceProfile]) -> _CodecSeconds:
+    """What encoding and decoding takes; nothing for traffic that has no codec."""
+    stages = plan.n_stages
+    parameters = [stage_memory(model, *cut).parameter_bytes / PARAMETER_BYTES for cut in plan.partition]
+    tied = tied_bytes(model, stages) / PARAMETER_BYTES
+
+    def at(rank: int, name: str) -> CodecSpeed:
+        return speed_of(name, by_name[plan.device(rank)].codecs)
+
+    def crossing(kind: str, rank: int, step: int) -> CodecSeconds:
+        stage, boundary = plan.stage_of(rank), plan.stage_of(rank) - (step < 0)
+        if not 0 <= stage + step < stages:
+            return 0.0, 0.0
+        name = plan.codecs.of_boundary(kind, plan.replica_of(rank), boundary)
+        values = model.layers[plan.partition[boundary][1] - 1].boundary_bytes / model.value_bytes
+        return values * at(rank, name).encode_s, values * at(rank + step, name).decode_s
+
+    def summed(rank: int, name: str, values: float) -> CodecSeconds:
+        speed = at(rank, name)
+        return values * speed.encode_s, values * speed.decode_s
+
+    ranks = range(plan.n_ranks)
+    found: _CodecSeconds = {}
+    if plan.codecs.activation:
+        found["activation_codec_s"] = tuple(crossing("activation", r, 1) for r in ranks)
+    if plan.codecs.gradient:
+        found["gradient_codec_s"] = tuple(crossing("gradient", r, -1) for r in ranks)
+    if plan.codecs.reduce:
+        own = [(r, plan.stage_of(r)) for r in ranks]
+        found["reduce_codec_s"] = tuple(summed(r, plan.codecs.of_stage(s), parameters[s]) for r, s in own)
+        found["tied_codec_s"] = tuple(summed(r, plan.codecs.of_stage(0), tied) for r in ranks)
+    return found
 
 
 def shared_cores(plan: Plan, topology: Topology) -> tuple[tuple[tuple[int, ...], int], ...]:

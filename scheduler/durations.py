@@ -12,6 +12,11 @@ class EngineError(ValueError):
     """Durations that do not fit the plan, or actions that wait for ever."""
 
 
+CODED = ("activation", "gradient", "reduce", "tied")
+CodecSeconds = tuple[float, float]
+"""(encoding, decoding)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Durations:
     """What a step's actions cost. Seconds are alone on the host; bytes are as they go on the wire."""
@@ -26,6 +31,14 @@ class Durations:
     """Likewise, to the stage before."""
     reduce_bytes: tuple[int, ...]
     """[stage]: all gradients of the stage, which its replicas exchange."""
+    activation_codec_s: tuple[CodecSeconds, ...] = ()
+    """Of one micro-batch, by the rank that sends it to the next stage: encoding there, decoding at the other
+    end; (): none has a codec. Likewise `gradient_codec_s`."""
+    gradient_codec_s: tuple[CodecSeconds, ...] = ()
+    reduce_codec_s: tuple[CodecSeconds, ...] = ()
+    """By rank: encoding, and decoding, as many values as the stage has; (): none has a codec. Likewise
+    `tied_codec_s`, as many as the shared weight has."""
+    tied_codec_s: tuple[CodecSeconds, ...] = ()
     tied_bytes: int = 0
     """The gradient that first and last stage swap because they share a weight; 0: they share none."""
     shared_cores: tuple[tuple[tuple[int, ...], int], ...] = ()
@@ -44,6 +57,11 @@ class Durations:
                 if not (isfinite(value) and value >= 0):
                     raise EngineError(f"{name}[{i}]: found {value}, required a finite number of 0 or more")
 
+    def codec_s(self, kind: str, rank: int) -> CodecSeconds:
+        """Of `kind` (activation, gradient, reduce, tied) and the rank it is told by."""
+        seconds: tuple[CodecSeconds, ...] = getattr(self, f"{kind}_codec_s")
+        return seconds[rank] if seconds else (0.0, 0.0)
+
 
 def require_sizes(plan: Plan, d: Durations) -> None:
     """Raise EngineError unless `d` has a value for every rank and stage of `plan`."""
@@ -54,6 +72,7 @@ def require_sizes(plan: Plan, d: Durations) -> None:
         ("activation_bytes", plan.n_ranks),
         ("gradient_bytes", plan.n_ranks),
         ("reduce_bytes", plan.n_stages),
+        *((f"{kind}_codec_s", plan.n_ranks) for kind in CODED if getattr(d, f"{kind}_codec_s")),
     ):
         found = len(getattr(d, name))
         if found != required:

@@ -4,6 +4,10 @@ Deterministic and event-driven; knows neither where durations come from (`cost.p
 link is made of (`network.py`, `flows.py`). The model:
 
 - A rank does one action at a time. Recv waits (a `wait` span) until its tensor has arrived.
+- A tensor with a codec is encoded before it leaves, beside the rank's compute, one after the other, and
+  decoded where it arrives, one after the other of its kind from its sender. What travels as it is costs
+  neither. In a gradient exchange each shard is encoded, sent and decoded before the next, and what a member
+  sends to all in the second round is encoded once.
 - Send costs the rank nothing. A link carries its transfers one after the other, first come, first
   served; the two directions of a pair do not disturb each other, nor do the links of one device to
   several others unless the network says what they share.
@@ -111,6 +115,8 @@ class _Replay:
         self._at_tied: dict[int, list[int]] = defaultdict(list)
         self._at_optimizer: dict[int, list[int]] = defaultdict(list)
         self._speed = tuple(speeds.get(name) for name in self._device)
+        self._encoder_free_s = [0.0] * plan.n_ranks
+        self._decoder_free_s: dict[tuple[Kind, int, int], float] = defaultdict(float)
         self._cores: dict[int, SharedCores] = {}
         for ranks, cores in durations.shared_cores:
             shared = SharedCores(cores, self._speed_of_host(ranks))
@@ -196,12 +202,34 @@ class _Replay:
         d = self._durations
         n_bytes = (d.activation_bytes if action.kind == "activation" else d.gradient_bytes)[rank]
         tensor = (action.kind, action.mb, rank, action.dst)
-        self._transfer(rank, action.dst, n_bytes, partial(self._arrive, tensor, self._clock.now_s, n_bytes))
+        encode_s, _ = d.codec_s(action.kind, rank)
+        if not encode_s:
+            self._hand_over(tensor, n_bytes)
+            return
+        start_s = max(self._clock.now_s, self._encoder_free_s[rank])
+        self._encoder_free_s[rank] = end_s = start_s + encode_s
+        self._span(rank, "encode", start_s, end_s, action.mb, action.dst, n_bytes)
+        self._clock.at(end_s, partial(self._hand_over, tensor, n_bytes))
+
+    def _hand_over(self, tensor: _Tensor, n_bytes: int) -> None:
+        _, _, src, dst = tensor
+        self._transfer(src, dst, n_bytes, partial(self._arrive, tensor, self._clock.now_s, n_bytes))
 
     def _arrive(self, tensor: _Tensor, handed_s: float, n_bytes: int) -> None:
+        kind, mb, src, dst = tensor
+        self._span(src, "send", handed_s, self._clock.now_s, mb, dst, n_bytes)
+        _, decode_s = self._durations.codec_s(kind, src)
+        if not decode_s:
+            self._be_there(tensor)
+            return
+        start_s = max(self._clock.now_s, self._decoder_free_s[kind, src, dst])
+        self._decoder_free_s[kind, src, dst] = end_s = start_s + decode_s
+        self._span(dst, "decode", start_s, end_s, mb, src)
+        self._clock.at(end_s, partial(self._be_there, tensor))
+
+    def _be_there(self, tensor: _Tensor) -> None:
         self._arrived.add(tensor)
         _, mb, src, dst = tensor
-        self._span(src, "send", handed_s, self._clock.now_s, mb, dst, n_bytes)
         if self._ranks[dst].awaits == tensor:
             self._ranks[dst].awaits = None
             self._wait_span(dst, self._clock.now_s, mb, src)
@@ -248,7 +276,27 @@ class _Replay:
         for member in group:
             self._wait_span(member, self._clock.now_s, peer=rank)
         shard_bytes = self._durations.reduce_bytes[stage] / len(group)
-        sharded(group, shard_bytes, self._transfer, partial(self._reduced, stage, self._clock.now_s))
+        send = again = self._transfer
+        if self._durations.reduce_codec_s:
+            shard, others = 1 / len(group), max(1, len(group) - 1)
+            send = partial(self._coded, "reduce", shard, shard)
+            again = partial(self._coded, "reduce", shard / others, shard)
+        sharded(group, shard_bytes, send, again, partial(self._reduced, stage, self._clock.now_s))
+
+    def _coded(
+        self, kind: str, encoded: float, decoded: float, src: int, dst: int, n_bytes: float, done: Happening
+    ) -> None:
+        """A transfer with these parts of the ranks' `codec_s` before and behind it."""
+        encode_s = encoded * self._durations.codec_s(kind, src)[0]
+        decode_s = decoded * self._durations.codec_s(kind, dst)[1]
+
+        def decode() -> None:
+            self._clock.at(self._clock.now_s + decode_s, done)
+
+        def hand_over() -> None:
+            self._transfer(src, dst, n_bytes, decode)
+
+        self._clock.at(self._clock.now_s + encode_s, hand_over)
 
     def _reduced(self, stage: int, start_s: float) -> None:
         now_s, last = self._clock.now_s, self._plan.n_stages - 1
@@ -270,7 +318,9 @@ class _Replay:
         for own in here:
             self._wait_span(own, self._clock.now_s, peer=rank)
         swapped = partial(self._swapped, tuple(here), self._clock.now_s)
-        all_to_all(here, self._durations.tied_bytes, self._transfer, swapped)
+        coded = partial(self._coded, "tied", 1.0, 1.0)
+        send = coded if self._durations.tied_codec_s else self._transfer
+        all_to_all(here, self._durations.tied_bytes, send, swapped)
 
     def _swapped(self, pair: tuple[int, ...], start_s: float) -> None:
         for own, other in (pair, reversed(pair)):

@@ -21,10 +21,10 @@ def all_to_all(ranks: Sequence[int], n_bytes: float, send: Send, done: Happening
         send(src, dst, n_bytes, arrived)
 
 
-def sharded(group: Sequence[int], shard_bytes: float, send: Send, done: Happening) -> None:
-    """Two rounds (reduce, then gather): in each, a member sends its shards to the others one after the
-    other, and the round ends with the slowest member."""
-    _round(group, shard_bytes, send, lambda: _round(group, shard_bytes, send, done))
+def sharded(group: Sequence[int], shard_bytes: float, send: Send, again: Send, done: Happening) -> None:
+    """Two rounds (reduce with `send`, then gather with `again`): in each, a member sends its shards to the
+    others one after the other, and the round ends with the slowest member."""
+    _round(group, shard_bytes, send, lambda: _round(group, shard_bytes, again, done))
 
 
 def _round(group: Sequence[int], shard_bytes: float, send: Send, done: Happening) -> None:

@@ -83,7 +83,7 @@ class Ways:
         key = (setting.micro_batch, setting.recompute, setting.streams)
         if key not in self._pricings:
             model, devices, topology = priced(setting, self.model, self.devices, self.topology)
-            codecs = link_codecs(self.job, model, topology)
+            codecs = link_codecs(self.job, model, devices, topology)
             pricing = pricing_of(model, devices, topology, codecs)
             region = {d.name: d.region for d in topology.devices}
             grounds = grounds_of(pricing, [region[p.device] for p in devices])

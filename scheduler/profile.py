@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from scheduler.codec_speed import CodecSpeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class DeviceProfile:
     forward_fixed_s: tuple[float, ...] = ()
     """Of `forward_s`, what does not grow with the samples; (): nothing. `backward_fixed_s` likewise."""
     backward_fixed_s: tuple[float, ...] = ()
+    codecs: tuple[CodecSpeed, ...] = field(default=(), kw_only=True)
+    """How fast it encodes and decodes, of the codecs that were measured."""
 
     def scaled(self, ratio: float) -> DeviceProfile:
         """For micro-batches of `ratio` times the samples."""

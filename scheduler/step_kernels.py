@@ -54,6 +54,15 @@ class Prices(NamedTuple):
     """[K, L + 1, L + 1]"""
     tied_bytes: Floats
     """[K]"""
+    activation_codec_s: Floats
+    """[2, N, K]: encoding and decoding a value; so are `gradient_codec_s` and `reduce_codec_s`."""
+    gradient_codec_s: Floats
+    reduce_codec_s: Floats
+    boundary_values: Floats
+    """[L + 1]: in a tensor over the boundary in front of layer j."""
+    parameter_values: Floats
+    """[L + 1, L + 1]"""
+    tied_values: float
     memory_bytes: Floats
     """[N]; infinite where not known."""
     fixed_bytes: Floats
@@ -103,22 +112,27 @@ def price_pipeline(prices: Prices, tables: Tables, layout: Layout, replica: int,
     forward_s, backward_s = np.empty(n_stages), np.empty(n_stages)
     down_s, down_latency_s = np.zeros(n_stages), np.zeros(n_stages)
     up_s, up_latency_s = np.zeros(n_stages), np.zeros(n_stages)
+    down_codec_s, up_codec_s = np.zeros((2, n_stages)), np.zeros((2, n_stages))
     for s in range(n_stages):
         d = cells[s]
         forward_s[s] = prices.forward_s[d, cut[s + 1]] - prices.forward_s[d, cut[s]]
         backward_s[s] = prices.backward_s[d, cut[s + 1]] - prices.backward_s[d, cut[s]]
         if s + 1 < n_stages:
             e = cells[s + 1]
-            down_s[s] = (
-                prices.activation_bytes[prices.activation_codec[d, e], cut[s + 1]]
-                / prices.bandwidth_Bps[d, e]
-            )
+            codec, values = prices.activation_codec[d, e], prices.boundary_values[cut[s + 1]]
+            down_s[s] = prices.activation_bytes[codec, cut[s + 1]] / prices.bandwidth_Bps[d, e]
+            down_codec_s[0, s] = values * prices.activation_codec_s[0, d, codec]
+            down_codec_s[1, s] = values * prices.activation_codec_s[1, e, codec]
             down_latency_s[s] = prices.latency_s[d, e]
         if s > 0:
             e = cells[s - 1]
-            up_s[s] = prices.gradient_bytes[prices.gradient_codec[d, e], cut[s]] / prices.bandwidth_Bps[d, e]
+            codec, values = prices.gradient_codec[d, e], prices.boundary_values[cut[s]]
+            up_s[s] = prices.gradient_bytes[codec, cut[s]] / prices.bandwidth_Bps[d, e]
+            up_codec_s[0, s] = values * prices.gradient_codec_s[0, d, codec]
+            up_codec_s[1, s] = values * prices.gradient_codec_s[1, e, codec]
             up_latency_s[s] = prices.latency_s[d, e]
     clock_s = np.zeros(n_stages)
+    encoder_free_s, decoded_s = np.zeros(n_stages), np.zeros((2, n_stages))
     down_free_s, up_free_s = np.zeros(n_stages), np.zeros(n_stages)
     activation_s, gradient_s = np.empty((n_stages, n_mb)), np.empty((n_stages, n_mb))
     rows = tables.rows
@@ -133,13 +147,25 @@ def price_pipeline(prices: Prices, tables: Tables, layout: Layout, replica: int,
         elif what == RECV_GRADIENT:
             clock_s[s] = max(clock_s[s], gradient_s[s, mb])
         elif what == SEND_ACTIVATION:
-            left_s = max(clock_s[s], down_free_s[s]) + down_s[s]
+            ready_s = clock_s[s]
+            if down_codec_s[0, s] > 0:
+                ready_s = encoder_free_s[s] = max(ready_s, encoder_free_s[s]) + down_codec_s[0, s]
+            left_s = max(ready_s, down_free_s[s]) + down_s[s]
             down_free_s[s] = left_s
-            activation_s[s + 1, mb] = left_s + down_latency_s[s]
+            there_s = left_s + down_latency_s[s]
+            if down_codec_s[1, s] > 0:
+                there_s = decoded_s[0, s] = max(there_s, decoded_s[0, s]) + down_codec_s[1, s]
+            activation_s[s + 1, mb] = there_s
         else:
-            left_s = max(clock_s[s], up_free_s[s]) + up_s[s]
+            ready_s = clock_s[s]
+            if up_codec_s[0, s] > 0:
+                ready_s = encoder_free_s[s] = max(ready_s, encoder_free_s[s]) + up_codec_s[0, s]
+            left_s = max(ready_s, up_free_s[s]) + up_s[s]
             up_free_s[s] = left_s
-            gradient_s[s - 1, mb] = left_s + up_latency_s[s]
+            there_s = left_s + up_latency_s[s]
+            if up_codec_s[1, s] > 0:
+                there_s = decoded_s[1, s] = max(there_s, decoded_s[1, s]) + up_codec_s[1, s]
+            gradient_s[s - 1, mb] = there_s
     ends_s[replica] = clock_s
 
 
@@ -168,11 +194,11 @@ def price_tail(prices: Prices, layout: Layout, replica: int, tail_s: Floats) -> 
     tied_s, norm_s, optimizer_s = 0.0, 0.0, 0.0
     if last > 0 and prices.tied_bytes[0] > 0:
         a, b = cells[0], cells[last]
-        n_bytes = prices.tied_bytes[group_codec(prices, layout, 0)]
-        tied_s = max(
-            n_bytes / prices.bandwidth_Bps[a, b] + prices.latency_s[a, b],
-            n_bytes / prices.bandwidth_Bps[b, a] + prices.latency_s[b, a],
-        )
+        codec = group_codec(prices, layout, 0)
+        for d, e in ((a, b), (b, a)):
+            codec_s = prices.reduce_codec_s[0, d, codec] + prices.reduce_codec_s[1, e, codec]
+            sent_s = prices.tied_bytes[codec] / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e]
+            tied_s = max(tied_s, sent_s + prices.tied_values * codec_s)
     for s in range(last + 1):
         d = cells[s]
         optimizer_s = max(optimizer_s, prices.optimizer_s[d, cut[s + 1]] - prices.optimizer_s[d, cut[s]])
@@ -190,7 +216,8 @@ def exchange_s(prices: Prices, layout: Layout, stage: int) -> float:
     n_replicas = len(cells)
     codec = group_codec(prices, layout, stage)
     shard_bytes = prices.reduce_bytes[codec, layout.cut[stage], layout.cut[stage + 1]] / n_replicas
-    slowest_s = 0.0
+    shard_values = prices.parameter_values[layout.cut[stage], layout.cut[stage + 1]] / n_replicas
+    first_s, second_s = 0.0, 0.0
     for r in range(n_replicas):
         d = cells[r, stage]
         sent_s = 0.0
@@ -198,8 +225,11 @@ def exchange_s(prices: Prices, layout: Layout, stage: int) -> float:
             if q != r:
                 e = cells[q, stage]
                 sent_s += shard_bytes / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e]
-        slowest_s = max(slowest_s, sent_s)
-    return 2 * slowest_s
+                sent_s += shard_values * prices.reduce_codec_s[1, e, codec]
+        encode_s = shard_values * prices.reduce_codec_s[0, d, codec]
+        first_s = max(first_s, sent_s + (n_replicas - 1) * encode_s)
+        second_s = max(second_s, sent_s + encode_s if n_replicas > 1 else 0.0)
+    return first_s + second_s
 
 
 @compiled

@@ -42,7 +42,8 @@ class Grounds:
 def grounds_of(pricing: Pricing, regions: Sequence[str]) -> Grounds:
     """`regions`: of each device, '' where not known."""
     p = pricing.prices
-    traits = np.column_stack([p.forward_s, p.backward_s, p.optimizer_s, p.memory_bytes])
+    coding = np.concatenate([*p.activation_codec_s, *p.gradient_codec_s, *p.reduce_codec_s], axis=1)
+    traits = np.column_stack([p.forward_s, p.backward_s, p.optimizer_s, p.memory_bytes, coding])
     codecs = [c.astype(np.float64) for c in (p.activation_codec, p.gradient_codec, p.reduce_codec) if c.any()]
     kinds = kinds_of([p.latency_s, p.bandwidth_Bps, *codecs], traits)
     if any(regions):

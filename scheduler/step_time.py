@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from compression.spec import codec_spec
 from scheduler.action_table import pipeline_table
-from scheduler.cost import flat_wire_bytes_of, stage_memory, tied_bytes, wire_bytes_of
-from scheduler.link_codecs import LinkCodecs
+from scheduler.codec_speed import speed_of
+from scheduler.cost import PARAMETER_BYTES, flat_wire_bytes_of, stage_memory, tied_bytes, wire_bytes_of
+from scheduler.link_codecs import CodecTable, LinkCodecs
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.step_kernels import Layout, Prices, State, Tables, missing_bytes, price_all, total_s
@@ -90,12 +91,26 @@ def pricing_of(
         reduce_codec=codecs.reduce.codes(n),
         reduce_bytes=np.array([[[float(price(x)) for x in row] for row in parameters] for price in flat]),
         tied_bytes=np.array([float(price(tied_bytes(model, 2))) for price in flat]),
+        activation_codec_s=_codec_seconds(devices, codecs.activation),
+        gradient_codec_s=_codec_seconds(devices, codecs.gradient),
+        reduce_codec_s=_codec_seconds(devices, codecs.reduce),
+        boundary_values=np.array(boundary) / model.value_bytes,
+        parameter_values=np.array(parameters) / PARAMETER_BYTES,
+        tied_values=tied_bytes(model, 2) / PARAMETER_BYTES,
         memory_bytes=np.array([d.memory_bytes or np.inf for d in chosen], dtype=np.float64),
         fixed_bytes=fixed,
         saved_bytes=saved,
     )
     shared = capped or bool(topology.egress_Bps) or any(n > 1 for n in hosts.values())
     return Pricing(tuple(p.device for p in devices), prices, not shared)
+
+
+def _codec_seconds(devices: Sequence[DeviceProfile], table: CodecTable) -> Floats:
+    """[2, N, K]: encoding and decoding a value."""
+    speeds = [[speed_of(name, p.codecs) for name in table.names] for p in devices]
+    return np.array(
+        [[[s.encode_s for s in row] for row in speeds], [[s.decode_s for s in row] for row in speeds]]
+    )
 
 
 def _sums(seconds: Sequence[tuple[float, ...]]) -> Floats:

@@ -212,7 +212,7 @@ def _zero(f: Field) -> Contender:
     plan = Plan(
         1, tuple((name,) for name in f.names), ((0, layers),), split_micro_batches(micro_batches, n), "1f1b",
         recompute=True, micro_batch=f.job.profiled_micro_batch,
-        codecs=codecs_of_cells(link_codecs(f.job, w.model, f.topology), everybody, n),
+        codecs=codecs_of_cells(link_codecs(f.job, w.model, w.profiles, f.topology), everybody, n),
     )  # fmt: skip
     memory = stage_memory(replace(w.model, recompute=True), 0, layers)
     sharded_bytes = memory.state_bytes + memory.parameter_bytes  # state and gradients

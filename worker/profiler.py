@@ -6,7 +6,6 @@ Layers of one kind and shape are measured once. The clock is an argument. Knows 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor
 from scheduler.analytic import job_profile
 from scheduler.job import JobSpec, ModelSpec
 from scheduler.profile import DeviceProfile, LayerProfile
+from worker.codec_profiler import profile_codecs
+from worker.device_clock import Clock, now
 from worker.model import Head, Layer, build_layer, initialize
 from worker.optimizer import StageOptimizer
 
 REPEATS = 5
 WARM_UPS = 2
-Clock = Callable[[], float]
 
 
 def profile_model(
@@ -52,6 +52,7 @@ def profile_model(
         tuple(t.optimizer_s for t in full),
         tuple(_fixed_s(t.forward_s, h.forward_s, smaller / size) for t, h in zip(full, half, strict=False)),
         tuple(_fixed_s(t.backward_s, h.backward_s, smaller / size) for t, h in zip(full, half, strict=False)),
+        codecs=profile_codecs(job, model, device, clock),
     )
     return job_profile(job, model).layers, profile
 
@@ -87,18 +88,12 @@ def _run_once(
     if not takes_tokens:
         x.requires_grad_()
     bf16 = job.precision == "bf16"
-    begin = _now(clock, device)
+    begin = now(clock, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         y: Tensor = layer.loss(x, tokens) if isinstance(layer, Head) else layer(x)[0]
-    forwarded = _now(clock, device)
+    forwarded = now(clock, device)
     torch.autograd.backward(y, None if y.ndim == 0 else torch.ones_like(y))
-    backwarded = _now(clock, device)
+    backwarded = now(clock, device)
     optimizer.step(0.0)
-    stepped = _now(clock, device)
+    stepped = now(clock, device)
     return _Times(forwarded - begin, backwarded - forwarded, stepped - backwarded)
-
-
-def _now(clock: Clock, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock()

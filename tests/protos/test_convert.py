@@ -10,6 +10,7 @@ from protos import convert as cv
 from protos import orchestrator_pb2 as pb
 from protos.convert import ConvertError, PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.codec_speed import CodecSpeed
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs, Rows
@@ -78,7 +79,8 @@ def test_a_plan_comes_back_equal(plan: Plan) -> None:
 def test_profiles_come_back_equal(found: list[LayerProfile], data: st.DataObject) -> None:
     times = [tuple(data.draw(st.lists(seconds, min_size=len(found), max_size=len(found)))) for _ in range(3)]
     fixed = times[:2] if data.draw(st.booleans()) else [(), ()]
-    profile = DeviceProfile("w0", *times, *fixed)
+    speeds = data.draw(st.lists(st.builds(CodecSpeed, st.sampled_from(["kbit", "tile"]), seconds, seconds)))
+    profile = DeviceProfile("w0", *times, *fixed, codecs=tuple(speeds))
     message = cv.profiled_to_message(found, profile, "digest", 10, 2)
     wire = pb.Profiled.FromString(message.SerializeToString())
     assert cv.profile_from_message(wire, "w0") == (tuple(found), profile)
@@ -175,6 +177,19 @@ def test_the_use_of_a_link_that_cannot_be_is_refused() -> None:
         cv.links_from_messages([pb.LinkUse(encode_s=float("nan"))], 0)
     with pytest.raises(ConvertError, match="links: found 20001 entries, required at most 20000"):
         cv.links_from_messages([pb.LinkUse()] * (cv.MAX_LINKS + 1), 0)
+
+
+def test_speeds_of_codecs_that_cannot_be_are_refused() -> None:
+    layer = pb.Layer(name="x")
+    for speed, said in (
+        (pb.CodecSpeed(name="zip"), "found the codec 'zip'"),
+        (pb.CodecSpeed(name="kbit", decode_s=-1.0), "codec kbit: decode_s: found -1"),
+    ):
+        message = pb.Profiled(
+            layers=[layer], forward_s=[0.1], backward_s=[0.1], optimizer_s=[0.1], codecs=[speed]
+        )
+        with pytest.raises(ConvertError, match=said):
+            cv.profile_from_message(message, "w0")
 
 
 def test_codecs_of_a_plan_that_cannot_be_are_refused() -> None:

@@ -132,7 +132,7 @@ def regions() -> Topology:
 
 def test_each_link_has_the_codecs_of_its_class() -> None:
     def across(*pipeline: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        tables = link_codecs(job(LINKS), model(), regions())
+        tables = link_codecs(job(LINKS), model(), devices(5), regions())
         found = codecs_of_cells(tables, np.array([pipeline]), 5)
         return (found.activation or ((),))[0], (found.gradient or ((),))[0]
 
@@ -143,7 +143,7 @@ def test_each_link_has_the_codecs_of_its_class() -> None:
 
 
 def test_replicas_share_the_codec_of_the_first_rule_that_fits_a_link_among_them() -> None:
-    tables = link_codecs(job(LINKS), model(), regions())
+    tables = link_codecs(job(LINKS), model(), devices(5), regions())
     cells = np.array([[0, 2, 4], [1, 3, 2]])
     assert codecs_of_cells(tables, cells, 5).reduce == ("identity", "feedback", "feedback")
     assert codecs_of_cells(tables, cells[:, :1], 5).reduce == ()

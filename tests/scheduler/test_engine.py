@@ -231,3 +231,27 @@ def test_a_step_that_never_ends_is_an_error() -> None:
     broken = _LosesGradients(1, plan.placement, plan.partition, plan.micro_batches, plan.schedule)
     with pytest.raises(EngineError, match=r"never ends: rank 0 at Recv\(kind='gradient', mb=0, src=1\)"):
         replay(broken, equal(plan, 1, 1), FreeNetwork())
+
+
+def test_encoding_and_decoding_run_beside_the_compute_and_one_after_the_other() -> None:
+    # Two stages, three micro-batches under gpipe: forwards end at 1, 2, 3; 2 s to encode each, 4 s to decode.
+    plan = a_plan(2, 1, 3, "gpipe")
+    d = replace(equal(plan, 1, 1, n_bytes=100), activation_codec_s=((2.0, 4.0), (0.0, 0.0)))
+    t = replay(plan, d, links(2, latency_s=0.5, bandwidth_Bps=100.0))
+    assert [(s.start_s, s.end_s) for s in of_kind(t, "encode", 0)] == [(1, 3), (3, 5), (5, 7)]
+    assert [(s.start_s, s.end_s) for s in of_kind(t, "send", 0)] == [(3, 4.5), (5, 6.5), (7, 8.5)]
+    assert [(s.start_s, s.end_s) for s in of_kind(t, "decode", 1)] == [(4.5, 8.5), (8.5, 12.5), (12.5, 16.5)]
+    assert [s.end_s for s in of_kind(t, "forward", 0)] == [1, 2, 3]
+    assert [s.start_s for s in of_kind(t, "forward", 1)] == [8.5, 12.5, 16.5]
+    assert not of_kind(t, "encode", 1)  # gradients go as they are
+
+
+def test_a_gradient_exchange_codes_each_shard_and_the_sum_once() -> None:
+    # Three replicas: shards of 100 bytes take 1 + ALPHA_S; a third of 6 s to encode, of 3 s to decode.
+    plan = a_plan(1, 3, 1)
+    plain = replay(plan, equal(plan, 1, 1, reduce=300), links(3))
+    d = replace(equal(plan, 1, 1, reduce=300), reduce_codec_s=((6.0, 3.0),) * 3)
+    coded = replay(plan, d, links(3))
+    first, second = 2 * (2 + 1), 2 + 2 * 1
+    assert of_kind(plain, "reduce", 0)[0].duration_s == pytest.approx(4 * (1 + ALPHA_S))
+    assert of_kind(coded, "reduce", 0)[0].duration_s == pytest.approx(4 * (1 + ALPHA_S) + first + second)

@@ -10,6 +10,7 @@ import pytest
 
 from scheduler.action_table import pipeline_table
 from scheduler.actions import label
+from scheduler.codec_speed import CodecSpeed
 from scheduler.cost import stage_memory_bytes, step_time_s
 from scheduler.link_codecs import codecs_of_plan
 from scheduler.plan import Plan
@@ -34,7 +35,11 @@ def random_model(rng: np.random.Generator, n_layers: int, tied: bool) -> ModelPr
 
 def random_devices(rng: np.random.Generator, topology: Topology, n_layers: int) -> list[DeviceProfile]:
     return [
-        DeviceProfile(d.name, *(tuple(rng.uniform(0, 0.3, n_layers).tolist()) for _ in range(3)))
+        DeviceProfile(
+            d.name,
+            *(tuple(rng.uniform(0, 0.3, n_layers).tolist()) for _ in range(3)),
+            codecs=tuple(CodecSpeed(name, *rng.uniform(0, 2e-8, 2).tolist()) for name in ("fp16", "kbit")),
+        )
         for d in topology.devices
     ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from scheduler.analytic import job_profile
+from scheduler.job_compression import CompressionSpec
 from tests.worker.pipelines import make_job
 from worker import profiler
+from worker.codec_profiler import FLAT_VALUES
 from worker.profiler import profile_model
 
 
@@ -59,3 +62,21 @@ def test_the_fixed_part_is_where_the_line_begins_and_never_outside(
     whole_s: float, half_s: float, fixed_s: float
 ) -> None:
     assert profiler._fixed_s(whole_s, half_s, 0.5) == pytest.approx(fixed_s)
+
+
+def test_codecs_that_the_job_may_use_are_timed_and_no_others() -> None:
+    def speeds(compression: str) -> dict[str, tuple[float, float]]:
+        asked = CompressionSpec.model_validate_json(compression)
+        job = make_job().model_copy(update={"compression": asked})
+        _, profile = profile_model(job, job.shape, torch.device("cpu"), "w", ticking(0.5))
+        return {s.name: (s.encode_s, s.decode_s) for s in profile.codecs}
+
+    assert speeds("{}") == {}
+    named = speeds('{"activations": {"acsgd": {"group": 32}}, "reduce": {"feedback": {}}}')
+    job = make_job()
+    boundary = math.prod((job.profiled_micro_batch, job.sequence_length, job.shape.hidden))
+    assert named["acsgd:group=32"] == (0.5 / boundary, 0.5 / boundary)
+    assert named["feedback"] == (0.5 / FLAT_VALUES, 0.5 / FLAT_VALUES)
+    assert len(named) == 3  # and what goes back over the boundary
+    auto = speeds('{"activations": {"auto": {"change": 0.2}}, "reduce": {"auto": {"max_error": 1.0}}}')
+    assert {name.partition(":")[0] for name in auto} >= {"kbit", "acsgd", "feedback", "topk"}
