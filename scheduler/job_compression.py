@@ -133,8 +133,10 @@ class ActivationAutoOptions(AutoOptions):
 
     change: Annotated[float, Field(gt=0, le=2)] = 1.0
     """By how much of itself a sample's activation changes from one visit to the next, root mean square over
-    root mean square: AC-SGD's error is reckoned with it. 1: nothing is known of it. Seen of the demo's
-    model from scratch: 0.85 in the second and third epoch, 0.5 in the fourth, 0.25 to 0.3 from the sixth on."""
+    root mean square: AC-SGD's error is reckoned with it. 1: nothing is known of it.
+
+    Seen of the demo's model from scratch: 0.85 in the second and third epoch, 0.5 in the fourth, 0.25 to 0.3
+    from the sixth on."""
 
 
 class AcsgdOptions(Strict):
