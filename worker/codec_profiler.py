@@ -48,7 +48,10 @@ def _names(job: JobSpec, shape: tuple[int, ...], value_bytes: int) -> Iterator[t
         if choice.auto is None:
             names = [choice.spec().name]
         else:
-            rungs = ladder(kind, choice.auto, shape, value_bytes, again=kind == "activations")
+            auto = choice.auto  # whether samples come again is the planner's to find out
+            rungs = [
+                name for again in (False, True) for name in ladder(kind, auto, shape, value_bytes, again)
+            ]
             names = list({name.partition(":")[0]: name for name in rungs}.values())
         yield from ((kind, name) for name in names if name != "identity")
 
