@@ -32,6 +32,7 @@ TYPICAL = tuple(
         ("tile", 5.3, 2.4),
         ("acsgd", 2.5, 2.3),
         ("feedback", 3.3, 0.7),
+        ("momentum", 3.3, 0.7),
         ("topk", 16.3, 1.1),
     )
 )
