@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from scheduler.mixers.attention import AttentionSpec, Sight
 from scheduler.mixers.convolution import H3Spec, HyenaSpec, LongConvSpec, S4dSpec
+from scheduler.mixers.delta import DeltaSpec, LogDeltaSpec
 from scheduler.mixers.experts import ExpertsSpec
 from scheduler.mixers.mlp import MlpSpec
 from scheduler.mixers.spec import MixerSpec
-from scheduler.mixers.ssd import SsdSpec
+from scheduler.mixers.ssd import LogSsdSpec, SsdSpec
 
 __all__ = [
     "MIXERS",
     "AttentionSpec",
+    "DeltaSpec",
     "ExpertsSpec",
     "H3Spec",
     "HyenaSpec",
+    "LogDeltaSpec",
+    "LogSsdSpec",
     "LongConvSpec",
     "MixerSpec",
     "MlpSpec",
@@ -28,6 +32,9 @@ _KINDS: tuple[type[MixerSpec], ...] = (
     S4dSpec,
     H3Spec,
     SsdSpec,
+    LogSsdSpec,
+    DeltaSpec,
+    LogDeltaSpec,
     LongConvSpec,
     HyenaSpec,
     MlpSpec,

@@ -8,9 +8,12 @@ from typing import Any
 from scheduler import mixers as specs
 from scheduler.job import ModelSpec
 from worker.model.attention import Attention
+from worker.model.delta import Delta
 from worker.model.experts import Experts
 from worker.model.h3 import H3
 from worker.model.hyena import Hyena
+from worker.model.log_delta import LogDelta
+from worker.model.log_ssd import LogSsd
 from worker.model.long_conv import LongConv
 from worker.model.mixer import Mixer
 from worker.model.mlp import make_mlp
@@ -22,6 +25,9 @@ _MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
     specs.S4dSpec: S4d,
     specs.H3Spec: H3,
     specs.SsdSpec: Ssd,
+    specs.LogSsdSpec: LogSsd,
+    specs.DeltaSpec: Delta,
+    specs.LogDeltaSpec: LogDelta,
     specs.LongConvSpec: LongConv,
     specs.HyenaSpec: Hyena,
     specs.MlpSpec: make_mlp,

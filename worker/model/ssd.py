@@ -114,36 +114,63 @@ def ssd(
 ) -> tuple[Tensor, Tensor | None]:
     """y (B,T,H,P) in chunks, and the memory behind the last position (None without one to begin with, if a
     chunk holds all positions: nothing is carried). `decay_H` is A, below 0."""
-    batch, length, heads, width = x_BTHP.shape
-    size = min(chunk, length)
-    n = -(-length // size)
-
-    def chunks(x: Tensor) -> Tensor:  # (B,c,Q,…); what is added decays nothing and writes nothing
-        return F.pad(x, (0, 0) * (x.ndim - 2) + (0, n * size - length)).view(batch, n, size, *x.shape[2:])
-
-    written = chunks(x_BTHP * step_BTH[..., None])
-    b, c = chunks(b_BTN), chunks(c_BTN)
-    decay_BcQH = chunks(step_BTH * decay_H).cumsum(2)
+    chunks = Chunks.of(x_BTHP, b_BTN, c_BTN, step_BTH, decay_H, chunk)
     read: Tensor | float = 0.0
-    if n > 1 or memory_BNHP is not None:
-        left = (decay_BcQH[:, :, -1:] - decay_BcQH).exp()  # of each position's writing at the chunk's end
-        added = b.mT @ (written * left[..., None]).flatten(3)  # (B,c,N,HP)
-        over = decay_BcQH[:, :, -1].exp()
-        memory = x_BTHP.new_zeros(1, b.shape[-1], heads, width) if memory_BNHP is None else memory_BNHP
+    if chunks.n > 1 or memory_BNHP is not None:
+        added, over = chunks.added(), chunks.sums[:, :, -1].exp()
+        memory = x_BTHP.new_zeros(1, *added.shape[2:]) if memory_BNHP is None else memory_BNHP
         before = []
-        for i in range(n):
-            before.append(memory.expand(batch, -1, -1, -1))
-            memory = memory * over[:, i, None, :, None] + added[:, i].view(batch, -1, heads, width)
+        for i in range(chunks.n):
+            before.append(memory.expand(len(x_BTHP), -1, -1, -1))
+            memory = memory * over[:, i, None, :, None] + added[:, i]
         memory_BNHP = memory
-        read = (c @ torch.stack(before, 1).flatten(3)).view_as(written) * decay_BcQH.exp()[..., None]
-    scores = (c @ b.mT)[:, :, None] * _decays(decay_BcQH)  # (B,c,H,Q,Q)
-    y = read + (scores @ written.transpose(2, 3)).transpose(2, 3)
-    return y.flatten(1, 2)[:, :length], memory_BNHP
+        taken = chunks.c @ torch.stack(before, 1).flatten(3)
+        read = taken.view_as(chunks.written) * chunks.sums.exp()[..., None]
+    y = read + (chunks.scores() @ chunks.written.transpose(2, 3)).transpose(2, 3)
+    return y.flatten(1, 2)[:, : x_BTHP.shape[1]], memory_BNHP
 
 
-def _decays(sums_BcQH: Tensor) -> Tensor:
-    """(B,c,H,Q,Q): exp of the sum from behind column s to row t, 0 where s is later."""
-    sums = sums_BcQH.transpose(2, 3)
-    between = sums[..., :, None] - sums[..., None, :]
-    later = torch.ones_like(between, dtype=torch.bool).triu(1)
-    return between.masked_fill(later, -torch.inf).exp()
+class Chunks(NamedTuple):
+    """`n` chunks of `size` positions; those added at the end decay nothing and write nothing."""
+
+    n: int
+    size: int
+    written: Tensor
+    """(B,c,Q,H,P): step x."""
+    b: Tensor
+    c: Tensor
+    """(B,c,Q,N)"""
+    sums: Tensor
+    """(B,c,Q,H): log of the decay from the chunk's begin up to and with each position."""
+
+    @staticmethod
+    def of(
+        x_BTHP: Tensor, b_BTN: Tensor, c_BTN: Tensor, step_BTH: Tensor, decay_H: Tensor, chunk: int
+    ) -> Chunks:
+        size = min(chunk, x_BTHP.shape[1])
+        n = -(-x_BTHP.shape[1] // size)
+        values = (x_BTHP * step_BTH[..., None], b_BTN, c_BTN, step_BTH * decay_H)
+        written, b, c, decays = (_cut(x, n, size) for x in values)
+        return Chunks(n, size, written, b, c, decays.cumsum(2))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B,T,…) -> (B,c,Q,…)"""
+        return _cut(x, self.n, self.size)
+
+    def added(self) -> Tensor:
+        """(B,c,N,H,P): what each chunk has written, as its end remembers it."""
+        left = (self.sums[:, :, -1:] - self.sums).exp()
+        added = self.b.mT @ (self.written * left[..., None]).flatten(3)
+        return added.view(*added.shape[:3], *self.written.shape[3:])
+
+    def scores(self) -> Tensor:
+        """(B,c,H,Q,Q): L * C B^T within the chunk."""
+        sums = self.sums.transpose(2, 3)
+        between = sums[..., :, None] - sums[..., None, :]
+        later = torch.ones_like(between, dtype=torch.bool).triu(1)
+        return (self.c @ self.b.mT)[:, :, None] * between.masked_fill(later, -torch.inf).exp()
+
+
+def _cut(x: Tensor, n: int, size: int) -> Tensor:
+    padding = (0, 0) * (x.ndim - 2) + (0, n * size - x.shape[1])
+    return F.pad(x, padding).view(len(x), n, size, *x.shape[2:])

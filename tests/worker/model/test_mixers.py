@@ -58,6 +58,15 @@ PARTS = (
     "ssd state=4",
     "ssd state=6 chunk=4 heads=2 expand=1 taps=2",
     "ssd state=4 chunk=8 taps=1",
+    "log_ssd state=4",
+    "log_ssd state=6 chunk=4 heads=2 expand=1 taps=2",
+    "log_ssd state=4 chunk=2 length=41",
+    "delta",
+    "delta chunk=4 key=3 heads=2",
+    "delta chunk=16 taps=1",
+    "log_delta",
+    "log_delta chunk=4 key=3 heads=2",
+    "log_delta chunk=2 length=41",
 )
 CAUSAL = tuple(part for part in PARTS if parse_part(part).is_causal)
 LENGTH = 21

@@ -1,0 +1,113 @@
+"""Log-linear attention over the gated delta rule's states (Guo et al. 2025, section 3.2).
+
+As in `log_ssd.py`: a state for each stretch of Fenwick's tree instead of one, all of them going on by one
+rule, and weights for the levels that each position chooses. Parameters: Gated DeltaNet's, `levels.weight` and
+`levels.bias` (softplus of it is the weight; it begins at 1, where this is Gated DeltaNet).
+
+Shapes: as in `delta.py`, and M levels.
+"""
+
+from __future__ import annotations
+
+from math import e, log
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scheduler.job import ModelSpec
+from scheduler.mixers import LogDeltaSpec
+from worker.model.cores import recomputed
+from worker.model.delta import Delta, DeltaChunks, Inputs
+from worker.model.fenwick import TreeState, check_levels, in_pairs, levels_between, spread, tree_lengths
+from worker.model.parts import Linear
+
+
+class LogDeltaState(NamedTuple):
+    """What the convolution and the tree remember."""
+
+    convolved: Tensor
+    tree: TreeState
+
+
+class LogDelta(Delta):
+    def __init__(self, model: ModelSpec, options: LogDeltaSpec) -> None:
+        super().__init__(model, options)
+        self.length, self.n_levels = options.length_in(model), options.levels_in(model)
+        self.levels = Linear(model.hidden, self.heads * self.n_levels, bias=True)
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        if parameter == "levels.bias":
+            return torch.full((self.heads * self.n_levels,), log(e - 1))
+        return super().initial(parameter, rng)
+
+    def begin(self) -> LogDeltaState:  # type: ignore[override]
+        shape = (self.heads, self.key, self.value)
+        return LogDeltaState(self.conv.begin(), TreeState.empty(self.log_decay, self.n_levels, shape))
+
+    def forward(  # type: ignore[override]
+        self, x_BTD: Tensor, state: LogDeltaState | None = None
+    ) -> tuple[Tensor, LogDeltaState | None]:
+        check_levels(x_BTD.shape[1], state.tree if state else None, self.length)
+        given, gate, convolved = self._projected(x_BTD, None if state is None else state.convolved)
+        weights = self._weights(x_BTD)
+        if state is None:
+            return self._finished(gate, recomputed(log_delta, *given, weights, self.chunk)), None
+        tree, y_t = state.tree, []
+        for t in range(x_BTD.shape[1]):  # each position changes which stretches there are
+            q, k, v, strength, fading = (x[:, :, t] for x in given)
+            tree = tree.faded(fading.exp()[:, None, :, None, None])
+            found = torch.einsum("bhn,bmhnp->bmhp", k, tree.stretches.expand(len(k), -1, -1, -1, -1))
+            taken = strength[:, None, :, None, None] * k[:, None, ..., None] * found[..., None, :]
+            tree = TreeState(tree.stretches - taken, tree.seen)
+            read = torch.einsum("bhn,bmhnp->bmhp", q, tree.stretches)
+            now = ((q * k).sum(-1) * strength)[..., None] * v
+            y_t.append((torch.cat((now[:, None], read), dim=1) * weights[:, t].mT[..., None]).sum(1))
+            tree = tree.behind(k[..., None] * (strength[..., None] * v)[..., None, :])
+        return self._finished(gate, torch.stack(y_t, 2)), LogDeltaState(convolved, tree)
+
+    def as_matrix(self, x_BTD: Tensor) -> Tensor:
+        return super().as_matrix(x_BTD) * spread(self._weights(x_BTD))
+
+    def _weights(self, x_BTD: Tensor) -> Tensor:
+        """(B,T,H,M)"""
+        return F.softplus(self.levels(x_BTD)).view(*x_BTD.shape[:2], self.heads, self.n_levels)
+
+
+def log_delta(
+    q: Tensor, k: Tensor, v: Tensor, strength: Tensor, fading: Tensor, weights_BTHM: Tensor, chunk: int
+) -> Tensor:
+    """y (B,H,T,P): within a chunk (a power of two of positions) as a matrix, over chunks up the tree."""
+    size = min(chunk, q.shape[2])
+    n, _ = tree_lengths(-(-q.shape[2] // size))
+    chunks = DeltaChunks(Inputs(q, k, v, strength, fading), n, size)
+    weights = chunks.cut(weights_BTHM.transpose(1, 2))  # (B,c,H,Q,M)
+    inside = levels_between(size, q.device).tril()
+    matrix = chunks.matrix() * weights.gather(-1, inside.expand(*weights.shape[:3], -1, -1))
+    read = _up_the_tree(chunks, weights) if n > 1 else 0.0
+    return chunks.joined(read + matrix @ chunks.v)
+
+
+def _up_the_tree(chunks: DeltaChunks, weights_BcHQM: Tensor) -> Tensor:
+    """What is read of whole stretches before the chunk, (B,c,H,Q,P)."""
+    stretches, queries = chunks.added(), chunks.queries()
+    over = chunks.transition() if chunks.n > 2 else None
+    _, levels = tree_lengths(chunks.n)
+    first = chunks.size.bit_length()  # level of the chunk beside
+    y = torch.zeros_like(chunks.v)
+    for level in range(levels):
+        half = 1 << level
+        # Pairs of neighbouring stretches: chunks in the right one read the left one, one after the other.
+        left, right = in_pairs(stretches, 1).squeeze(3).unbind(2)
+        asking = in_pairs(queries, half)[:, :, 1]
+        read = []
+        for i in range(half):
+            read.append(asking[:, :, i] @ left)
+            if i + 1 < half or level + 1 < levels:
+                assert over is not None
+                left = in_pairs(over, half)[:, :, 1, i] @ left
+        taken = torch.stack(read, 2) * in_pairs(weights_BcHQM[..., first + level, None], half)[:, :, 1]
+        y = y + torch.stack((torch.zeros_like(taken), taken), 2).flatten(1, 3)
+        stretches = left + right
+    return y
