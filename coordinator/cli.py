@@ -73,10 +73,12 @@ def _read_plan(path: Path, as_json: bool) -> Plan:
         _end(ExitCode.USAGE, f"--plan {path}: {e}", as_json)
 
 
-def _split_bind(bind: str, as_json: bool) -> tuple[str, int]:
+def _split_bind(bind: str, as_json: bool, option: str = "--bind") -> tuple[str, int]:
     host, _, port = bind.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        _end(ExitCode.USAGE, f"--bind: found {bind!r}, required HOST:PORT with a port of 0 .. 65535", as_json)
+        _end(
+            ExitCode.USAGE, f"{option}: found {bind!r}, required HOST:PORT with a port of 0 .. 65535", as_json
+        )
     return host, int(port)
 
 
@@ -141,6 +143,13 @@ def start(
     tls_key: Annotated[
         Path | None, typer.Option(help="The certificate's key, as PEM.", envvar="ISTHMUS_TLS_KEY")
     ] = None,
+    relay: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of a `worker relay`, for workers that cannot reach each other.",
+            envvar="ISTHMUS_RELAY",
+        ),
+    ] = "",
     insecure: Annotated[
         bool,
         typer.Option(
@@ -163,6 +172,8 @@ def start(
     except TlsError as e:
         _end(ExitCode.TLS, str(e), as_json)
     _require_safe(bind, tls, insecure, as_json)
+    if relay:
+        _split_bind(relay, as_json, "--relay")
     planner = given(_read_plan(plan_file, as_json)) if plan_file else make
     needed, why = (min_workers, "") if min_workers is not None else default_min_workers(job)
     try:
@@ -174,7 +185,7 @@ def start(
         if why:
             opened.notes += (why,)
         show: Show = JsonLines() if as_json else Bar(Console(soft_wrap=True))
-        options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run, tls=tls)
+        options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run, tls=tls, relay=relay)
         with show:
             code = asyncio.run(run(job, opened, options, secret, show, planner))
     except OpenError as e:

@@ -41,6 +41,8 @@ class RunOptions:
     heartbeat_s: float = 1.0
     tls: ServerTls | None = None
     """None: in the clear."""
+    relay: str = ""
+    """host:port of a `worker relay`; '': there is none."""
 
 
 def options_of(job: JobSpec, run: RunOptions) -> Options:
@@ -85,7 +87,7 @@ async def run(
     driver = Driver(job, opened, state, planner, say)
     tokens = Tokens(opened.state_dir)
     try:
-        server, port = await serve(driver, token[0], tokens, options.bind, options.tls)
+        server, port = await serve(driver, token[0], tokens, options.bind, options.tls, options.relay)
     except PortInUse:
         tokens.close()
         raise

@@ -29,6 +29,7 @@ from protos.convert import (
     plan_to_message,
     spans_from_messages,
 )
+from protos.relay_key import relay_key
 from protos.version import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, SESSION_METADATA
 from scheduler.checkpoint_layout import MAX_FILE_BYTES
 from scheduler.exit_codes import ExitCode
@@ -66,10 +67,11 @@ Context = Any  # grpc.aio.ServicerContext; grpc ships no types that name its mes
 class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]  # generated, untyped
     """The protocol's calls on one driver."""
 
-    def __init__(self, driver: Driver, token: str, tokens: Tokens) -> None:
+    def __init__(self, driver: Driver, token: str, tokens: Tokens, relay: str = "") -> None:
         self._driver = driver
         self._token = token.encode()
         self._tokens = tokens
+        self._relay = relay
         self._uploads = 0
 
     # ---- joining
@@ -120,6 +122,8 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
             run=self._driver.run,
             job_json=job_to_json(self._driver.job),
             heartbeat_s=self._driver.state.options.heartbeat_s,
+            relay_address=self._relay,
+            relay_key=relay_key(self._token.decode()) if self._relay else b"",
         )
 
     async def Session(  # noqa: N802
@@ -335,11 +339,14 @@ class PortInUse(Exception):
 
 
 async def serve(
-    driver: Driver, token: str, tokens: Tokens, bind: str, tls: ServerTls | None = None
+    driver: Driver, token: str, tokens: Tokens, bind: str, tls: ServerTls | None = None, relay: str = ""
 ) -> tuple[aio.Server, int]:
-    """Start to listen, over TLS or in the clear; returns the server and its port. Raises PortInUse."""
+    """Start to listen, over TLS or in the clear; returns the server and its port. Raises PortInUse.
+
+    `relay`: host:port that workers are told of.
+    """
     server = aio.server(options=SERVER_OPTIONS)
-    orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token, tokens), server)
+    orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token, tokens, relay), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     for name in ("", SERVICE):

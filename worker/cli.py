@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from protos.relay_key import relay_key
 from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
 
@@ -259,6 +260,32 @@ def check(
         typer.echo(json.dumps({"event": "ok", "found": found}))
     else:
         typer.echo("\n".join(f"ok: {line}" for line in found))
+
+
+@app.command()
+def relay(
+    token_file: TokenFile = None,
+    bind: Annotated[
+        str, typer.Option(help="HOST:PORT that workers connect to.", envvar="ISTHMUS_RELAY_BIND")
+    ] = "127.0.0.1:29540",
+    as_json: AsJson = False,
+) -> None:
+    """Pass on the tensors of workers that cannot reach each other; `coordinator start --relay HOST:PORT`
+    tells them of it. It needs the run's own token, and sees nothing but encrypted bytes."""
+    from worker.relay import serve
+
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        _end(ExitCode.USAGE, f"--bind: found {bind!r}, required host:port", as_json)
+    token = _token(token_file, as_json)
+    if not token:
+        _end(ExitCode.TOKEN, "found no token; pass --token-file with the run's own", as_json)
+    try:
+        asyncio.run(serve(bind, relay_key(token), _Say(as_json)))
+    except OSError as e:
+        _end(
+            ExitCode.PORT_IN_USE, f"--bind {bind}: found {e.strerror or e}, required a free address", as_json
+        )
 
 
 @app.command()

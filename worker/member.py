@@ -32,6 +32,8 @@ from worker.endpoint import DataEndpoint
 from worker.identity import Identity
 from worker.runtime import Runtime, Uploads
 from worker.session import JoinRefused, Membership, Session, join
+from worker.tunnel import Tunnels
+from worker.ways import Ways
 
 Say = Callable[..., None]
 
@@ -77,6 +79,7 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
     torch.set_num_threads(options.threads)
     routes = _routes(options.peer_map)
     identity = options.identity
+    tunnels: Tunnels | None = None
     endpoint = DataEndpoint(options.bind, keys=identity.keys)
     try:
         async with aio_channel(options.address, options.authority) as channel:
@@ -108,8 +111,15 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
                 device=f"{device.kind} ({device.model})",
                 data_address=data_address,
             )
-            return await _Member(options, device, say, stub, member, endpoint, routes).run()
+            if member.relay_address:
+                public = identity.keys.public
+                tunnels = Tunnels(member.relay_address, member.relay_key, public, endpoint.address)
+                say("relay", address=member.relay_address)
+            ways = Ways(routes, tunnels)
+            return await _Member(options, device, say, stub, member, endpoint, ways).run()
     finally:
+        if tunnels is not None:
+            await asyncio.to_thread(tunnels.close)
         await asyncio.to_thread(endpoint.close)
 
 
@@ -124,7 +134,7 @@ class _Member:
         stub: OrchestratorStub,
         member: Membership,
         endpoint: DataEndpoint,
-        routes: dict[str, str],
+        ways: Ways,
     ) -> None:
         self._say = say
         self._endpoint = endpoint
@@ -142,7 +152,7 @@ class _Member:
             files=LoopFiles(self._session, self._loop),
             data_dir=options.data_dir,
             cache_dir=options.cache_dir,
-            routes=routes,
+            ways=ways,
             streams=options.streams,
             emit=self._emit,
             say=say,

@@ -45,12 +45,14 @@ from worker.endpoint import DataEndpoint
 from worker.model import ModelError
 from worker.model_of_job import fresh_layers, model_of
 from worker.optimizer import OptimizerStateError, StageOptimizer
+from worker.probe import LinkMeasurement
 from worker.profiler import profile_model
 from worker.residuals import load_residuals, residual_files
 from worker.stage import Stage
 from worker.step import Diverged, LinkCodecs, StepContext, boundary_dtype, run_eval, run_step
 from worker.transport import PeerUnreachable, TransportAborted, TransportError
 from worker.votes import Votes
+from worker.ways import Ways
 
 RECEIVE_TIMEOUT_S = 600.0
 """A backstop: a lost peer is noticed by its heartbeats, and then the plan is aborted at once."""
@@ -81,13 +83,13 @@ class Runtime:
         files: Files,
         data_dir: Path,
         cache_dir: Path,
-        routes: Mapping[str, str],
+        ways: Ways,
         streams: int,
         emit: Callable[[pb.Event], None],
         say: Callable[..., None],
     ) -> None:
         self._job, self._run, self._name, self._device = job, run, name, device
-        self._endpoint, self._files, self._routes, self._streams = endpoint, files, routes, streams
+        self._endpoint, self._files, self._ways, self._streams = endpoint, files, ways, streams
         self._emit, self._say = emit, say
         self._data_dir, self._cache_dir = data_dir, cache_dir
         self._dataset: Dataset | None = None
@@ -180,26 +182,26 @@ class Runtime:
 
     def _measure(self, command: pb.MeasureLinks) -> None:
         links = []
+        streams = min(command.streams, self._streams)
+
+        def probe(at: PeerAddress, timeout_s: float) -> LinkMeasurement:
+            return self._endpoint.measure(at, command.probe_bytes, streams, timeout_s)
+
         for peer in command.peers:
             try:
-                found = self._endpoint.measure(
-                    self._address(peer), command.probe_bytes, min(command.streams, self._streams)
-                )
+                found = self._ways.measured(peer, probe)
                 links.append(
                     pb.LinkSample(
                         peer=peer.name,
                         latency_s=found.rtt_s / 2,
                         bandwidth_Bps=found.bandwidth_Bps,
                         bandwidth_striped_Bps=found.bandwidth_striped_Bps,
+                        relayed=self._ways.is_relayed(peer.name),
                     )
                 )
             except PeerUnreachable as e:
                 links.append(pb.LinkSample(peer=peer.name, error=str(e)))
         self._emit(pb.Event(links_measured=pb.LinksMeasured(links=links)))
-
-    def _address(self, peer: pb.Peer) -> PeerAddress:
-        """Where the peer is reached from here: a route of ours, or what it advertises."""
-        return PeerAddress(self._routes.get(peer.name, peer.data_address), peer.curve_public_key)
 
     # ---- a plan
 
@@ -225,7 +227,7 @@ class Runtime:
         files = {f.name: file_from_message(f) for f in command.files} if command.restore else {}
         if command.restore:
             self._restore(command.restore_step, files, start)
-        addresses = {p.name: self._address(p) for p in command.peers}
+        addresses = {p.name: self._ways.address(p) for p in command.peers}
         peers = {r: addresses[plan.device(r)] for r in _talks_to(plan, rank)}
         transport = self._endpoint.open(
             run=self._run,

@@ -47,6 +47,9 @@ class Membership:
     run: str
     job_json: str
     heartbeat_s: float
+    relay_address: str = ""
+    """host:port; '': there is none."""
+    relay_key: bytes = b""
 
 
 async def join(
@@ -64,7 +67,14 @@ async def join(
     while True:
         try:
             reply = await stub.Join(request, timeout=10.0)
-            return Membership(reply.session, reply.run, reply.job_json, reply.heartbeat_s)
+            return Membership(
+                reply.session,
+                reply.run,
+                reply.job_json,
+                reply.heartbeat_s,
+                reply.relay_address,
+                reply.relay_key,
+            )
         except grpc.aio.AioRpcError as e:
             if e.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 code = _REFUSALS.get(e.code(), ExitCode.RUN_OVER)

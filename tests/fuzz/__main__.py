@@ -12,8 +12,11 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
 
-from tests.fuzz.targets import CORPUS, TARGETS, Target, corpus
+CORPUS = Path(__file__).parent / "corpus"
+INSTRUMENTED = ["coordinator", "worker", "protos", "scheduler", "compression", "tests.fuzz"]
 
 
 def changed(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
@@ -43,9 +46,11 @@ def keep(name: str, data: bytes) -> str:
     return str(path)
 
 
-def by_chance(name: str, target: Target, seconds: float, seed: int) -> int:
+def by_chance(name: str, seconds: float, seed: int) -> int:
     """Returns how many inputs were tried; raises what the target raised."""
-    rng = random.Random(seed)
+    from tests.fuzz.targets import TARGETS, corpus
+
+    rng, target = random.Random(seed), TARGETS[name]
     seeds = [data for _, data in corpus(name)]
     until, tried = time.monotonic() + seconds, 0
     while time.monotonic() < until:
@@ -59,37 +64,41 @@ def by_chance(name: str, target: Target, seconds: float, seed: int) -> int:
     return tried
 
 
-def by_coverage(name: str, target: Target, seconds: float, seed: int) -> None:
-    """Does not return: atheris ends the process, with 0 if nothing was found."""
+def by_coverage(name: str, seconds: float, seed: int) -> None:
+    """Does not return: atheris ends the process, with 0 if nothing was found. Raises ImportError."""
     import atheris
 
-    atheris.instrument_all()
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        from tests.fuzz.targets import TARGETS
+    target = TARGETS[name]
+    target(b"")  # what is imported late is imported now
     where = CORPUS / name
     argv = [
         sys.argv[0],
         f"-max_total_time={int(seconds)}",
         f"-seed={seed}",
         f"-artifact_prefix={where}/found-",
+        "-max_len=4096",
+        mkdtemp(),  # what is new goes here; the corpus is only read
+        str(where),
     ]
-    atheris.Setup([*argv, "-max_len=4096", "-verbosity=1", str(where)], target)
+    atheris.Setup(argv, target)
     atheris.Fuzz()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=sorted(TARGETS))
+    parser.add_argument("name", choices=sorted(d.name for d in CORPUS.iterdir()))
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--by-chance", action="store_true", help="without atheris, even if it is there")
     args = parser.parse_args()
-    target = TARGETS[args.name]
-    target(b"")  # what is imported late is imported now
     if not args.by_chance:
         try:
-            by_coverage(args.name, target, args.seconds, args.seed)
+            by_coverage(args.name, args.seconds, args.seed)
         except ImportError:
             print("found no atheris: inputs are changed at random", file=sys.stderr)
-    tried = by_chance(args.name, target, args.seconds, args.seed)
+    tried = by_chance(args.name, args.seconds, args.seed)
     print(f"{args.name}: {tried} inputs, nothing broke")
 
 

@@ -29,12 +29,12 @@ from scheduler.job import JobError, job_from_json, parse_job
 from scheduler.plan_text import plan_of_document
 from scheduler.trace import TraceError
 from scheduler.trace_text import parse_trace
+from tests.fuzz.__main__ import CORPUS
 from worker.inbound import Inbound
 from worker.limits import Limits
 from worker.transport import FrameError
 from worker.wire import MAX_HEADER_BYTES, pack_header, unpack_ack, unpack_header
 
-CORPUS = Path(__file__).parent / "corpus"
 FRAME_CAP = 1 << 20
 
 

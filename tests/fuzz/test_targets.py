@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.__main__ import changed
-from tests.fuzz.targets import CORPUS, TARGETS, corpus
+from tests.fuzz.__main__ import CORPUS, changed
+from tests.fuzz.targets import TARGETS, corpus
 
 EXAMPLES = {"job": 25, "job_json": 60, "token": 60, "trace": 100}
 """Of readers that take milliseconds; others 200."""
