@@ -10,6 +10,7 @@ import typer
 
 from deploy.local import Backend, LinkOptions, LocalOptions
 from deploy.on_ray.cli import app as ray_app
+from deploy.over_ssh.cli import app as ssh_app
 from deploy.processes import ProcessFailed
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(ray_app, name="ray")
+app.add_typer(ssh_app, name="ssh")
 
 ChosenBackend = Annotated[
     Backend,
