@@ -8,6 +8,7 @@ theirs.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
+from coordinator.certs import CA
 from deploy.processes import Child, Event, command
 from deploy.supervise import Supervisor
 
@@ -72,7 +74,7 @@ class Keeper:
 class CoordinatorActor:
     """`coordinator start` on this node; its events are read by whoever asks."""
 
-    def __init__(self, run: str, job: str, min_workers: int, state_dir: str, insecure: bool) -> None:
+    def __init__(self, run: str, job: str, min_workers: int, state_dir: str) -> None:
         self._run = run
         self._state_dir = Path(state_dir)
         self._listening: Event | None = None
@@ -87,8 +89,10 @@ class CoordinatorActor:
         self._bind = f"{host}:0"
         self._argv = command(
             "coordinator", "start", str(job_file), "--min-workers", str(min_workers),
-            "--state-dir", str(self._state_dir), "--json", *(["--insecure"] if insecure else []),
+            "--state-dir", str(self._state_dir), "--json",
         )  # fmt: skip
+        certify = command("coordinator", "certs", "--host", host, "--state-dir", str(self._state_dir))
+        subprocess.run(certify, check=True)
         self._keeper = Keeper("coordinator", lambda _: self._start())
         self._keeper.begin()
 
@@ -117,14 +121,15 @@ class CoordinatorActor:
             else:
                 print(event, flush=True)
 
-    def door(self, timeout_s: float) -> tuple[str, str]:
-        """(address, token) once it listens. TimeoutError with the end of its log if it does not."""
+    def door(self, timeout_s: float) -> tuple[str, str, str]:
+        """(address, token, CA as PEM) once it listens. TimeoutError with its log's end if it does not."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._listening is not None, timeout_s):
                 raise TimeoutError(f"the coordinator does not listen; its log ends:\n{self._child.tail()}")
             assert self._listening is not None
             token = Path(self._listening["token_file"]).read_text(encoding="utf-8").strip()
-            return str(self._listening["address"]), token
+            ca = (self._state_dir / "tls" / CA).read_text(encoding="utf-8")
+            return str(self._listening["address"]), token, ca
 
     def events(self, after: int, timeout_s: float) -> tuple[list[tuple[int, Event]], int | None]:
         """What happened after the numbered event (waiting for it), and the exit code once all is over."""
@@ -149,10 +154,9 @@ class CoordinatorActor:
 class WorkerActor:
     """`worker join` on this node; finds the run's coordinator by its name, also after a restart of either."""
 
-    def __init__(self, run: str, name: str, options: Mapping[str, str], insecure: bool, gpus: float) -> None:
+    def __init__(self, run: str, name: str, options: Mapping[str, str], gpus: float) -> None:
         self._run = run
         self._name = name
-        self._insecure = insecure
         self._dir = Path.home() / ".cache" / "isthmus" / "ray" / name
         self._options = dict(options) | {"--device": "cuda" if gpus else "cpu"}
         self._keeper = Keeper(name, lambda _: self._start())
@@ -160,15 +164,16 @@ class WorkerActor:
 
     def _start(self) -> Child:
         coordinator = ray.get_actor(coordinator_name(self._run), namespace=NAMESPACE)
-        address, token = ray.get(coordinator.door.remote(300.0))
+        address, token, ca = ray.get(coordinator.door.remote(300.0))
         self._dir.mkdir(parents=True, exist_ok=True)
-        token_file = self._dir / "token"
+        token_file, ca_file = self._dir / "token", self._dir / CA
         token_file.touch(mode=0o600)
         token_file.write_text(token, encoding="utf-8")
+        ca_file.write_text(ca, encoding="utf-8")
         host = ray.util.get_node_ip_address()
         argv = command(
             "worker", "join", address, "--token-file", str(token_file), "--name", self._name, "--json",
-            "--bind", f"{host}:0", "--join-timeout", "60", *(["--insecure"] if self._insecure else []),
+            "--ca", str(ca_file), "--bind", f"{host}:0", "--join-timeout", "60",
             *(word for option in self._options.items() for word in option),
         )  # fmt: skip
         return Child(self._name, _kept(argv), self._dir / "worker.log")

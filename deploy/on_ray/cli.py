@@ -113,9 +113,6 @@ def launch(
         Path | None, typer.Option(help="On every node: what the job's paths are relative to.")
     ] = None,
     streams: Annotated[int, typer.Option(min=1, max=64, help="Parallel streams of each link.")] = 2,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let tensors travel unencrypted between the nodes.")
-    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Leave it; see `deploy ray status`.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -126,7 +123,7 @@ def launch(
     try:
         wanted = Launch(
             job, parse_workers(workers), name, gpus, cpus, state_dir, data_dir or job.resolve().parent,
-            streams, insecure,
+            streams,
         )  # fmt: skip
         code = run(wanted, address, detach=detach, as_json=as_json)
     except LaunchFailed as failure:

@@ -38,7 +38,7 @@ _GCP_IMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How the machines join. Paths are of this machine; `ca` None: unencrypted, which `insecure` must say."""
+    """How the machines join. Paths are of this machine; `ca` None: the workers say --insecure."""
 
     coordinator: str
     token_file: Path

@@ -49,7 +49,6 @@ class Launch:
     state_dir: Path
     data_dir: Path
     streams: int
-    insecure: bool
 
 
 def parse_workers(texts: Sequence[str]) -> tuple[str, ...]:
@@ -129,7 +128,7 @@ def _place(wanted: Launch) -> Any:
         )
         .remote(
             wanted.name, wanted.job.read_text(encoding="utf-8"), len(wanted.regions),
-            str(wanted.state_dir.absolute()), wanted.insecure,
+            str(wanted.state_dir.absolute()),
         )
     )  # fmt: skip
     for i, region in enumerate(wanted.regions):
@@ -143,7 +142,7 @@ def _place(wanted: Launch) -> Any:
                 resources={f"region:{region}": 1.0} if region else {},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, i + 1),
             )
-            .remote(wanted.name, name, words, wanted.insecure, wanted.gpus)
+            .remote(wanted.name, name, words, wanted.gpus)
         )  # fmt: skip
     return coordinator
 

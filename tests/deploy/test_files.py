@@ -16,13 +16,14 @@ from deploy.supervise import FINAL
 from scheduler.exit_codes import ExitCode
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+PLAIN = {"COLUMNS": "300", "TERM": "dumb", "PATH": "/usr/bin"}
 UNITS = sorted((DEPLOY / "systemd").iterdir())
 MANIFESTS = sorted(p for p in (DEPLOY / "kubernetes").glob("*.yaml") if p.name != "kustomization.yaml")
 SCRIPTS = [DEPLOY / "on_ray" / "start-workers.sh", DEPLOY / "slurm" / "isthmus.sbatch"]
 
 
 def tool(name: str) -> str:
-    """The program, from this environment or the system; skips where there is none (as hadolint on some machines)."""
+    """The program, from this environment or the system; skips where there is none on this machine."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         pytest.skip(f"no {name}")
@@ -108,7 +109,7 @@ def test_every_option_that_a_file_says_is_one_of_the_command(file: str, line: st
         verb = "join" if program == "worker" else "start"
         asked = subprocess.run(
             [sys.executable, "-m", f"{program}.cli", verb, "--help"],
-            capture_output=True, text=True, check=True, env={"COLUMNS": "300", "TERM": "dumb", "PATH": "/usr/bin"},
+            capture_output=True, text=True, check=True, env=PLAIN,
         )  # fmt: skip
         known = set(re.findall(r"--[a-z][a-z-]+", asked.stdout))
         said = set(re.findall(r"--[a-z][a-z-]+", words))

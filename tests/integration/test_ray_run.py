@@ -57,7 +57,7 @@ def cluster() -> Iterator[Any]:
 def launch(tmp_path: Path, workers: list[str]) -> Launch:
     job = tmp_path / "job.yaml"
     job.write_text(JOB)
-    return Launch(job, parse_workers(workers), "r", 0, 1, tmp_path / "state", tmp_path, 2, insecure=True)
+    return Launch(job, parse_workers(workers), "r", 0, 1, tmp_path / "state", tmp_path, 2)
 
 
 def test_workers_are_said_by_number_and_region() -> None:
