@@ -31,6 +31,15 @@ ChosenBackend = Annotated[
 ]
 
 
+Mtu = Annotated[
+    int, typer.Option(min=576, help="Of the switch: largest packet in bytes, IP header included.")
+]
+QueueBytes = Annotated[
+    int, typer.Option(min=0, help="Of the switch: queue of a link; 0: bandwidth x round trip.")
+]
+LinkSeed = Annotated[int, typer.Option(help="Of the switch's jitter and losses.")]
+
+
 @app.callback()
 def root() -> None:
     """Start whole runs: coordinator, workers and links, each by its own command."""
@@ -54,6 +63,9 @@ def local(
     window_bytes: Annotated[
         int, typer.Option(min=0, help="Window of one TCP flow (rate = window / round trip); 0: unlimited.")
     ] = 0,
+    mtu: Mtu = 1500,
+    queue_bytes: QueueBytes = 0,
+    link_seed: LinkSeed = 0,
     state_dir: Annotated[
         Path, typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR")
     ] = Path("runs/local"),
@@ -72,9 +84,15 @@ def local(
 
     if backend == "switch" and links is None:
         raise typer.BadParameter("found switch without --links TRACE, required the links to be like")
+    try:
+        shaped = LinkOptions(
+            links, backend, delay_scale, bandwidth_scale, window_bytes, mtu, queue_bytes, link_seed
+        )
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
     options = LocalOptions(
         workers=workers,
-        links=LinkOptions(links, backend, delay_scale, bandwidth_scale, window_bytes),
+        links=shaped,
         state_dir=state_dir,
         resume=resume,
         threads=threads,
@@ -101,6 +119,7 @@ def emulate(
         float, typer.Option(min=1e-9, help="Multiplies the traces' bandwidths.")
     ] = 1.0,
     state_dir: Annotated[Path, typer.Option(help="Where the runs keep their state.")] = Path("runs/emulate"),
+    report: Annotated[Path | None, typer.Option(help="Write a page of predicted and measured here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Hold the simulator against real runs: JOB on WORKERS behind links shaped like TRACE, predicted and
@@ -130,6 +149,10 @@ def emulate(
     except (OSError, ValueError, ProcessFailed) as failure:
         typer.echo(f"error: {failure}", err=True)
         raise typer.Exit(1) from None
+    if report is not None:
+        from deploy.emulate_report import write_emulated
+
+        typer.echo(f"report: {write_emulated(report, found)}", err=True)
     if not as_json:
         typer.echo("\n" + table(found))
 

@@ -85,6 +85,9 @@ class Outcome:
     """That step as predicted with the computations as long as they were in it, and as measured: what order,
     links and exchanges have of the error, whatever else kept the machine's cores busy."""
 
+    timelines: tuple[Timeline, Timeline] | None = None
+    """(predicted, measured) of the recorded step."""
+
     @property
     def error(self) -> float:
         """Predicted over measured, less 1."""
@@ -190,6 +193,7 @@ def judged(emulation: Emulation, trace: str, history: History, state_dir: Path, 
         median(s.duration_s for s in steps),
         difference(predicted[last.step], last.timeline).by_kind() if last is not None else {},
         own,
+        (predicted[last.step], last.timeline) if last is not None else None,
     )
 
 

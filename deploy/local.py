@@ -39,6 +39,20 @@ class LinkOptions:
     bandwidth_scale: float = 1.0
     window_bytes: int = 0
     """Window of one TCP flow, which limits it to window / round trip; 0: no such limit."""
+    mtu: int = 1500
+    """Of the switch: the largest packet in bytes, IP header included."""
+    queue_bytes: int = 0
+    """Of the switch, in front of each link; 0: bandwidth x round trip, at least 256 KiB."""
+    seed: int = 0
+    """Of the switch's jitter and losses."""
+
+    def __post_init__(self) -> None:
+        own = (self.mtu, self.queue_bytes, self.seed)
+        if self.backend == "relay" and own != (1500, 0, 0):
+            raise ValueError(
+                "found an MTU, a queue or a seed with the relay, which knows no packets: "
+                "required --backend switch"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +196,12 @@ class LocalCluster:
     def _switched(self, places: dict[str, str]) -> dict[str, Site]:
         """Each in a namespace, from where a door leads to the coordinator's address."""
         nodes = [f"{name}={place}" for name, place in places.items()]
-        door = ("--door", self.address.rpartition(":")[2])
-        spaces = self._shape("switch", nodes, "ready", self.options.state_dir / "namespaces.json", door)
+        links = self.options.links
+        more = (
+            "--door", self.address.rpartition(":")[2], "--mtu", str(links.mtu),
+            "--queue-bytes", str(links.queue_bytes), "--seed", str(links.seed),
+        )  # fmt: skip
+        spaces = self._shape("switch", nodes, "ready", self.options.state_dir / "namespaces.json", more)
         return {
             name: Site(tuple(space["enter"]), f"{space['address']}:{NAMESPACE_PORT}")
             for name, space in spaces.items()

@@ -61,6 +61,8 @@ class Contents:
     """Drawn below each other on one scale."""
     compared: tuple[Bar, ...] = ()
     """Placements or settings side by side in "where the time goes"; empty: those of `steps`."""
+    compared_title: str = "Seconds of a step, by what they are spent on"
+    """Of bars with parts; bars of one part need no word on what the parts are."""
     throughput: tuple[tuple[str, Points], ...] = ()
     """(codec, ((bandwidth in bytes/s, tokens/s), ...)), by ascending bandwidth."""
     trace: Trace | None = None
@@ -109,11 +111,14 @@ def plates(contents: Contents) -> list[tuple[str, list[Plate]]]:
         ]
         sections.append(("A step, device by device", drawn))
     if given := c.compared or tuple(Bar(s.name, time_shares(s.timeline).parts()) for s in c.steps):
-        title, note = "Seconds of a step, by what they are spent on", "The mean of all devices."
-        caption = (
-            "Exposed communication: waiting for what has been sent. "
-            "Bubble: waiting for work that others have not done yet, and idling."
-        )
+        title = c.compared_title
+        note, caption = "", ""
+        if any(len(b.parts) > 1 for b in given):
+            note = "The mean of all devices."
+            caption = (
+                "Exposed communication: waiting for what has been sent. "
+                "Bubble: waiting for work that others have not done yet, and idling."
+            )
         sections.append(
             ("Where the time goes", [Plate.of("time", lambda w: bars(given, title, w, note), caption)])
         )

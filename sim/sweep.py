@@ -134,6 +134,11 @@ def done_before(out: Path) -> set[str]:
     return keys
 
 
+def results(out: Path) -> list[dict[str, Any]]:
+    """Every line of a results file, as `done_before` left it."""
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
 def append(out: Path, lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Write each line as it comes, and pass it on."""
     with out.open("a", encoding="utf-8") as f:

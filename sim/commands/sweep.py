@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scheduler.exit_codes import ExitCode
+from sim.report import write_report
 from sim.spread import HERE, spread
-from sim.sweep import append, done_before, outcome, read_sweep
+from sim.sweep import append, done_before, outcome, read_sweep, results
+from sim.sweep_report import contents
 
 
 def sweep(
@@ -22,6 +24,9 @@ def sweep(
     ] = None,
     ray: Annotated[
         str | None, typer.Option(help=f"Compute over a Ray cluster: its address, auto or {HERE}.")
+    ] = None,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="Write a page of all the file's results here.")
     ] = None,
 ) -> None:
     """Run every simulation of SPEC that its results file does not hold yet; stop it and go on at will."""
@@ -41,5 +46,10 @@ def sweep(
     except ValueError as e:
         typer.echo(f"sim sweep: {e}", err=True)
         raise typer.Exit(int(ExitCode.USAGE)) from e
+    if report_dir is not None:
+        keys = {p.key for p in found.points}
+        lines_now = [x for x in results(found.out) if x["key"] in keys]
+        page = write_report(report_dir, contents(f"Swept: {spec.stem}", lines_now))
+        typer.echo(f"report: {page}", err=True)
     known = len(found.points) - len(left)
     typer.echo(f"{len(left)} computed, {known} known before, {failed} without a result: {found.out}")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.emulate import Emulation, Outcome, as_long_as, concordance, placements_of, plans_for, table
+from deploy.emulate_report import write_emulated
+from deploy.local import LinkOptions
 from scheduler.engine import replay
 from scheduler.job import DataSpec, JobSpec, ModelSpec
 from scheduler.plan import Plan
@@ -75,3 +77,23 @@ def test_computations_are_taken_as_long_as_they_were() -> None:
     assert found.backward_s == pytest.approx(slower.backward_s)
     assert found.shared_cores == ()
     assert replay(plan, found, links(3)).duration_s == pytest.approx(measured.duration_s)
+
+
+def test_a_report_lays_the_worst_run_s_step_beside_its_prediction(tmp_path: Path) -> None:
+    plan = a_plan(2, 1, 3)
+    predicted, measured = (replay(plan, equal(plan, 1.0, b, n_bytes=300), links(2)) for b in (2.0, 3.0))
+    good = replace(an_outcome(1.02, 1.0), trace="calm")
+    bad = Outcome("wild", plan, predicted.duration_s, measured.duration_s, {}, None, (predicted, measured))
+    page = write_emulated(tmp_path, [good, bad]).read_text()
+    assert f"One step, predicted: {predicted.duration_s:.3g} s" in page
+    assert f"One step, measured: {measured.duration_s:.3g} s" in page
+    assert "+2.0%" in page
+    assert "wild 2, measured" in page
+    assert (tmp_path / "timeline-measured.svg").exists()
+    assert "bubble" not in (tmp_path / "time.svg").read_text().lower()
+
+
+def test_what_only_packets_have_is_refused_for_the_relay() -> None:
+    with pytest.raises(ValueError, match="required --backend switch"):
+        LinkOptions("four_cities", mtu=9000)
+    assert LinkOptions("four_cities", "switch", mtu=9000, seed=2).queue_bytes == 0

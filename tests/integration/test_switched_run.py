@@ -21,7 +21,7 @@ def test_workers_in_namespaces_train_and_all_their_tensors_cross_the_switch(tmp_
         pytest.skip(str(reason))
     job = tmp_path / "job.yaml"  # both workers must hold a stage, else nothing need cross
     job.write_text(TINY.read_text() + "parallelism: {stages: 2, replicas: 1}\n")
-    links = LinkOptions("four_cities", "switch", delay_scale=0.1)
+    links = LinkOptions("four_cities", "switch", delay_scale=0.1, mtu=4000, queue_bytes=1 << 20, seed=3)
     options = LocalOptions(workers=2, links=links, state_dir=tmp_path / "run", data_dir=TINY.parent)
     with LocalCluster(job, options) as cluster:
         events = list(cluster.events())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from scheduler.units import duration
 from sim.cli import app
 from sim.spread import HERE
 from sim.sweep import SweepError, done_before, read_sweep
@@ -59,6 +60,19 @@ def test_what_was_broken_off_is_gone_on_with(tmp_path: Path) -> None:
     assert run(path).startswith("0 computed, 5 known before")
     write(tmp_path, SPEC.replace("[gpipe, 1f1b]", "[gpipe, 1f1b]").replace("fp16", "kbit"))
     assert run(path).startswith("2 computed, 3 known before")
+
+
+def test_a_report_puts_the_file_s_results_side_by_side(tmp_path: Path) -> None:
+    path = write(tmp_path, SPEC.replace("{stages: 4, replicas: 1}", "{stages: 40, replicas: 1}"))
+    run(path, "--report", str(tmp_path / "report"))
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Swept: spec" in page
+    assert page.count("1f1b") >= 2
+    assert "Without a result" in page
+    assert "found 40 stages for 14 layers" in page
+    done = [x["result"]["median_step_s"] for x in lines(tmp_path) if "result" in x]
+    assert duration(min(done)) in page
+    assert (tmp_path / "report" / "time.svg").exists()
 
 
 def test_processes_find_the_same(tmp_path: Path) -> None:
