@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scheduler.names import nearest
-from scheduler.pattern import spelled_out
+from scheduler.pattern import Layers, spelled_out
 
 if TYPE_CHECKING:  # job.py imports this module; the merge needs only the instance it is given
     from scheduler.job import ModelSpec
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # job.py imports this module; the merge needs only the instan
 Shape = Mapping[str, Any]
 
 
-def _gpt2(layers: int, hidden: int, heads: int, max_positions: int = 1024, **more: Any) -> Shape:
+def _gpt2(layers: Layers, hidden: int, heads: int, max_positions: int = 1024, **more: Any) -> Shape:
     """Radford et al. 2019, table 2; vocabulary and positions as released."""
     return {
         "family": "gpt2",
@@ -33,7 +33,7 @@ def _gpt2(layers: int, hidden: int, heads: int, max_positions: int = 1024, **mor
     }
 
 
-def _llama(layers: int, hidden: int, heads: int, ffn: int, **more: Any) -> Shape:
+def _llama(layers: Layers, hidden: int, heads: int, ffn: int, **more: Any) -> Shape:
     """Touvron et al. 2023 (LLaMA and Llama 2), configurations as released."""
     return {
         "family": "llama",
@@ -88,6 +88,23 @@ PRESETS: Mapping[str, Shape] = {
     # Allal et al. 2024; config.json of the release.
     "smollm2-135m": _llama(
         30, 576, 9, 1536, kv_heads=3, vocab=49152, max_positions=8192, tied=True, rope_theta=100000.0
+    ),
+    # H3's 125M hybrid (Fu, Dao et al. 2023, section 5: attention in the second layer and the eighth).
+    "h3-125m": _gpt2(
+        (("h3", "mlp"), ("attention", "mlp"), "5 x [h3, mlp]", ("attention", "mlp"), "4 x [h3, mlp]"),
+        768,
+        12,
+        2048,
+    ),
+    # The shape of Mamba-2's smallest release (Dao and Gu 2024): heads of width 64, no MLP.
+    "mamba2-130m": _llama(
+        ("24 x [ssd state=128 chunk=256]",),
+        768,
+        24,
+        2048,
+        vocab=50288,
+        max_positions=2048,
+        tied=True,
     ),
 }
 """Preset name -> the ModelSpec keys it sets."""

@@ -8,7 +8,7 @@ from scheduler.mixers.delta import DeltaSpec, LogDeltaSpec
 from scheduler.mixers.experts import ExpertsSpec
 from scheduler.mixers.mlp import MlpSpec
 from scheduler.mixers.spec import MixerSpec
-from scheduler.mixers.ssd import LogSsdSpec, SsdSpec
+from scheduler.mixers.ssd import HydraSpec, LogSsdSpec, SsdSpec
 
 __all__ = [
     "MIXERS",
@@ -16,6 +16,7 @@ __all__ = [
     "DeltaSpec",
     "ExpertsSpec",
     "H3Spec",
+    "HydraSpec",
     "HyenaSpec",
     "LogDeltaSpec",
     "LogSsdSpec",
@@ -33,6 +34,7 @@ _KINDS: tuple[type[MixerSpec], ...] = (
     H3Spec,
     SsdSpec,
     LogSsdSpec,
+    HydraSpec,
     DeltaSpec,
     LogDeltaSpec,
     LongConvSpec,

@@ -77,6 +77,8 @@ class AttentionSpec(MixerSpec):
     butterfly: Annotated[int, Field(ge=1)] | None = None
     positions: Literal["rotary", "none"] | None = None
     """Default: the family's; gpt2 learns its own in the embedding."""
+    kernel: Literal["auto", "triton"] = "auto"
+    """`auto`: flash-attn where it is installed and suits, else PyTorch's. `triton`: this project's own."""
 
     @property
     def is_causal(self) -> bool:
@@ -108,6 +110,12 @@ class AttentionSpec(MixerSpec):
             yield f"{kv_heads} key-value heads for {heads} heads", "a number that divides heads"
         if self.window and self.butterfly:
             yield "both window and butterfly", "one of them"
+        width = model.hidden // heads
+        if self.kernel == "triton" and (self.butterfly or width < 16 or width & (width - 1)):
+            yield (
+                f"kernel=triton for {'a butterfly' if self.butterfly else f'heads of width {width}'}",
+                "heads of a width that is a power of two and 16 at least, and no butterfly",
+            )
 
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         """Backward has five products of pairs for forward's two, because the scores are computed again.

@@ -132,3 +132,30 @@ class LogSsdSpec(SsdSpec):
                 states * sizes.value_bytes,
             )
         )
+
+
+class HydraSpec(SsdSpec):
+    """SSD in both directions (Hwang, Lahoti, Dao and Gu 2024), for what is not trained on the next token."""
+
+    name: ClassVar[str] = "hydra"
+
+    @property
+    def is_causal(self) -> bool:
+        return False
+
+    def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
+        """Two of SSD's cores; kept is what SSD keeps, and for the second core its inputs turned round."""
+        inner, heads = self.inner_in(model), self.heads_in(model)
+        read = inner + 4 * self.state
+        joint = inner + read + 2 * heads
+        kept = model.hidden + joint + 3 * read + 4 * heads + 5 * inner + inner + 2 * self.state
+        core, last = self.core_flops(sizes.batch, sizes.length, inner)
+        cost = sizes.linear(model.hidden, joint, bias=False, kept=kept)
+        cost += sizes.linear(inner, model.hidden, bias=False, kept=0)
+        return cost + Cost(
+            self.taps * read + 5 * heads + inner,
+            2 * core,
+            2 * (3 * core - last),
+            sizes.rows * FLOAT_BYTES,
+            3 * sizes.rows * min(self.chunk, sizes.length) * heads * sizes.value_bytes,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.analytic import model_profile
 from scheduler.job import ModelSpec
 from scheduler.presets import PRESETS, resolve_model
 
@@ -77,3 +78,13 @@ def test_without_a_preset_the_defaults_hold() -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(KeyError, match=r"gpt-2.*did you mean 'gpt2'"):
         resolve_model(ModelSpec(preset="gpt-2"))
+
+
+def test_presets_of_other_layers_hold_about_what_their_names_say() -> None:
+    for preset, blocks, millions in (("h3-125m", 12, 125), ("mamba2-130m", 24, 130)):
+        shape = resolve_model(ModelSpec(preset=preset))
+        assert shape.depth == blocks
+        assert shape.vocab is not None
+        layers = model_profile(shape, 1, 128).layers
+        n = sum(x.parameter_bytes for x in layers) // 4 - shape.vocab * shape.hidden  # tied: once
+        assert n == pytest.approx(millions * 1e6, rel=0.03)

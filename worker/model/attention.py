@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from math import inf, sqrt
 from typing import Literal, NamedTuple
 
@@ -133,6 +134,9 @@ class Attention(SequenceMixer):
         self.heads, self.kv_heads = options.heads_in(model)
         self.head_width, self.sight = width // self.heads, options.sight
         self.theta = model.rope_theta if options.rotates_in(model) else None
+        self.triton = options.kernel == "triton"
+        if self.triton and find_spec("triton") is None:
+            raise ModelError("found attention kernel=triton without Triton; required: pip install triton")
         self.qkv = Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width, bias)
         self.out = Linear(width, width, bias)
 
@@ -144,6 +148,10 @@ class Attention(SequenceMixer):
         self, x_BTD: Tensor, state: KeyValues | None = None, documents_BT: Tensor | None = None
     ) -> tuple[Tensor, KeyValues | None]:
         q, k, v = self._projected(x_BTD, 0 if state is None else state.length)
+        if state is None and self.triton and documents_BT is None:
+            from worker.kernels.flash_triton import flash_attention
+
+            return self.out(flash_attention(q, k, v, self.sight).transpose(1, 2).flatten(2)), None
         if state is None:
             return self.out(attend(q, k, v, self.sight, documents_BT)), None
         if not self.sight.causal:

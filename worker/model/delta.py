@@ -26,6 +26,7 @@ from worker.model.layer import blank
 from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear, RMSNorm
 from worker.model.short_conv import ShortConv
+from worker.model.ssd import initial_decays
 
 
 class DeltaState(NamedTuple):
@@ -58,17 +59,9 @@ class Delta(SequenceMixer):
         self.out = Linear(model.hidden, model.hidden, bias=False)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        """Decays 1 to 16, steps 0.001 to 0.1 (softplus of the bias), as Mamba-2's."""
-        match parameter:
-            case "conv.weight":
-                return self.conv.initial(rng)
-            case "log_decay":
-                return (1 + 15 * torch.rand(self.heads, generator=rng)).log()
-            case "step_bias":
-                steps = 0.001 * 100 ** torch.rand(self.heads, generator=rng)
-                return steps + (-(-steps).expm1()).log()
-            case _:
-                return None
+        if parameter == "conv.weight":
+            return self.conv.initial(rng)
+        return initial_decays(parameter, self.heads, rng)
 
     def begin(self) -> DeltaState:
         memory = self.log_decay.new_zeros(1, self.heads, self.key, self.value)

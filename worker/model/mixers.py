@@ -11,6 +11,7 @@ from worker.model.attention import Attention
 from worker.model.delta import Delta
 from worker.model.experts import Experts
 from worker.model.h3 import H3
+from worker.model.hydra import Hydra
 from worker.model.hyena import Hyena
 from worker.model.log_delta import LogDelta
 from worker.model.log_ssd import LogSsd
@@ -26,6 +27,7 @@ _MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
     specs.H3Spec: H3,
     specs.SsdSpec: Ssd,
     specs.LogSsdSpec: LogSsd,
+    specs.HydraSpec: Hydra,
     specs.DeltaSpec: Delta,
     specs.LogDeltaSpec: LogDelta,
     specs.LongConvSpec: LongConv,

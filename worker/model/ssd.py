@@ -47,17 +47,9 @@ class Ssd(SequenceMixer):
         self.out = Linear(self.inner, model.hidden, bias=False)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        """Decays 1 to 16, steps 0.001 to 0.1 (softplus of the bias), as published."""
-        match parameter:
-            case "conv.weight":
-                return self.conv.initial(rng)
-            case "log_decay":
-                return (1 + 15 * torch.rand(self.heads, generator=rng)).log()
-            case "step_bias":
-                steps = 0.001 * 100 ** torch.rand(self.heads, generator=rng)
-                return steps + (-(-steps).expm1()).log()
-            case _:
-                return None
+        if parameter == "conv.weight":
+            return self.conv.initial(rng)
+        return initial_decays(parameter, self.heads, rng)
 
     def begin(self) -> SsdState:
         memory = self.log_decay.new_zeros(1, self.state, self.heads, self.inner // self.heads)
@@ -75,13 +67,8 @@ class Ssd(SequenceMixer):
 
     def as_matrix(self, x_BTD: Tensor) -> Tensor:
         _, _, b, c, step, _ = self._projected(x_BTD, None)
-        decay = -self.log_decay.exp() * step
-        matrix = torch.zeros(len(x_BTD), self.heads, *2 * x_BTD.shape[1:2], dtype=x_BTD.dtype)
-        for t in range(x_BTD.shape[1]):
-            for s in range(t + 1):
-                seen = (c[:, t] * b[:, s]).sum(-1, keepdim=True)
-                matrix[:, :, t, s] = seen * decay[:, s + 1 : t + 1].sum(1).exp() * step[:, s]
-        return matrix + self.skip[:, None, None] * torch.eye(x_BTD.shape[1], dtype=x_BTD.dtype)
+        skip = self.skip[:, None, None] * torch.eye(x_BTD.shape[1], dtype=x_BTD.dtype)
+        return ssd_matrix(b, c, step, -self.log_decay.exp()) + skip
 
     def values(self, x_BTD: Tensor) -> Tensor:
         return self._projected(x_BTD, None)[1].transpose(1, 2)
@@ -101,6 +88,30 @@ class Ssd(SequenceMixer):
     def _finished(self, gate_BTD: Tensor, y_BTHP: Tensor) -> Tensor:
         y: Tensor = self.out(self.norm(y_BTHP.flatten(2) * F.silu(gate_BTD)))
         return y
+
+
+def initial_decays(parameter: str, heads: int, rng: torch.Generator) -> Tensor | None:
+    """Decays 1 to 16, steps 0.001 to 0.1 (softplus of the bias), as published for Mamba-2."""
+    match parameter:
+        case "log_decay":
+            return (1 + 15 * torch.rand(heads, generator=rng)).log()
+        case "step_bias":
+            steps = 0.001 * 100 ** torch.rand(heads, generator=rng)
+            return steps + (-(-steps).expm1()).log()
+        case _:
+            return None
+
+
+def ssd_matrix(b_BTN: Tensor, c_BTN: Tensor, step_BTH: Tensor, decay_H: Tensor) -> Tensor:
+    """(B,H,T,T): L * C B^T with the steps, entry by entry."""
+    batch, length, heads = step_BTH.shape
+    decay = step_BTH * decay_H
+    matrix = step_BTH.new_zeros(batch, heads, length, length)
+    for t in range(length):
+        for s in range(t + 1):
+            seen = (c_BTN[:, t] * b_BTN[:, s]).sum(-1, keepdim=True)
+            matrix[:, :, t, s] = seen * decay[:, s + 1 : t + 1].sum(1).exp() * step_BTH[:, s]
+    return matrix
 
 
 def ssd(

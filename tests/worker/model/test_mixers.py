@@ -61,6 +61,8 @@ PARTS = (
     "log_ssd state=4",
     "log_ssd state=6 chunk=4 heads=2 expand=1 taps=2",
     "log_ssd state=4 chunk=2 length=41",
+    "hydra state=4",
+    "hydra state=6 chunk=4 heads=2 expand=1 taps=3",
     "delta",
     "delta chunk=4 key=3 heads=2",
     "delta chunk=16 taps=1",

@@ -1,0 +1,1 @@
+"""Fused kernels, each the twin of an eager reference; a test compares the two."""
