@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, cast
 
-from compression.grid import CodecError, Grid, ScaleOf, numel, require_rounding
+from compression.grid import SCALE_BYTES, CodecError, Grid, ScaleOf, numel, require_rounding
 from compression.naming import Named
 
 
@@ -118,6 +118,10 @@ class AcsgdSpec(Named):
     def budget_bytes(self) -> int:
         return self.budget_mb * 1_000_000
 
+    def slot_bytes(self, shape: Sequence[int]) -> int:
+        """What one end remembers of a sample of a tensor of `shape`."""
+        return slot_bytes(shape[1:], self.stored)
+
     def wire_bytes(self, shape: Sequence[int], dtype_bytes: int) -> int:
         """Of a tensor all of whose samples came before."""
         del dtype_bytes
@@ -142,6 +146,13 @@ class AcsgdSpec(Named):
     def relative_error(self, shape: Sequence[int]) -> float:
         """As if an activation were as far from its last visit as it is large."""
         return self.error_at(shape, 1.0)
+
+
+def slot_bytes(shape: Sequence[int], grid: Grid | None) -> int:
+    """Bytes that a sample of `shape` takes in a buffer, as float16 or on `grid`; rounded up so that every
+    slot begins where words may."""
+    n = 2 * numel(shape) if grid is None else grid.payload_bytes(shape)
+    return -(-n // SCALE_BYTES) * SCALE_BYTES
 
 
 def _n_samples(shape: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from compression import kernels_cpu
+from compression.boundary_specs import slot_bytes
 from compression.grid import SCALE_BYTES, CodecError, Grid, packed_bytes
 
 CHUNK_SLOTS = 64
@@ -172,9 +173,3 @@ class SampleBuffers:
             mapped = mmap.mmap(file.fileno(), n_bytes)
         self._maps.append(mapped)
         return torch.from_numpy(np.frombuffer(mapped, np.uint8))
-
-
-def slot_bytes(shape: Sequence[int], grid: Grid | None) -> int:
-    """Bytes that a sample of `shape` takes; rounded up so that every slot begins where words may."""
-    n = 2 * torch.Size(shape).numel() if grid is None else grid.payload_bytes(shape)
-    return -(-n // SCALE_BYTES) * SCALE_BYTES

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scheduler.codec_speed import CodecSpeed
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.topology import Device, Topology
+from scheduler.visits import Visits
 
 from .commands import MakePlan
 from .events import LinkSample
@@ -48,7 +50,13 @@ def read_measurements(state_dir: Path) -> Measurements:
     model = raw["model"]
     request = MakePlan(
         raw["version"],
-        ModelProfile(**(model | {"layers": tuple(LayerProfile(**x) for x in model["layers"])})),
+        ModelProfile(
+            **model
+            | {
+                "layers": tuple(LayerProfile(**x) for x in model["layers"]),
+                "visits": Visits(**model["visits"]),
+            }
+        ),
         tuple(Device(**d) for d in raw["devices"]),
         tuple(_profile(p) for p in raw["profiles"]),
         tuple((src, LinkSample(**sample)) for src, sample in raw["links"]),
@@ -58,4 +66,4 @@ def read_measurements(state_dir: Path) -> Measurements:
 
 def _profile(raw: dict[str, Any]) -> DeviceProfile:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return DeviceProfile(**fields)
+    return DeviceProfile(**fields | {"codecs": tuple(CodecSpeed(**s) for s in raw["codecs"])})

@@ -54,17 +54,23 @@ def topology_of(request: MakePlan) -> Topology:
 
 def make(job: JobSpec, request: MakePlan) -> Planning:
     """Plan with the core's planner. Raises ValueError (its subclasses) with why no plan fits."""
-    value_bytes = 2 if job.precision == "bf16" else 4
-    request = replace(request, model=replace(request.model, value_bytes=value_bytes))
+    request = _in_precision(job, request)
     topology = topology_of(request)
     plan = make_plan(job, request.model, request.profiles, topology, request.version)
     return Planning(request, topology, plan, predict(plan, request.model, request.profiles, topology))
+
+
+def _in_precision(job: JobSpec, request: MakePlan) -> MakePlan:
+    """What was measured, with boundaries as wide as the job's values."""
+    value_bytes = 2 if job.precision == "bf16" else 4
+    return replace(request, model=replace(request.model, value_bytes=value_bytes))
 
 
 def given(plan: Plan) -> Planner:
     """A planner that takes `plan`, decided by somebody else, and prices it with what was measured."""
 
     def planner(job: JobSpec, request: MakePlan) -> Planning:
+        request = _in_precision(job, request)
         known = [d.name for d in request.devices]
         strange = sorted({plan.device(r) for r in range(plan.n_ranks)} - set(known))
         if strange:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from scheduler.exit_codes import ExitCode
 from scheduler.profile import ModelProfile
+from scheduler.visits import Visits
 
 from .commands import Command, MakePlan, MeasureLinks, Order, Profile, TakePlan
 from .events import LinksMeasured, PlanFailed, Planned, Profiled, Ready
@@ -121,9 +122,10 @@ def disagreement(state: State, team: tuple[str, ...]) -> str:
 def _plan(state: State, team: tuple[str, ...]) -> Transition:
     version = state.plan_version + 1
     o = state.options
+    visits = Visits(state.profiles[team[0]].n_samples, o.steps * o.global_batch)
     command = MakePlan(
         version=version,
-        model=ModelProfile(state.layers, o.micro_batch, o.sequence_length),
+        model=ModelProfile(state.layers, o.micro_batch, o.sequence_length, visits=visits),
         devices=tuple(state.members[n].device for n in team),
         profiles=tuple(state.profiles[n].profile for n in team),
         links=tuple((a, state.links[a, b]) for a in team for b in team if a != b),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.cost import durations, stage_memory
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.remembered import kept_bytes
 from scheduler.schedule import in_flight
 from scheduler.settings import Setting, priced
 from scheduler.timeline import COMPUTE, Timeline, critical_path
@@ -97,12 +98,14 @@ class Headroom:
 
 def headroom(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Headroom, ...]:
     """By rank, what its stage needs of its device's memory."""
+    model = replace(model, buffer_bytes=0, keeps_residuals=False)  # as the plan has it, not at most
     model = priced(Setting.of(plan), model, (), topology).model
     memory = {d.name: d.memory_bytes for d in topology.devices}
     ranks = []
     for rank in range(plan.n_ranks):
         stage, device = plan.stage_of(rank), plan.device(rank)
         needed = stage_memory(model, *plan.partition[stage]).total_bytes(in_flight(plan.actions(rank)))
+        needed += kept_bytes(plan, rank, model, topology)
         ranks.append(Headroom(rank, device, stage, needed, memory[device]))
     return tuple(ranks)
 

@@ -29,18 +29,27 @@ Bools = NDArray[np.bool_]
 
 
 def link_codecs(
-    job: JobSpec, model: ModelProfile, devices: Sequence[DeviceProfile], topology: Topology
+    job: JobSpec,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+    n_replicas: int = 1,
 ) -> LinkCodecs:
     """What `job` asks for on the links between `devices`, in their order, with `model`'s micro-batches."""
     index = {d.name: i for i, d in enumerate(topology.devices)}
     at = [index[p.device] for p in devices]
     links = topology if at == list(range(len(topology))) else topology.subset(at)
     kinds: tuple[Kind, ...] = ("activations", "gradients", "reduce")
-    return LinkCodecs(*(_table(kind, job, model, devices, links) for kind in kinds))
+    return LinkCodecs(*(_table(kind, job, model, devices, links, n_replicas) for kind in kinds))
 
 
 def _table(
-    kind: Kind, job: JobSpec, model: ModelProfile, devices: Sequence[DeviceProfile], links: Topology
+    kind: Kind,
+    job: JobSpec,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    links: Topology,
+    n_replicas: int,
 ) -> CodecTable:
     names: list[str] = []
     ladders: list[Ladder] = []
@@ -56,7 +65,7 @@ def _table(
                 ladders.append(())
             continue
         shape, value_bytes = _tensor(kind, job, model)
-        rungs = ladder(kind, choice.auto, shape, value_bytes, again=False)
+        rungs = ladder(kind, choice.auto, shape, value_bytes, model.visits, n_replicas)
         fastest = _fastest(rungs, shape, value_bytes, devices, links)
         for k in reversed(range(len(rungs))):  # in a group, whose link needs most decides
             if (here & (fastest == k)).any():

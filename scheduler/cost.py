@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TypedDict
 
-from compression.spec import CodecSpec, IdentitySpec, codec_spec
+from compression.spec import AcsgdSpec, CodecSpec, IdentitySpec, codec_spec
 from scheduler.codec_speed import CodecSpeed, speed_of
 from scheduler.durations import CodecSeconds
 from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
@@ -23,6 +23,7 @@ from scheduler.settings import Setting, priced
 from scheduler.speed import Speed
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
+from scheduler.visits import acsgd_bytes
 
 PARAMETER_BYTES = 4
 """Of a weight's gradient, as it is exchanged: float32."""
@@ -34,8 +35,11 @@ def _as_it_is(n_bytes: int) -> int:
     return n_bytes
 
 
-def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) -> WireBytes:
-    """The pricing of tensors (micro_batch, sequence_length, width) of `dtype_bytes` values under `spec`.
+def wire_bytes_of(
+    spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4, n_replicas: int = 1
+) -> WireBytes:
+    """The pricing of tensors (micro_batch, sequence_length, width) of `dtype_bytes` values under `spec`, on
+    average over the model's visits, which `n_replicas` share.
 
     A tensor that is no whole number of such rows (weights) is taken as flat.
     """
@@ -47,6 +51,8 @@ def wire_bytes_of(spec: CodecSpec, model: ModelProfile, dtype_bytes: int = 4) ->
         n_values = n_bytes // dtype_bytes
         width, rest = divmod(n_values, batch * length)
         shape = (n_values,) if rest else (batch, length, width)
+        if isinstance(spec, AcsgdSpec):
+            return acsgd_bytes(spec, shape, dtype_bytes, model.visits, n_replicas)
         return spec.wire_bytes(shape, dtype_bytes)
 
     return wire_bytes
@@ -70,14 +76,17 @@ class StageMemory:
     """What one micro-batch's forward keeps for its backward: with recomputation its input alone."""
     boundary_bytes: int
     """The largest tensor between two layers, the stage's input and output included."""
+    kept_bytes: int = 0
+    """What codecs remember from step to step."""
     working_bytes: int = 0
     """What is needed once, however many micro-batches are in flight: the layers' own, and with recomputation
     what the one micro-batch whose forward is done again keeps meanwhile."""
 
     def total_bytes(self, in_flight: int) -> int:
         """Parameters + gradients + state + saved activations of `in_flight` micro-batches + a boundary + what
-        is needed once."""
+        is needed once + what codecs keep."""
         fixed = 2 * self.parameter_bytes + self.state_bytes + self.boundary_bytes + self.working_bytes
+        fixed += self.kept_bytes
         return fixed + in_flight * self.saved_bytes
 
 
@@ -94,12 +103,14 @@ def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
             state_bytes -= min(a.state_bytes, b.state_bytes)
     saved_bytes, working_bytes = sum(x.saved_bytes for x in layers), sum(x.working_bytes for x in layers)
     largest = max((x.boundary_bytes for x in crossing), default=0)
+    ends = (start > 0) + (stop < len(model.layers))
+    kept = ends * model.buffer_bytes + (parameter_bytes if model.keeps_residuals else 0)
     if not model.recompute:
-        return StageMemory(parameter_bytes, state_bytes, saved_bytes, largest, working_bytes)
+        return StageMemory(parameter_bytes, state_bytes, saved_bytes, largest, kept, working_bytes)
     inputs = model.tokens_bytes if start == 0 else model.layers[start - 1].boundary_bytes
     targets = model.tokens_bytes if stop == len(model.layers) else 0
     again = working_bytes + saved_bytes
-    return StageMemory(parameter_bytes, state_bytes, inputs + targets, largest, again)
+    return StageMemory(parameter_bytes, state_bytes, inputs + targets, largest, kept, again)
 
 
 def stage_memory_bytes(model: ModelProfile, start: int, stop: int, in_flight: int) -> int:
@@ -172,7 +183,8 @@ def durations(
 
     @cache
     def crossing(name: str, boundary: int) -> int:
-        return wire_bytes_of(codec_spec(name), model, model.value_bytes)(boundaries[boundary])
+        price = wire_bytes_of(codec_spec(name), model, model.value_bytes, plan.n_replicas)
+        return price(boundaries[boundary])
 
     def sent(kind: str, rank: int) -> int:
         boundary = plan.stage_of(rank) - (kind == "gradient")

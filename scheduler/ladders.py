@@ -12,6 +12,7 @@ from compression.grid import CodecError
 from compression.spec import AcsgdSpec, FeedbackSpec, HalfSpec, IdentitySpec, KBitSpec, TileSpec, TopKSpec
 from compression.spec import CodecSpec as Spec
 from scheduler.job_compression import ActivationAutoOptions, AutoOptions, Kind
+from scheduler.visits import UNKNOWN, Visits, acsgd_bytes
 
 REDUCED = (1 << 20,)
 """A shape for gradients of weights: large enough that a group too short at its end does not count."""
@@ -20,14 +21,25 @@ Ladder = tuple[str, ...]
 """Names of codecs, least error and most bytes first: each errs more and takes fewer bytes than the last."""
 
 
-def ladder(kind: Kind, auto: AutoOptions, shape: tuple[int, ...], dtype_bytes: int, again: bool) -> Ladder:
-    """What is within `auto`'s budget for tensors of `shape`; `again`: whether samples come more than once."""
+def ladder(
+    kind: Kind,
+    auto: AutoOptions,
+    shape: tuple[int, ...],
+    dtype_bytes: int,
+    visits: Visits = UNKNOWN,
+    n_replicas: int = 1,
+) -> Ladder:
+    """What is within `auto`'s budget for tensors of `shape`; AC-SGD only where `visits` are known."""
     if kind == "reduce":
         shape = REDUCED
     known: list[tuple[float, int, str]] = []
-    for spec in _candidates(kind, shape[-1], again):
+    for spec in _candidates(kind, shape[-1], visits.n_samples > 0):
         try:
-            known.append((_error(spec, auto, shape), spec.wire_bytes(shape, dtype_bytes), spec.name))
+            if isinstance(spec, AcsgdSpec):
+                n_bytes = acsgd_bytes(spec, shape, dtype_bytes, visits, n_replicas)
+            else:
+                n_bytes = spec.wire_bytes(shape, dtype_bytes)
+            known.append((_error(spec, auto, shape), n_bytes, spec.name))
         except CodecError:
             continue  # a group that does not divide this model's rows
     rungs: list[str] = []

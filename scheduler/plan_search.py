@@ -21,6 +21,7 @@ from scheduler.link_codecs import LinkCodecs, codecs_of_cells
 from scheduler.partition import DoesNotFit, partition
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.remembered import may_remember_samples
 from scheduler.settings import Setting, choices, priced
 from scheduler.step_bound import lower_bounds_s
 from scheduler.step_case import Case, Found, as_it_is, even_shares, faster, place
@@ -47,12 +48,14 @@ class Ways:
     devices: tuple[DeviceProfile, ...]
     topology: Topology
     """Of the devices, in their order."""
-    _pricings: dict[tuple[int, bool, int], tuple[Pricing, Grounds, LinkCodecs]] = field(default_factory=dict)
+    _pricings: dict[tuple[int, bool, int, int], tuple[Pricing, Grounds, LinkCodecs]] = field(
+        default_factory=dict
+    )
     _cases: list[tuple[Case, Setting]] = field(default_factory=list)
 
     def case(self, n_stages: int, n_replicas: int, setting: Setting) -> Case:
         """The case; its number leads back to the setting."""
-        pricing, grounds, _ = self._priced(setting)
+        pricing, grounds, _ = self._priced(setting, n_replicas)
         n_micro_batches = self.job.global_batch // (setting.micro_batch or self.model.micro_batch)
         case = Case(
             pricing,
@@ -77,14 +80,15 @@ class Ways:
 
     def codecs(self, case: Case) -> LinkCodecs:
         """What the case prices links with."""
-        return self._priced(self.setting(case))[2]
+        return self._priced(self.setting(case), case.n_replicas)[2]
 
-    def _priced(self, setting: Setting) -> tuple[Pricing, Grounds, LinkCodecs]:
-        key = (setting.micro_batch, setting.recompute, setting.streams)
+    def _priced(self, setting: Setting, n_replicas: int) -> tuple[Pricing, Grounds, LinkCodecs]:
+        sharing = n_replicas if may_remember_samples(self.job, self.model) else 1
+        key = (setting.micro_batch, setting.recompute, setting.streams, sharing)
         if key not in self._pricings:
             model, devices, topology = priced(setting, self.model, self.devices, self.topology)
-            codecs = link_codecs(self.job, model, devices, topology)
-            pricing = pricing_of(model, devices, topology, codecs)
+            codecs = link_codecs(self.job, model, devices, topology, sharing)
+            pricing = pricing_of(model, devices, topology, codecs, sharing)
             region = {d.name: d.region for d in topology.devices}
             grounds = grounds_of(pricing, [region[p.device] for p in devices])
             self._pricings[key] = pricing, grounds, codecs

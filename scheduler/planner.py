@@ -19,6 +19,7 @@ from scheduler.partition import DoesNotFit
 from scheduler.plan import Plan, PlanError, split_micro_batches, stage_of_layers
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.remembered import remembering
 from scheduler.topology import Topology
 from scheduler.units import count
 
@@ -85,7 +86,7 @@ def _relaxed(ways: Ways, found: Found, plan: Plan) -> Plan:
     def engine_s(codecs: PlanCodecs) -> float:
         return step_time_s(replace(plan, codecs=codecs), ways.model, devices, there)
 
-    judge, exact = twin_judge(plan, ways.model, devices, there, places.values())
+    judge, exact = twin_judge(plan, ways.model, devices, there, places)
     plan = relaxed(plan, places, judge if exact else engine_s, by_link=exact)
     return replace(plan, predicted_step_s=engine_s(plan.codecs))
 
@@ -105,7 +106,8 @@ def search_for(
 
     _require_inputs(job, model, devices, topology)
     ordered = tuple(sorted(devices, key=lambda p: p.device))
-    ways = Ways(job, model, ordered, _ordered(topology, ordered))
+    links = _ordered(topology, ordered)
+    ways = Ways(job, remembering(job, model, links), ordered, links)
     if job.parallelism == "auto":
         wanted = shapes(len(devices), len(model.layers), most_replicas(job))
     else:
@@ -142,7 +144,8 @@ def plan_for(
 
     _require_inputs(job, model, devices, topology)
     _require_shape(job, model, len(placement[0]), len(placement))
-    ways = Ways(job, model, tuple(devices), _ordered(topology, devices))
+    links = _ordered(topology, devices)
+    ways = Ways(job, remembering(job, model, links), tuple(devices), links)
     index = {p.device: i for i, p in enumerate(devices)}
     cells = np.array([[index[name] for name in pipeline] for pipeline in placement], dtype=np.int64)
     found = ways.tuned(len(placement[0]), len(placement), cells, "a placement decided elsewhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from scheduler.codec_speed import CodecSpeed
+from scheduler.visits import UNKNOWN, Visits
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,12 @@ class ModelProfile:
     sequence_length: int
     recompute: bool = False
     """Whether stages save their inputs only and do the forward again for the backward."""
+    visits: Visits = UNKNOWN
+    """Of samples in the whole run, for codecs that remember them."""
+    buffer_bytes: int = 0
+    """What one end of a boundary may come to remember of samples, in the memory that layers need."""
+    keeps_residuals: bool = False
+    """Whether what gradients' codecs leave out is kept there too: as much as there are parameters."""
     value_bytes: int = 4
     """Width of the values that cross boundaries: 4, or 2 where the job computes in bf16."""
 

@@ -9,7 +9,7 @@ judges, where it is the engine, else the engine itself, and then boundary by bou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -26,6 +26,7 @@ from scheduler.units import duration
 SLACK = 0.01
 """By this share may the predicted step be longer than with the most compression everywhere."""
 
+KINDS = ("activation", "gradient", "reduce")
 Judge = Callable[[PlanCodecs], float]
 """Predicted seconds of a step of the plan with these codecs."""
 
@@ -143,14 +144,14 @@ def twin_judge(
     model: ModelProfile,
     devices: Sequence[DeviceProfile],
     topology: Topology,
-    ladders: Iterable[Ladder],
+    ladders: Mapping[Place, Ladder],
 ) -> tuple[Judge, bool]:
     """The engine's fast twin for `plan` with any codecs that it or the ladders name; whether it is exact."""
     model, devices, topology = priced(Setting.of(plan), model, devices, topology)
     names = [p.device for p in devices]
-    rungs = tuple(dict.fromkeys(chain(*ladders)))
-    tables = open_tables(len(names), [(*used, *rungs) for _, used in plan.codecs.named])
-    pricing, cells = pricing_of(model, devices, topology, tables), cells_of(plan, names)
+    rungs = {kind: chain(*(x for place, x in ladders.items() if place.kind == kind)) for kind in KINDS}
+    tables = open_tables(len(names), [(*used, *rungs[kind]) for kind, used in plan.codecs.named])
+    pricing, cells = pricing_of(model, devices, topology, tables, plan.n_replicas), cells_of(plan, names)
     actions = tables_for(plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra)
     layout = layout_of(pricing, plan)
 

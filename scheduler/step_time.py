@@ -45,9 +45,10 @@ def pricing_of(
     devices: Sequence[DeviceProfile],
     topology: Topology,
     codecs: LinkCodecs | None = None,
+    n_replicas: int = 1,
 ) -> Pricing:
     """The prices of `devices` (all of them in the topology), links and layers as a setting leaves them;
-    `codecs`: of the links between them, in their order."""
+    `codecs`: of the links between them, in their order; `n_replicas`: among whom samples are shared."""
     codecs = codecs or LinkCodecs()
     index = {d.name: i for i, d in enumerate(topology.devices)}
     at = [index[p.device] for p in devices]
@@ -73,7 +74,7 @@ def pricing_of(
     boundary = [0, *(x.boundary_bytes for x in model.layers)]
     boundary[-1] = 0
     across, back = (
-        [wire_bytes_of(codec_spec(name), model, model.value_bytes) for name in table.names]
+        [wire_bytes_of(codec_spec(name), model, model.value_bytes, n_replicas) for name in table.names]
         for table in (codecs.activation, codecs.gradient)
     )
     flat = [flat_wire_bytes_of(codec_spec(name)) for name in codecs.reduce.names]

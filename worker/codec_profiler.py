@@ -17,10 +17,12 @@ from scheduler.codec_speed import CodecSpeed
 from scheduler.job import JobSpec, ModelSpec
 from scheduler.job_compression import Kind
 from scheduler.ladders import ladder
+from scheduler.visits import UNKNOWN, Visits
 from worker.device_clock import Clock, now
 
 REPEATS = 5
 WARM_UPS = 2
+OFTEN = Visits(1, 1000)
 FLAT_VALUES = 1 << 18
 """Of a layer's gradient, to measure its codecs with."""
 
@@ -49,9 +51,7 @@ def _names(job: JobSpec, shape: tuple[int, ...], value_bytes: int) -> Iterator[t
             names = [choice.spec().name]
         else:
             auto = choice.auto  # whether samples come again is the planner's to find out
-            rungs = [
-                name for again in (False, True) for name in ladder(kind, auto, shape, value_bytes, again)
-            ]
+            rungs = [name for v in (UNKNOWN, OFTEN) for name in ladder(kind, auto, shape, value_bytes, v)]
             names = list({name.partition(":")[0]: name for name in rungs}.values())
         yield from ((kind, name) for name in names if name != "identity")
 

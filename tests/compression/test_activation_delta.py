@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compression.activation_delta import ActivationDeltaCodec, Drifted
+from compression.boundary_specs import slot_bytes
 from compression.codec import make_codec
 from compression.grid import CodecError, Grid, NotFinite
 from compression.payload import Encoded
-from compression.sample_buffers import SampleBuffers, slot_bytes
+from compression.sample_buffers import SampleBuffers
 from compression.spec import AcsgdSpec, codec_spec
 
 NAMES = [
@@ -297,3 +299,28 @@ def test_a_name_says_all_of_the_spec_and_fits_in_a_frame(
     spec = AcsgdSpec(bits, "channel", 128, "stochastic", first, store, memory, budget_mb, 7)
     assert codec_spec(spec.name) == spec
     assert len(spec.name) <= 128
+
+
+@pytest.mark.parametrize(
+    "name", ["acsgd:bits=2", "acsgd:bits=4", "acsgd:bits=4,store=4", "acsgd:bits=3,store=8"]
+)
+@pytest.mark.parametrize("change", [0.2, 0.8])
+def test_the_error_of_activations_that_drift_stays_below_the_spec_s_figure_and_near_it(
+    options: str, change: float
+) -> None:
+    name = f"acsgd:{options}"
+    rng = torch.Generator().manual_seed(0)
+    (sender, receiver), spec = ends(name), codec_spec(name)
+    assert isinstance(spec, AcsgdSpec)
+    x = torch.randn(4, 64, 64, generator=rng)
+    errors = []
+    for _ in range(12):
+        encoded = sender.encode(x, (0, 1, 2, 3))
+        errors.append(off(receiver.decode(wired(encoded), (0, 1, 2, 3)), x))
+        # as large as before, and `change` away: cos a x + sin a y is 2 sin (a / 2) from x
+        a = 2 * math.asin(change / 2)
+        x = math.cos(a) * x + math.sin(a) * torch.randn(x.shape, generator=rng)
+    bound = spec.error_at(x.shape, change)
+    assert max(errors[4:]) <= bound
+    assert max(errors[4:]) >= 0.45 * bound
+    assert spec.relative_error(x.shape) == spec.error_at(x.shape, 1.0)

@@ -7,19 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compression.spec import codec_spec
+from compression.spec import AcsgdSpec, codec_spec
+from scheduler.bottleneck import headroom
 from scheduler.choose_codecs import link_codecs
 from scheduler.cost import durations, step_time_s
 from scheduler.job import JobSpec, parse_job
 from scheduler.job_compression import AutoOptions
 from scheduler.ladders import ladder
 from scheduler.link_codecs import codecs_of_cells
+from scheduler.partition import DoesNotFit
 from scheduler.plan import Plan
 from scheduler.plan_codecs import NO_CODECS, PlanCodecs, same_everywhere
 from scheduler.planner import make_plan, plan_for
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.relax_codecs import SLACK
 from scheduler.topology import Device, Topology
+from scheduler.visits import Visits, acsgd_bytes
 
 HIDDEN, BATCH, LENGTH = 512, 2, 128
 BOUNDARY_BYTES = 4 * HIDDEN * BATCH * LENGTH  # 524 kB
@@ -178,7 +181,7 @@ def test_auto_compresses_the_slow_boundary_and_no_other() -> None:
 def test_auto_takes_no_more_than_is_needed_and_all_of_it_where_it_is_not_enough() -> None:
     enough, slow = (topology(3, {(1, 2): rate}) for rate in (30e6, 0.1e6))
     mild, strong = choose(job(AUTO), enough), choose(job(AUTO), slow)
-    down, up = (ladder(kind, AutoOptions(), SHAPE, 4, again=False) for kind in ("activations", "gradients"))
+    down, up = (ladder(kind, AutoOptions(), SHAPE, 4) for kind in ("activations", "gradients"))
     assert 0 < down.index(mild.codecs.activation[0][1]) < down.index(strong.codecs.activation[0][1])
     assert strong.codecs.activation[0][1] == down[-1]
     most = replace(strong, codecs=same_everywhere(3, 1, down[-1], up[-1]))
@@ -228,7 +231,7 @@ def test_a_rule_may_leave_its_links_to_the_planner() -> None:
 def test_a_ladder_goes_from_less_error_to_fewer_bytes() -> None:
     loose = AutoOptions(max_error=1.0)
     for kind in ("activations", "gradients", "reduce"):
-        names = ladder(kind, loose, SHAPE, 4, again=False)
+        names = ladder(kind, loose, SHAPE, 4)
         shape = SHAPE if kind != "reduce" else (1 << 20,)
         specs = [codec_spec(name) for name in names]
         errors = [s.relative_error(shape) for s in specs]
@@ -236,14 +239,12 @@ def test_a_ladder_goes_from_less_error_to_fewer_bytes() -> None:
         assert errors == sorted(errors)
         assert sizes == sorted(sizes, reverse=True)
         assert names[0] == "identity"
-    assert {name.partition(":")[0] for name in ladder("reduce", loose, SHAPE, 4, again=False)} >= {
+    assert {name.partition(":")[0] for name in ladder("reduce", loose, SHAPE, 4)} >= {
         "feedback",
         "topk",
     }
-    assert {name.partition(":")[0] for name in ladder("activations", loose, SHAPE, 4, again=False)} >= {
-        "tile"
-    }
-    assert ladder("activations", loose, (2, 8, 6), 4, again=False) == ("identity", "fp16")
+    assert {name.partition(":")[0] for name in ladder("activations", loose, SHAPE, 4)} >= {"tile"}
+    assert ladder("activations", loose, (2, 8, 6), 4) == ("identity", "fp16")
 
 
 def test_the_planner_gives_its_plan_the_codecs() -> None:
@@ -254,3 +255,77 @@ def test_the_planner_gives_its_plan_the_codecs() -> None:
     assert plan.codecs.reduce
     assert plan.predicted_step_s == pytest.approx(step_s(plan, links))
     assert any("Codecs, the least" in reason for reason in plan.reasons)
+
+
+AGAIN = "{activations: {auto: {change: 0.2}}}"
+
+
+def returning(n_samples: int = 100, epochs: int = 50) -> ModelProfile:
+    return replace(model(), visits=Visits(n_samples, n_samples * epochs))
+
+
+def test_auto_remembers_samples_where_they_come_again_and_are_said_to_change_little() -> None:
+    links = topology(3, {(1, 2): 0.2e6})
+
+    def family(asked: str, profiled: ModelProfile) -> str:
+        plan = plan_for((("d0", "d1", "d2"),), job(asked), profiled, devices(3), links, 1)
+        return plan.codecs.activation[0][1].partition(":")[0]
+
+    assert family(AGAIN, returning()) == "acsgd"
+    assert family(AGAIN, returning(epochs=1)) == "kbit"  # each visit is a first one
+    assert family(AGAIN, model()) == "kbit"  # nobody knows whether they come again
+    assert family("{activations: auto}", returning()) == "kbit"  # nor how far they have gone
+
+
+def test_first_visits_make_a_plan_dearer_the_more_replicas_share_the_samples() -> None:
+    asked = job("{activations: acsgd}", stages=2, replicas=2)
+    links = topology(4, {(i, j): 1e6 for i in range(4) for j in range(i)})
+    rows = (("d0", "d1"), ("d2", "d3"))
+    plans = [plan_for(rows, asked, m, devices(4), links, 1) for m in (model(), returning(epochs=3))]
+    assert plans[0].codecs == plans[1].codecs
+    unknown, known = (p.predicted_step_s for p in plans)
+    assert known > unknown
+    spec = codec_spec("acsgd")
+    assert isinstance(spec, AcsgdSpec)
+    sent = durations(plans[1], returning(epochs=3), devices(4), links).activation_bytes[0]
+    assert sent == acsgd_bytes(spec, SHAPE, 4, Visits(100, 300), 2)
+    assert step_time_s(plans[1], returning(epochs=3), devices(4), links) == pytest.approx(known)
+
+
+def test_what_codecs_remember_counts_as_memory_where_the_device_s_is_its_host_s() -> None:
+    asked = job("{activations: acsgd, reduce: feedback}", stages=2, replicas=2)
+    rows = (("d0", "d1"), ("d2", "d3"))
+    many = returning(n_samples=1000)
+
+    def cpus(memory_bytes: int) -> Topology:
+        links = topology(4, {})
+        known = [replace(d, host=d.name, host_cores=1, memory_bytes=memory_bytes) for d in links.devices]
+        return replace(links, devices=tuple(known))
+
+    plan = plan_for(rows, asked, many, devices(4), cpus(10**12), 1)
+    plain, kept = (
+        headroom(p, many, cpus(10**12))[0].needed_bytes for p in (replace(plan, codecs=NO_CODECS), plan)
+    )
+    parameters = 3 * 4_000_000
+    assert kept - plain == 1000 * 2 * HIDDEN * LENGTH + parameters
+    assert headroom(plan, many, topology(4, {}))[0].needed_bytes == plain  # a GPU's memory is its own
+    assert plan_for(rows, asked, many, devices(4), cpus(kept), 1).n_stages == 2
+    with pytest.raises(DoesNotFit):
+        plan_for(rows, asked, many, devices(4), cpus(kept - 1), 1)
+
+
+def test_joint_search_beats_codecs_for_a_placement_that_stands() -> None:
+    # Heavy boundaries stay inside a region while nothing is compressed; compressed they may cross it.
+    rates = [2e6, 5e6, 10e6, 20e6]
+    gains = []
+    for rate in rates:
+        links = topology(4, {(i, j): rate for i in (0, 1) for j in (2, 3)})
+        plain = job("{}")
+        free = {"parallelism": "auto"}
+        before = make_plan(plain.model_copy(update=free), model(), devices(4), links, 1)
+        asked = job(AUTO).model_copy(update=free)
+        joint = make_plan(asked, model(), devices(4), links, 1)
+        after = plan_for(before.placement, asked, model(), devices(4), links, 1)
+        gains.append(after.predicted_step_s / joint.predicted_step_s)
+    assert min(gains) >= 1 - SLACK
+    assert max(gains) > 1.1
