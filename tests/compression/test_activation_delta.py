@@ -301,9 +301,7 @@ def test_a_name_says_all_of_the_spec_and_fits_in_a_frame(
     assert len(spec.name) <= 128
 
 
-@pytest.mark.parametrize(
-    "name", ["acsgd:bits=2", "acsgd:bits=4", "acsgd:bits=4,store=4", "acsgd:bits=3,store=8"]
-)
+@pytest.mark.parametrize("options", ["bits=2", "bits=4", "bits=4,store=4", "bits=3,store=8"])
 @pytest.mark.parametrize("change", [0.2, 0.8])
 def test_the_error_of_activations_that_drift_stays_below_the_spec_s_figure_and_near_it(
     options: str, change: float
