@@ -42,6 +42,8 @@ class SearchOptions:
     population: int = 24
     """Placements an island."""
     generations: int = 10
+    patience: int = 3
+    """Generations without a gain after which the search ends: a settled population walks in place."""
     exchange_every: int = 5
     """Generations after which islands hand their best on."""
     hot: float = 0.02
@@ -51,7 +53,7 @@ class SearchOptions:
     """Try every partition when there are no more than this; 0: never."""
 
     def __post_init__(self) -> None:
-        for name in ("evaluations", "islands", "population", "generations", "exchange_every"):
+        for name in ("evaluations", "islands", "population", "generations", "patience", "exchange_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, required at least 1")
         if not 0 < self.cold <= self.hot:
@@ -133,10 +135,13 @@ def search(
         stopped = generation > 0 and should_stop()
         if stopped:
             break
-        before = sum(i.evaluations for i in islands)
         islands = list(map_islands(_evolve, islands))
-        curve.append((before, min(i.population[0].cost_s for i in islands)))
+        judged = len(named) + sum(i.evaluations for i in islands)
+        curve.append((judged, min(i.population[0].cost_s for i in islands)))
         if curve[-1][1] <= floor_s * (1 + 1e-12):
+            break
+        past = [cost for _, cost in curve[-1 - options.patience :]]
+        if len(past) > options.patience and past[0] <= past[-1] * (1 + 1e-12):
             break
         if (generation + 1) % options.exchange_every == 0:
             _migrate(islands)
