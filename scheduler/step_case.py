@@ -14,17 +14,20 @@ import numpy as np
 from scheduler.dtfm import DtfmObjective, Volumes
 from scheduler.plan import split_micro_batches
 from scheduler.search import SearchOptions, search
-from scheduler.step_kernels import Ints, Layout, Prices, Tables
+from scheduler.step_kernels import Ints, Layout, Prices, Tables, price_all
+from scheduler.step_memo import Memo, new_memo
 from scheduler.step_moves import (
-    BOUNDARY,
     CROSS,
+    LAYER,
     N_MOVES,
     REGIONS,
     REPLACE,
+    REVERSE,
     SHARE,
     STAGES,
     SWAP,
     Search,
+    copy_search,
     cut_layers,
     floor_s,
 )
@@ -35,6 +38,8 @@ from scheduler.topology import Device, Topology
 
 PRICED_SEEDS = 8
 """Seeds of a shape that are replayed, after all were sorted by their floor."""
+BLOCK = 4096
+"""Moves of a walk that are drawn at once."""
 WINDOW = 2
 """How far a replica's share of the batch may move from where it began, in micro-batches either way."""
 
@@ -207,35 +212,56 @@ def _search_of(case: Case, layout: Layout) -> Search:
 
 
 def improve(found: Found, actions: float, rng: np.random.Generator, hot: float, cold: float) -> Found:
-    """A walk from `found`, then a descent from the best it met; about `actions` replayed."""
-    case = found.case
+    """A walk from `found`, then a descent from the best it met; about `actions` replayed.
+
+    The temperature falls from `hot` to `cold`, shares of the step.
+    """
+    case, grounds = found.case, found.case.grounds
     tables = case.tables(found.layout.shares, WINDOW)
     now, trial, best = (_search_of(case, found.layout) for _ in range(3))
-    each = move_cost(case)
-    n = int(0.8 * actions / each)
-    grounds = case.grounds
-    if n:
-        draws = _draws(case, len(now.spare), n, rng)
-        walk(case.prices, tables, grounds.kinds, grounds.places, now, trial, best, draws, hot, cold)
-    tried = _descend(case, tables, best, trial, max(100, int(0.2 * actions / each)))
-    step_s = layout_step_s(case.pricing, tables, best.layout)
-    used = found.evaluations + n + tried
+    memo = new_memo(case.n_stages)
+    price_all(case.prices, tables, now.layout, now.state)
+    copy_search(now, best)
+    heat_s = (hot * found.step_s, cold * found.step_s)
+    until, moves = int(0.8 * actions), 0
+    while memo.work[0] < until:
+        draws = _draws(case, len(now.spare), BLOCK, rng)
+        if not len(draws.what):
+            break
+        moves += walk(
+            case.prices, tables, grounds.kinds, grounds.places, memo, now, trial, best, draws, heat_s, until
+        )
+    moves += _descend(case, tables, memo, best, trial, False, int(actions))
+    return _at(found, tables, best, moves)
+
+
+def arrange(found: Found, actions: float) -> Found:
+    """Its stages in a better order with a better cut, where moves of whole stages find one."""
+    case = found.case
+    tables = case.tables(found.layout.shares)
+    best, trial = _search_of(case, found.layout), _search_of(case, found.layout)
+    moves = _descend(case, tables, new_memo(case.n_stages), best, trial, True, int(actions))
+    return _at(found, tables, best, moves)
+
+
+def _at(found: Found, tables: Tables, best: Search, moves: int) -> Found:
+    """What `found` has become, priced anew, if that is faster."""
+    step_s = layout_step_s(found.case.pricing, tables, best.layout)
+    used = found.evaluations + moves
     if step_s < found.step_s:
-        return Found(case, best.layout, step_s, found.how, used)
+        return replace(found, layout=best.layout, step_s=step_s, evaluations=used)
     return replace(found, evaluations=used)
 
 
-def _descend(case: Case, tables: Tables, best: Search, trial: Search, most: int) -> int:
+def _descend(
+    case: Case, tables: Tables, memo: Memo, best: Search, trial: Search, whole_stages: bool, until: int
+) -> int:
     """Down to where no move gains; the moves tried."""
     grounds, memory = case.grounds, case.prices.memory_bytes
     unlike = grounds.unlike or bool(memory.min() < memory.max())
-    return descend(case.prices, tables, grounds.kinds, grounds.places, best, trial, unlike, most)[1]
-
-
-def move_cost(case: Case) -> float:
-    """What a move costs on average, in actions: two pipelines, two groups, and the copies."""
-    s, r = case.n_stages, case.n_replicas
-    return 2 * case.rows + 4 * r * r + 6 * s * r + 100
+    price_all(case.prices, tables, best.layout, best.state)
+    args = (case.prices, tables, grounds.kinds, grounds.places, memo, best, trial)
+    return descend(*args, unlike, whole_stages, until)
 
 
 def _draws(case: Case, n_spare: int, n: int, rng: np.random.Generator) -> Draws:
@@ -245,7 +271,8 @@ def _draws(case: Case, n_spare: int, n: int, rng: np.random.Generator) -> Draws:
     weight[REPLACE] = 0.2 if n_spare else 0.0
     weight[CROSS] = 0.2 if s > 1 and r > 1 else 0.0
     weight[STAGES] = 0.02 if s > 1 else 0.0
-    weight[BOUNDARY] = 0.03 if s > 1 else 0.0
+    weight[REVERSE] = 0.02 if s > 3 else 0.0
+    weight[LAYER] = 0.04 if s > 1 else 0.0
     weight[SHARE] = 0.05 if r > 1 else 0.0
     if 1 < case.grounds.places.max() + 1 < len(case.grounds.places):
         weight[REGIONS] = 0.02
@@ -297,7 +324,7 @@ def try_all(case: Case, most: int, every_cut: bool) -> Found | None:
     if not np.isfinite(step_s):
         return None
     trial = _search_of(case, best.layout)
-    tried = _descend(case, tables, best, trial, 20_000)
+    tried = _descend(case, tables, new_memo(case.n_stages), best, trial, False, 20_000 * case.rows)
     step_s = layout_step_s(case.pricing, tables, best.layout)
     return Found(case, best.layout, step_s, "all placements", count * max(1, len(cuts)) + tried, every_cut)
 

@@ -24,13 +24,17 @@ from scheduler.step_kernels import (
     price_tail,
     total_s,
 )
+from scheduler.step_memo import Memo, key_of, recall, remember
 
-SWAP, REPLACE, CROSS, STAGES, BOUNDARY, SHARE, REGIONS = range(7)
+SWAP, REPLACE, CROSS, STAGES, REVERSE, LAYER, SHARE, REGIONS = range(8)
 """Two devices change places; one with a device left out; two pipelines exchange what follows a
-stage; two stages change places; a layer crosses a boundary; a micro-batch changes replica; the devices
-of two regions change places, those that are left out among them."""
-N_MOVES = 7
+stage; two stages change places; the stages from one to another are turned round; a stage gives a layer to
+another, and those between pass one on; a micro-batch changes replica; the devices of two regions change
+places, those that are left out among them."""
+N_MOVES = 8
 
+MOVE_WORK, TASKLET_WORK, GROUP_WORK = 200, 6, 1
+"""What a move costs besides its replays, in actions: each move, a tasklet of the layout, a pair of a group."""
 BEHIND = 0.02
 """Weight of what is behind the slowest (`total_s`) when a move is judged: it slopes the plateaus."""
 
@@ -189,6 +193,7 @@ def propose(
     tables: Tables,
     alike: Ints,
     regions: Ints,
+    memo: Memo,
     trial: Search,
     what: int,
     x: int,
@@ -200,8 +205,8 @@ def propose(
     """Make the move in `trial` (a copy of where the walk stands) and price it: (step, energy).
 
     Infinite, and `trial` spoilt, where the move is none, does not fit, or costs more than `allowed`.
-    SWAP: cells x and y; REPLACE: cell x, spare y; CROSS: replicas x, y from stage z on; STAGES: x, y;
-    BOUNDARY: the cut before stage x, down if y is 0 else up; SHARE: from replica x to y; REGIONS: x, y.
+    SWAP: cells x and y; REPLACE: cell x, spare y; CROSS: replicas x, y from stage z on; STAGES, REVERSE: x, y;
+    LAYER: from stage x to y; SHARE: from replica x to y; REGIONS: x, y.
     """
     layout, state = trial.layout, trial.state
     cells, cut, shares = layout.cells, layout.cut, layout.shares
@@ -209,6 +214,7 @@ def propose(
     pipelines = np.zeros(n_replicas, dtype=np.bool_)
     groups = np.zeros(n_stages, dtype=np.bool_)
     none = (np.inf, np.inf)
+    memo.work[0] += MOVE_WORK + TASKLET_WORK * n_replicas * n_stages
     if what in (SWAP, REPLACE):
         r, s = x // n_stages, x % n_stages
         a = cells[r, s]
@@ -242,22 +248,32 @@ def propose(
             cells[x, s], cells[y, s] = cells[y, s], cells[x, s]
         pipelines[x] = True
         pipelines[y] = True
-    elif what == STAGES:
-        if x == y:
+    elif what in (STAGES, REVERSE):
+        low, high = min(x, y), max(x, y)
+        if low == high or (what == REVERSE and high - low < 3):  # shorter ones are exchanges
             return none
-        for r in range(n_replicas):
-            cells[r, x], cells[r, y] = cells[r, y], cells[r, x]
         pipelines[:] = True
-        groups[x] = True
-        groups[y] = True
-    elif what == BOUNDARY:
-        to = cut[x] + (1 if y else -1)
-        if x < 1 or x >= n_stages or to <= cut[x - 1] or to >= cut[x + 1]:
+        while low < high:
+            for r in range(n_replicas):
+                cells[r, low], cells[r, high] = cells[r, high], cells[r, low]
+            groups[low] = True
+            groups[high] = True
+            if what == STAGES:
+                break
+            low += 1
+            high -= 1
+        if cut_again:
+            if not cut_layers(prices, tables, layout):
+                return none
+            groups[:] = True
+    elif what == LAYER:
+        if x == y or cut[x + 1] - cut[x] < 2:
             return none
-        cut[x] = to
+        for k in range(min(x, y) + 1, max(x, y) + 1):
+            cut[k] += -1 if x < y else 1
         pipelines[:] = True
-        groups[x] = True
-        groups[x - 1] = True
+        for k in range(min(x, y), max(x, y) + 1):
+            groups[k] = True
     elif what == REGIONS:
         if x == y or not exchange_regions(trial, regions, x, y):
             return none
@@ -279,18 +295,29 @@ def propose(
     for s in range(n_stages):
         if groups[s]:
             state.exchange_s[s] = exchange_s(prices, layout, s)
+            memo.work[0] += GROUP_WORK * n_replicas * n_replicas
     # The tied swap of every replica has the codec of the first stage's exchange.
-    swaps_anew = groups[0] and len(prices.tied_bytes) > 1 and prices.tied_bytes[0] > 0
+    own_swaps = len(prices.tied_bytes) > 1 and prices.tied_bytes[0] > 0
+    keys = np.zeros(n_replicas, dtype=np.uint64)
     for r in range(n_replicas):
-        if pipelines[r] or swaps_anew:
-            price_tail(prices, layout, r, state.tail_s)
+        known = False
         if pipelines[r]:
-            floor_pipeline(prices, layout, r, state.ends_s)
+            key = key_of(alike, layout, r)
+            known = recall(memo, key, state.ends_s[r], state.tail_s[r])
+            if not known:
+                keys[r] = key
+                floor_pipeline(prices, layout, r, state.ends_s)
+        if (pipelines[r] and not known) or (own_swaps and (pipelines[r] or groups[0])):
+            price_tail(prices, layout, r, state.tail_s)
     if energy(state)[1] > allowed:
         return none
     for r in range(n_replicas):
-        if pipelines[r]:
+        if keys[r] != 0 and not recall(memo, keys[r], state.ends_s[r], state.tail_s[r]):
             price_pipeline(prices, tables, layout, r, state.ends_s)
+            remember(memo, keys[r], state.ends_s[r], state.tail_s[r])
+            memo.work[0] += tables.end[shares[r]] - tables.begin[shares[r]]
+            if energy(state)[1] > allowed:
+                return none
     return energy(state)
 
 

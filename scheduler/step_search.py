@@ -20,6 +20,7 @@ import numpy as np
 from scheduler.step_case import (
     Case,
     Found,
+    arrange,
     dtfm_cells,
     improve,
     n_cuts,
@@ -30,10 +31,12 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 3.5e9
+DEFAULT_ACTIONS = 1.1e9
 HOTTEST = 1.0
 FIRST_WALKS = 8
 """Of the first round at least, over all its cases."""
+PROPOSED = 4
+"""Cases, the best, for which DT-FM's objective proposes a placement."""
 COMPARED = 8
 """Cases replayed at least, even those whose floor shows that they cannot win: reasons tell of them."""
 
@@ -46,7 +49,9 @@ class StepSearchOptions:
     """Actions replayed at most by walks and descents: what an evaluation costs depends on its shape."""
     open_cases: int = 40
     """Cases whose openings are replayed, least floor first."""
-    rounds: tuple[tuple[int, int, float], ...] = ((8, 2, 0.45), (4, 2, 0.35), (1, 3, 0.2))
+    arranged: tuple[int, float] = (16, 0.1)
+    """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
+    rounds: tuple[tuple[int, int, float], ...] = ((8, 2, 0.3), (4, 3, 0.3), (2, 3, 0.2), (1, 4, 0.2))
     """(cases kept, walks of each, share of the effort), round by round."""
     heat: float = 80.0
     """First temperature as a share of the step: this over the square of the number of tasklets, at most
@@ -73,11 +78,14 @@ class Task:
     actions: float
     seed: tuple[int, ...]
     hot: float
+    """First temperature; 0: no walk, whole stages are arranged."""
     cold: float
 
 
 def work(task: Task) -> Found:
     """Do the task."""
+    if task.hot == 0.0:
+        return arrange(task.found, task.actions)
     rng = np.random.default_rng(task.seed)
     return improve(task.found, task.actions, rng, task.hot, task.cold)
 
@@ -127,12 +135,27 @@ def search_steps(
         return None
     judged = sum(f.evaluations for f in pool)
     curve = [(judged, pool[0].step_s)]
-    stopped = False
+    stopped, begun = False, opened
+
+    def improved(tasks: Sequence[Task]) -> list[Found]:
+        nonlocal judged, stopped
+        done = []
+        for found in map_tasks(work, tasks):
+            done.append(found)
+            judged += found.evaluations
+            curve.append((judged, min(curve[-1][1], found.step_s)))
+            stopped = should_stop()
+            if stopped:
+                break
+        return done
+
+    if options.rounds and not should_stop():
+        pool, begun = _arranged(pool, opened, options, improved)
     for number, (kept, walks, share) in enumerate(options.rounds):
-        stopped = should_stop()
+        stopped = stopped or should_stop()
         if stopped:
             break
-        starts = _starts(pool[:kept], opened, walks, seed, number, options)
+        starts = _starts(pool[:kept], begun, walks, seed, number, options)
         cooler = options.heat * 0.25 ** (number / max(1, len(options.rounds) - 1))
         open_tasks = [
             Task(
@@ -144,15 +167,7 @@ def search_steps(
             )
             for k, f in enumerate(starts)
         ]
-        improved = []
-        for found in map_tasks(work, open_tasks):
-            improved.append(found)
-            judged += found.evaluations
-            curve.append((judged, min(curve[-1][1], found.step_s)))
-            stopped = should_stop()
-            if stopped:
-                break
-        pool = _best_of_each(pool, improved)
+        pool = _best_of_each(pool, improved(open_tasks))
         if stopped:
             break
     best = pool[0]
@@ -204,6 +219,28 @@ def _open(
     return sorted(pool, key=lambda f: f.key), unfit, kept, skipped
 
 
+def _arranged(
+    pool: Sequence[Found],
+    opened: dict[int, list[Found]],
+    options: StepSearchOptions,
+    improved: Callable[[Sequence[Task]], list[Found]],
+) -> tuple[list[Found], dict[int, list[Found]]]:
+    """The pool and the openings, the stages of the best cases' openings arranged."""
+    kept, share = options.arranged
+    tasks = []
+    for f in [f for f in pool if not f.exhausted][:kept]:
+        places = [f, *(o for o in opened.get(f.case.number, ()) if o.how != f.how)]
+        tasks += [Task(replace(o, evaluations=0), 0.0, (), 0.0, 0.0) for o in places]
+    each = options.actions * share / max(1, len(tasks))
+    done = improved([replace(t, actions=each) for t in tasks])
+    better = dict(opened)
+    for number in {f.case.number for f in done}:
+        own = [f for f in done if f.case.number == number]
+        left = [o for o in opened.get(number, ()) if o.how not in {f.how for f in own}]
+        better[number] = sorted([*own, *left], key=lambda f: f.key)
+    return _best_of_each(pool, done), better
+
+
 def _exhausted(case: Case, options: StepSearchOptions) -> Found | None:
     """The best of all placements where those are few."""
     if case.n_stages * case.n_replicas > 12:
@@ -233,7 +270,8 @@ def _starts(
             walks = max(walks, -(-FIRST_WALKS // len(going)))
             places += [o for o in opened.get(f.case.number, ()) if o.how != f.how]
         starts += [replace(places[k % len(places)], evaluations=0) for k in range(walks)]
-        enough = f.case.n_stages > 1 and f.case.n_replicas > 1 and f.layout.cells.size <= 256
+        few = len(starts) <= walks * PROPOSED
+        enough = few and f.case.n_stages > 1 and f.case.n_replicas > 1 and f.layout.cells.size <= 256
         if options.dtfm and walks > 1 and enough and number == 0:
             other = place(f.case, dtfm_cells(f, seed), "DT-FM's objective with the model's volumes")
             if other is not None:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from scheduler.compiled import compiled
 from scheduler.step_kernels import Floats, Ints, Prices, Tables, missing_bytes, price_all, total_s
+from scheduler.step_memo import Memo
 from scheduler.step_moves import (
-    BOUNDARY,
     CROSS,
+    LAYER,
     N_MOVES,
     REGIONS,
     REPLACE,
+    REVERSE,
+    SHARE,
     STAGES,
     SWAP,
     Search,
@@ -50,27 +53,27 @@ def walk(
     tables: Tables,
     alike: Ints,
     regions: Ints,
+    memo: Memo,
     now: Search,
     trial: Search,
     best: Search,
     draws: Draws,
-    hot: float,
-    cold: float,
-) -> tuple[float, int]:
-    """Move from `now`, the temperature falling geometrically (shares of the first step's time).
+    temperature_s: tuple[float, float],
+    until: int,
+) -> int:
+    """Move on from `now`, both priced, until the draws or the work (`memo.work`) are spent.
 
-    `best` becomes the fastest layout met. Returns (its step, the move it was met at, -1: the start).
+    The temperature falls geometrically with the work, from the first to the second. `best` becomes the
+    fastest layout met. Returns the moves made.
     """
-    price_all(prices, tables, now.layout, now.state)
     n_replicas, n_stages = now.layout.cells.shape
     n_cells, n_spare, n_regions = n_replicas * n_stages, len(now.spare), regions.max() + 1
-    best_s, current = energy(now.state)
-    copy_search(now, best)
-    found_at = -1
-    n = len(draws.what)
-    cooling = (cold / hot) ** (1.0 / max(1, n - 1))
-    temperature = hot * best_s
-    for k in range(n):
+    best_s, current = total_s(best.state)[0], energy(now.state)[1]
+    hot_s, cold_s = temperature_s
+    cooling = np.log(cold_s / hot_s) / until
+    for k in range(len(draws.what)):
+        if memo.work[0] >= until:
+            return k
         what = draws.what[k]
         x, y, z = 0, 0, 0
         if what in (SWAP, REPLACE):
@@ -79,18 +82,17 @@ def walk(
         elif what == CROSS:
             x, y = int(draws.x[k] * n_replicas), int(draws.y[k] * n_replicas)
             z = 1 + int(draws.z[k] * (n_stages - 1))
-        elif what == STAGES:
+        elif what in (STAGES, REVERSE, LAYER):
             x, y = int(draws.x[k] * n_stages), int(draws.y[k] * n_stages)
         elif what == REGIONS:
             x, y = int(draws.x[k] * n_regions), int(draws.y[k] * n_regions)
-        elif what == BOUNDARY:
-            x, y = 1 + int(draws.x[k] * (n_stages - 1)), int(draws.y[k] * 2)
         else:
             x, y = int(draws.x[k] * n_replicas), int(draws.y[k] * n_replicas)
+        temperature = hot_s * np.exp(cooling * memo.work[0])
         allowed = current - temperature * np.log(1.0 - draws.luck[k])
         copy_search(now, trial)
         step_s, judged = propose(
-            prices, tables, alike, regions, trial, what, x, y, z, draws.cut_again[k], allowed
+            prices, tables, alike, regions, memo, trial, what, x, y, z, draws.cut_again[k], allowed
         )
         if judged <= allowed:
             copy_search(trial, now)
@@ -98,9 +100,7 @@ def walk(
             if step_s < best_s * (1 - 1e-12):
                 best_s = step_s
                 copy_search(now, best)
-                found_at = k
-        temperature *= cooling
-    return best_s, found_at
+    return len(draws.what)
 
 
 @compiled
@@ -109,17 +109,18 @@ def descend(
     tables: Tables,
     alike: Ints,
     regions: Ints,
+    memo: Memo,
     now: Search,
     trial: Search,
     unlike: bool,
-    most: int,
-) -> tuple[float, int]:
-    """Take every move that gains, kind after kind, until a whole round gains nothing or `most` were tried.
+    whole_stages: bool,
+    until: int,
+) -> int:
+    """Take every move that gains, kind after kind, until a whole round gains nothing or the work is spent.
 
-    `unlike`: devices differ in speed or memory, so their moves are tried with the layers cut anew as
-    well. Returns (the step, moves tried).
+    `now` is priced. `unlike`: devices differ in speed or memory, so their moves are tried with the layers
+    cut anew as well; `whole_stages`: only moves of whole stages and layers. Returns the moves tried.
     """
-    price_all(prices, tables, now.layout, now.state)
     n_replicas, n_stages = now.layout.cells.shape
     n_cells = n_replicas * n_stages
     step_s, current = energy(now.state)
@@ -127,42 +128,55 @@ def descend(
     n_regions = regions.max() + 1
     if n_regions == len(regions):  # then they are devices, and SWAP is the same
         n_regions = 0
-    sizes = np.array(
-        [
-            [n_cells, n_cells, 1],
-            [n_cells, len(now.spare), 1],
-            [n_replicas, n_replicas, n_stages],
-            [n_stages, n_stages, 1],
-            [n_stages, 2, 1],
-            [n_replicas, n_replicas, 1],
-            [n_regions, n_regions, 1],
-        ]
-    )
+    sizes = np.zeros((N_MOVES, 3), dtype=np.int64)
+    sizes[STAGES] = n_stages, n_stages, 1
+    sizes[REVERSE] = n_stages, n_stages, 1
+    sizes[LAYER] = n_stages, n_stages, 1
+    if not whole_stages:
+        sizes[SWAP] = n_cells, n_cells, 1
+        sizes[REPLACE] = n_cells, len(now.spare), 1
+        sizes[CROSS] = n_replicas, n_replicas, n_stages
+        sizes[SHARE] = n_replicas, n_replicas, 1
+        sizes[REGIONS] = n_regions, n_regions, 1
+    again = np.ones(N_MOVES, dtype=np.int64)
+    if unlike:
+        for what in (SWAP, REPLACE, STAGES, REVERSE):
+            again[what] = 2
     whole = 0
     for what in range(N_MOVES):
-        whole += sizes[what].prod() * (2 if unlike and what <= REPLACE else 1)
+        whole += sizes[what].prod() * again[what]
     while since < whole:
         for what in range(N_MOVES):
-            again = 2 if unlike and what <= REPLACE else 1
             for x in range(sizes[what, 0]):
                 for y in range(sizes[what, 1]):
-                    if y <= x and what in (SWAP, CROSS, STAGES, REGIONS):
-                        since += sizes[what, 2] * again
+                    if y <= x and what in (SWAP, CROSS, STAGES, REVERSE, REGIONS):
+                        since += sizes[what, 2] * again[what]
                         continue
                     for z in range(sizes[what, 2]):
-                        for cut_again in range(again):
+                        for cut_again in range(again[what]):
                             since += 1
-                            if tried >= most or since > whole:
-                                return step_s, tried
+                            if memo.work[0] >= until or since > whole:
+                                return tried
                             tried += 1
                             copy_search(now, trial)
                             found_s, judged = propose(
-                                prices, tables, alike, regions, trial, what, x, y, z, cut_again == 1, current
+                                prices,
+                                tables,
+                                alike,
+                                regions,
+                                memo,
+                                trial,
+                                what,
+                                x,
+                                y,
+                                z,
+                                cut_again == 1,
+                                current,
                             )
                             if judged < current * (1 - 1e-12) and found_s <= step_s:
                                 copy_search(trial, now)
                                 step_s, current, since = found_s, judged, 0
-    return step_s, tried
+    return tried
 
 
 @compiled
