@@ -34,7 +34,7 @@ places, those that are left out among them."""
 N_MOVES = 8
 
 MOVE_WORK, TASKLET_WORK, GROUP_WORK = 200, 6, 1
-"""What a move costs besides its replays, in actions: each move, a tasklet of the layout, a pair of a group."""
+"""What a move costs besides its replays, in actions: in any case, a tasklet, a pair of a group."""
 BEHIND = 0.02
 """Weight of what is behind the slowest (`total_s`) when a move is judged: it slopes the plateaus."""
 
@@ -205,7 +205,7 @@ def propose(
     """Make the move in `trial` (a copy of where the walk stands) and price it: (step, energy).
 
     Infinite, and `trial` spoilt, where the move is none, does not fit, or costs more than `allowed`.
-    SWAP: cells x and y; REPLACE: cell x, spare y; CROSS: replicas x, y from stage z on; STAGES, REVERSE: x, y;
+    SWAP: cells x, y; REPLACE: cell x, spare y; CROSS: replicas x, y from stage z on; STAGES, REVERSE: x, y;
     LAYER: from stage x to y; SHARE: from replica x to y; REGIONS: x, y.
     """
     layout, state = trial.layout, trial.state

@@ -20,7 +20,7 @@ from scheduler.search import SearchOptions, SearchResult, n_partitions, partitio
 from tests.scheduler.placements import network, optimum
 
 SMALL = SearchOptions(evaluations=6000, islands=1, population=10, generations=4)
-EVOLVE = SearchOptions(evaluations=6000, islands=1, population=10, generations=4, exhaustive=0)
+EVOLVE = SearchOptions(evaluations=2400, islands=1, population=10, generations=3, exhaustive=0)
 QUICK = SearchOptions(evaluations=24_000, generations=5)
 
 

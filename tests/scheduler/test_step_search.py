@@ -26,7 +26,7 @@ from scheduler.step_time import layout_step_s, new_state, pricing_of, tables_for
 from scheduler.topology import Topology
 from tests.scheduler.placements import network
 
-WALKS = StepSearchOptions(actions=4e6, exhaustive=0, dtfm=False)
+WALKS = StepSearchOptions(actions=2e6, exhaustive=0, dtfm=False)
 
 
 def a_model(
