@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.liveness import SILENCE
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
 
@@ -129,6 +131,15 @@ def start(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Gather, measure, print the plan, release the workers, end.")
     ] = False,
+    wait_for_workers: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that a run which lost workers waits for others, if it cannot go on without.",
+            envvar="ISTHMUS_WAIT_FOR_WORKERS",
+        ),
+    ] = 300.0,
+    silence: Annotated[float | None, typer.Option(min=0.1, hidden=True)] = None,
     plan_file: Annotated[
         Path | None,
         typer.Option("--plan", help="Run this plan (as `sim run --json` prints it), whatever is measured."),
@@ -185,7 +196,16 @@ def start(
         if why:
             opened.notes += (why,)
         show: Show = JsonLines() if as_json else Bar(Console(soft_wrap=True))
-        options = RunOptions(bind=bind, min_workers=needed, dry_run=dry_run, tls=tls, relay=relay)
+        options = RunOptions(
+            bind=bind,
+            min_workers=needed,
+            dry_run=dry_run,
+            tls=tls,
+            relay=relay,
+            regather_s=wait_for_workers,
+        )
+        if silence is not None:
+            options = replace(options, silence=replace(SILENCE, floor_s=silence, unknown_s=silence))
         with show:
             code = asyncio.run(run(job, opened, options, secret, show, planner))
     except OpenError as e:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
+from scheduler.layer_sources import Source
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.recovery import Standing
 from scheduler.topology import Device
 
 from .events import LinkSample
@@ -32,13 +34,31 @@ class MeasureLinks:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerPart:
+    """Part `part` of `parts` of a layer, to be sent to the worker `to`."""
+
+    layer: int
+    to: str
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
 class TakePlan:
-    """`restore_step` None: fresh weights; otherwise `files` of that checkpoint."""
+    """Layers come from where `sources` say, as they are after `step` steps. Without sources: from `files` of
+    the checkpoint of `restore_step`, or fresh if that is None."""
 
     plan: Plan
     peers: tuple[PeerInfo, ...]
+    """Of the ranks, then of the guests."""
     restore_step: int | None
     files: tuple[LayerFileInfo, ...]
+    step: int = 0
+    """The step that comes next."""
+    sources: tuple[Source, ...] = ()
+    serves: tuple[LayerPart, ...] = ()
+    guests: tuple[str, ...] = ()
+    """Workers that serve layers without having a rank; they count as ranks behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +127,26 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class MakePlan:
-    """Plan for these devices; `links` are the measured directed pairs. Answered by Planned or PlanFailed."""
+    """Plan for these devices; `links` are the measured directed pairs. Answered by Planned or PlanFailed.
+
+    `standing`: where a run stands that was interrupted; the plan is then the way it goes on by, for those
+    who are here. Other devices only hand their layers over.
+    """
 
     version: int
     model: ModelProfile
     devices: tuple[Device, ...]
     profiles: tuple[DeviceProfile, ...]
     links: tuple[tuple[str, LinkSample], ...]
+    standing: Standing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """The run goes back to `step` steps: what was committed from there on counts no more."""
+
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,4 +214,15 @@ class Finish:
     reason: str
 
 
-Command = Order | MakePlan | RecordStep | RecordEval | WriteManifest | DiscardSave | Refuse | Evict | Finish
+Command = (
+    Order
+    | MakePlan
+    | Rewind
+    | RecordStep
+    | RecordEval
+    | WriteManifest
+    | DiscardSave
+    | Refuse
+    | Evict
+    | Finish
+)

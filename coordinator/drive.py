@@ -10,21 +10,19 @@ import math
 from dataclasses import replace
 from statistics import median
 
+from scheduler.layer_sources import holdings_of
+
 from .commands import Evaluate, Order, RecordEval, RunSteps, Save
 from .events import Evaluated
 from .records import Saving, State, Transition, finish, frozen, ignored, put, step_to, then
+from .recovering import plan_anew
 
 MAX_AHEAD = 64
 
 
-def first_step(state: State) -> int:
-    """The step this process of the run began at."""
-    return state.restore.step if state.restore else 0
-
-
 def recorded_steps(state: State) -> tuple[int, ...]:
     """Steps whose spans are wanted: one two thirds into what is left, and the last."""
-    start, steps = first_step(state), state.options.steps
+    start, steps = state.first, state.options.steps
     return tuple(sorted({start + (steps - start) * 2 // 3, steps - 1}))
 
 
@@ -45,6 +43,8 @@ def proceed(state: State, now: float) -> Transition:
     o, done = state.options, state.done
     if state.draining:
         return _proceed_to_end(state, f"draining: {state.draining}")
+    if done < o.steps and any(name in state.leaving for name in state.ranks):
+        return _hand_over(state, now)
     at_end = done >= o.steps
     can_evaluate = o.evaluate and state.n_eval_samples > 0
     if state.evaluated_at != done and can_evaluate and (at_end or _at(done, o.eval_every)):
@@ -60,6 +60,17 @@ def proceed(state: State, now: float) -> Transition:
     if at_end:
         return finish(state, f"all {o.steps} steps are done")
     return _grant(state, now)
+
+
+def _hand_over(state: State, now: float) -> Transition:
+    """Somebody leaves: run what is granted to its end, then make a plan without it."""
+    names = [n for n in state.ranks if n in state.leaving]
+    reason = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} to leave"
+    if state.done < state.granted:
+        return step_to(state, reason, phase="running")
+    assert state.plan is not None
+    held = holdings_of(state.plan, state.done, state.connected)
+    return plan_anew(state, held, reason, now)
 
 
 def _proceed_to_end(state: State, reason: str) -> Transition:

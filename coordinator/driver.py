@@ -33,13 +33,14 @@ from .commands import (
     RecordEval,
     RecordStep,
     Refuse,
+    Rewind,
     WorkerCommand,
     WriteManifest,
 )
 from .data_keys import DataKeys
 from .links import record_links
 from .measurements import keep_measurements
-from .planning import Planner, Planning, describe
+from .planning import Planner, Planning, describe, go_on
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
@@ -159,6 +160,8 @@ class Driver:
                 self._order(worker, body)
             case MakePlan():
                 self._spawn(self._plan(command))
+            case Rewind(step, reason):
+                self._keep(lambda store, now_s: store.rewind(step, reason, now_s))
             case RecordStep():
                 self._record_step(command)
             case RecordEval():
@@ -200,9 +203,14 @@ class Driver:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _make(self, request: MakePlan) -> Planning:
+        if request.standing is None:
+            return self._planner(self.job, request)
+        return go_on(self.job, request, request.standing, self._planner)
+
     async def _plan(self, request: MakePlan) -> None:
         try:
-            planning = await asyncio.to_thread(self._planner, self.job, request)
+            planning = await asyncio.to_thread(self._make, request)
         except ValueError as error:
             self.apply(e.PlanFailed(request.version, str(error)))
             return
@@ -218,7 +226,10 @@ class Driver:
             self.tell("plan", **asdict(planning.plan))
             if self.state.options.dry_run:
                 self.tell("description", text=await asyncio.to_thread(describe, planning))
-        self.apply(e.Planned(planning.plan))
+            if planning.way is not None:
+                way = planning.way
+                self.tell("recovery", way=way.way, step=way.step, loading_s=way.loading_s, reason=way.reason)
+        self.apply(e.Planned(planning.plan, planning.way))
 
     async def _write_manifest(self, command: WriteManifest) -> None:
         manifest = Manifest(

@@ -13,6 +13,7 @@ from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.recovery import GoOn
 from scheduler.topology import Device
 
 # ---- membership
@@ -160,7 +161,10 @@ class ManifestWritten:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
+    """`way`: how a run that was interrupted goes on with the plan; None: it begins with it."""
+
     plan: Plan
+    way: GoOn | None = None
 
 
 @dataclass(frozen=True, slots=True)

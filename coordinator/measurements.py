@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def keep_measurements(state_dir: Path, planning: Planning) -> None:
     """Write the file, replacing an earlier plan's."""
     path = state_dir / MEASURED_FILE
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(asdict(planning.request)))
+    part.write_text(json.dumps(asdict(replace(planning.request, standing=None))))
     os.replace(part, path)
 
 

@@ -15,6 +15,8 @@ from scheduler.job import JobSpec
 from scheduler.plan import Plan, PlanError
 from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
+from scheduler.recovery import Gather, GoOn, Standing, recover
+from scheduler.replan import Measured
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 
@@ -33,6 +35,8 @@ class Planning:
     plan: Plan
     predicted: Timeline
     """The engine's timeline of one step, to lay beside the measured one."""
+    way: GoOn | None = None
+    """How an interrupted run goes on with the plan; None: the run begins with it."""
 
 
 Planner = Callable[[JobSpec, MakePlan], Planning]
@@ -52,6 +56,12 @@ def topology_of(request: MakePlan) -> Topology:
     return Topology(request.devices, latency_s, bandwidth_Bps, flow_Bps)
 
 
+def _in_precision(job: JobSpec, request: MakePlan) -> MakePlan:
+    """What was measured, with boundaries as wide as the job's values."""
+    value_bytes = 2 if job.precision == "bf16" else 4
+    return replace(request, model=replace(request.model, value_bytes=value_bytes))
+
+
 def make(job: JobSpec, request: MakePlan) -> Planning:
     """Plan with the core's planner. Raises ValueError (its subclasses) with why no plan fits."""
     request = _in_precision(job, request)
@@ -60,10 +70,36 @@ def make(job: JobSpec, request: MakePlan) -> Planning:
     return Planning(request, topology, plan, predict(plan, request.model, request.profiles, topology))
 
 
-def _in_precision(job: JobSpec, request: MakePlan) -> MakePlan:
-    """What was measured, with boundaries as wide as the job's values."""
-    value_bytes = 2 if job.precision == "bf16" else 4
-    return replace(request, model=replace(request.model, value_bytes=value_bytes))
+def go_on(job: JobSpec, request: MakePlan, standing: Standing, planner: Planner) -> Planning:
+    """The plan by which an interrupted run goes on: `planner`'s, or one that stays close to the one that ran.
+
+    Raises PlanError with why the run has to wait for others.
+    """
+    request = _in_precision(job, request)
+    topology = topology_of(request)
+    try:
+        planned: Plan | str = planner(job, _of_those_who_stay(request, standing)).plan
+    except ValueError as error:
+        planned = str(error)
+    if job.parallelism != "auto":
+        standing = replace(standing, shape=(job.parallelism.stages, job.parallelism.replicas))
+    measured = Measured(request.model, request.profiles, topology)
+    found = recover(standing, planned, measured, request.version)
+    if isinstance(found, Gather):
+        raise PlanError(found.reason)
+    predicted = predict(found.plan, request.model, request.profiles, topology)
+    plan = replace(found.plan, reasons=(found.reason, *found.plan.reasons))
+    return Planning(request, topology, plan, predicted, replace(found, plan=plan))
+
+
+def _of_those_who_stay(request: MakePlan, standing: Standing) -> MakePlan:
+    stay = set(standing.here)
+    return replace(
+        request,
+        devices=tuple(d for d in request.devices if d.name in stay),
+        profiles=tuple(p for p in request.profiles if p.device in stay),
+        links=tuple((a, x) for a, x in request.links if a in stay and x.peer in stay),
+    )
 
 
 def given(plan: Plan) -> Planner:

@@ -11,15 +11,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from scheduler.exit_codes import ExitCode
+from scheduler.layer_sources import Sources
+from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
+from scheduler.recovery import GoOn, Standing
 from scheduler.visits import Visits
 
-from .commands import Command, MakePlan, MeasureLinks, Order, Profile, TakePlan
+from .commands import Command, LayerPart, MakePlan, MeasureLinks, Order, Profile, Rewind, Stop, TakePlan
 from .events import LinksMeasured, PlanFailed, Planned, Profiled, Ready
 from .records import (
     PREPARING,
     State,
     Transition,
+    drop,
     fail,
     finish,
     frozen,
@@ -34,9 +38,15 @@ MAX_PROBE_BYTES = 8 << 20
 
 
 def advance(state: State) -> Transition:
-    """The next thing that lacks: workers, then profiles, then links, then a plan."""
-    team = state.connected
-    need = state.options.min_workers
+    """The next thing that lacks: workers, then profiles, then links, then a plan.
+
+    A run that was interrupted asks for a plan as soon as it knows anybody, and for another whenever more
+    are known.
+    """
+    team = tuple(n for n in state.connected if n not in state.leaving)
+    if state.ran is not None and state.known and state.known != state.refused:
+        return _plan(state, state.known)
+    need = 1 if state.ran else state.options.min_workers
     if len(team) < need:
         return step_to(state, f"have {len(team)} of {need} workers", phase="gathering")
     unprofiled = [n for n in team if n not in state.profiles]
@@ -45,9 +55,12 @@ def advance(state: State) -> Transition:
     trouble = disagreement(state, team)
     if trouble:
         return fail(state, ExitCode.WORKERS_DISAGREE, trouble)
-    unmeasured = [(a, b) for a in team for b in team if a != b and (a, b) not in state.links]
+    there = (*team, *(n for n in state.connected if n in state.leaving and n in state.held))
+    unmeasured = [(a, b) for a in there for b in there if a != b and (a, b) not in state.links]
     if unmeasured:
         return _measure(state, unmeasured)
+    if team == state.refused:
+        return step_to(state, state.reason, phase="gathering")
     return _plan(state, team)
 
 
@@ -122,16 +135,25 @@ def disagreement(state: State, team: tuple[str, ...]) -> str:
 def _plan(state: State, team: tuple[str, ...]) -> Transition:
     version = state.plan_version + 1
     o = state.options
+    there = (*team, *state.donors)
     visits = Visits(state.profiles[team[0]].n_samples, o.steps * o.global_batch)
     command = MakePlan(
         version=version,
         model=ModelProfile(state.layers, o.micro_batch, o.sequence_length, visits=visits),
-        devices=tuple(state.members[n].device for n in team),
-        profiles=tuple(state.profiles[n].profile for n in team),
-        links=tuple((a, state.links[a, b]) for a in team for b in team if a != b),
+        devices=tuple(state.members[n].device for n in there),
+        profiles=tuple(state.profiles[n].profile for n in there),
+        links=tuple((a, state.links[a, b]) for a in there for b in there if a != b),
+        standing=_standing(state, team),
     )
-    reason = f"all of {len(team)} workers are profiled and their links measured"
+    reason = f"{len(team)} workers are profiled and their links measured"
     return step_to(state, reason, command, phase="planning", plan_version=version, team=team)
+
+
+def _standing(state: State, team: tuple[str, ...]) -> Standing | None:
+    if state.ran is None:
+        return None
+    saved = state.checkpoint.step if state.checkpoint else None
+    return Standing(state.ran, team, state.held, state.done, state.options.steps, saved)
 
 
 # ---- answers
@@ -146,7 +168,13 @@ def _idle(state: State, worker: str) -> State:
 def on_profiled(state: State, event: Profiled) -> Transition:
     if state.phase not in PREPARING:
         return ignored(state, f"{event.worker} sent a profile that nobody waits for")
-    state = replace(_idle(state, event.worker), profiles=put(state.profiles, event.worker, event))
+    state = _idle(state, event.worker)
+    known = next((n for n in state.profiles if n != event.worker), None)
+    state = replace(state, profiles=put(state.profiles, event.worker, event))
+    trouble = disagreement(state, (known, event.worker)) if known is not None else ""
+    if state.ran is not None and trouble:
+        unfit = replace(state, profiles=drop(state.profiles, event.worker))
+        return Transition(unfit, (Order(event.worker, Stop(ExitCode.WORKERS_DISAGREE, trouble)),), trouble)
     if event.n_samples < 1:
         return fail(state, ExitCode.DATA, f"{event.worker} found no training sample in the job's data")
     return then(Transition(state, (), f"{event.worker} is profiled"), advance(state))
@@ -192,22 +220,81 @@ def on_planned(state: State, event: Planned) -> Transition:
     state = replace(state, plan=plan)
     if state.options.dry_run:
         return finish(state, "planned; --dry-run asks for no more")
-    peers = tuple(state.members[n].peer for n in ranks)
-    r = state.restore
-    order = TakePlan(plan, peers, r.step if r else None, r.files if r else ())
+    return load(state, plan, event.way)
+
+
+def load(state: State, plan: Plan, way: GoOn | None) -> Transition:
+    """Have every rank take `plan`, with its layers from where `way` says (None: the run begins)."""
+    commands: list[Command] = []
+    from_peers = way is not None and not way.from_checkpoint
+    if way is not None and not from_peers:
+        if way.step < state.done:
+            commands.append(Rewind(way.step, way.reason))
+        state = back_to_checkpoint(state)
+    sources = way.sources if way is not None and from_peers else {}
+    restore = None if from_peers else state.checkpoint
+    ranks = [plan.device(r) for r in range(plan.n_ranks)]
+    donors = {donor for layers in sources.values() for s in layers for donor in s.donors}
+    guests = tuple(sorted(donors - set(ranks)))
+    take = TakePlan(
+        plan,
+        peers=tuple(state.members[n].peer for n in (*ranks, *guests)),
+        restore_step=restore.step if restore else None,
+        files=restore.files if restore else (),
+        step=state.done,
+        guests=guests,
+    )
+    for name in (*ranks, *guests):
+        order = replace(take, sources=sources.get(name, ()), serves=_served(sources, name))
+        commands.append(Order(name, order))
+    how = f": {way.reason}" if way is not None else ""
     return step_to(
         state,
-        f"plan {plan.version}: {plan.n_stages} stages x {plan.n_replicas} replicas",
-        *(Order(n, order) for n in ranks),
+        f"plan {plan.version}: {plan.n_stages} stages x {plan.n_replicas} replicas{how}",
+        *commands,
         phase="loading",
+        plan=plan,
         ready=frozenset(),
+        guests=guests,
+        refused=(),
+    )
+
+
+def back_to_checkpoint(state: State) -> State:
+    """Steps since the last checkpoint count no more, and nobody holds what belongs to it."""
+    r = state.checkpoint
+    step = r.step if r else 0
+    return replace(
+        state,
+        done=step,
+        granted=step,
+        saved_at=step if r else -1,
+        save_failed_at=-1,
+        evaluated_at=step if r else -1,
+        loss=r.loss if r else None,
+        eval_loss=r.eval_loss if r else None,
+        held=frozen({}),
+    )
+
+
+def _served(sources: Sources, donor: str) -> tuple[LayerPart, ...]:
+    """What `donor` sends to others, layer by layer."""
+    return tuple(
+        LayerPart(s.layer, name, s.donors.index(donor), len(s.donors))
+        for name, layers in sources.items()
+        for s in layers
+        if name != donor and donor in s.donors
     )
 
 
 def on_plan_failed(state: State, event: PlanFailed) -> Transition:
+    """A run that has not begun ends; one that was interrupted waits for others to come."""
     if state.phase != "planning" or event.version != state.plan_version:
         return ignored(state, f"the failure of plan {event.version} came too late")
-    return fail(state, ExitCode.NO_PLAN, event.reason)
+    if not state.ran:
+        return fail(state, ExitCode.NO_PLAN, event.reason)
+    waiting = step_to(state, event.reason, phase="gathering", refused=state.team, team=())
+    return then(waiting, advance(waiting.state))
 
 
 def on_ready(state: State, event: Ready) -> Transition:

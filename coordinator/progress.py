@@ -150,6 +150,8 @@ def line_of(event: dict[str, Any]) -> str:
                     *(f"  {r}" for r in event["reasons"]),
                 ]
             )
+        case "recovery":
+            return f"goes on after step {event['step']}: {event['reason']}"
         case "description":
             return str(event["text"])
         case "eval":

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
+from scheduler.layer_sources import Holding
 from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, Patience
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile
@@ -75,6 +76,8 @@ class Options:
     heartbeat_s: float = HEARTBEAT_S
     silence: Patience = SILENCE
     step: Patience = STEP
+    regather_s: float = 300.0
+    """How long a run whose plan was interrupted waits for workers that make another possible."""
     probe_streams: int = 4
     ahead_s: float = 1.0
     """Steps are granted this far ahead, so that no worker waits for the coordinator's answer."""
@@ -135,7 +138,23 @@ class State:
     team: tuple[str, ...] = ()
     """The workers that were planned for; later joiners stand by. () before planning."""
     ready: frozenset[str] = frozenset()
-    restore: Restore | None = None
+    first: int = 0
+    """The step this process of the run began at."""
+    checkpoint: Restore | None = None
+    """The last one: where the run goes back to if layers are lost."""
+    ran: Plan | None = None
+    """The plan that ran last; None: none has run yet."""
+    held: Mapping[str, Holding] = field(default_factory=lambda: frozen({}))
+    """While another plan is made and loaded: who holds what of the model."""
+    guests: tuple[str, ...] = ()
+    """Workers without a rank that serve layers while the plan is loaded."""
+    leaving: Mapping[str, str] = field(default_factory=lambda: frozen({}))
+    """Members that are told to go, and why: they finish the step and hand their layers over first."""
+    interrupted: str = ""
+    """Why the plan that ran last runs no more; '' while one runs."""
+    interrupted_s: float = 0.0
+    refused: tuple[str, ...] = ()
+    """Workers for whom there was no plan to go on by; another is asked for when others are there."""
     done: int = 0
     granted: int = 0
     votes: Mapping[str, StepVote] = field(default_factory=lambda: frozen({}))
@@ -173,6 +192,25 @@ class State:
     def ranks(self) -> tuple[str, ...]:
         """The workers of the plan, by rank."""
         return tuple(self.plan.device(r) for r in range(self.plan.n_ranks)) if self.plan else ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Members to plan for: connected, profiled, with measured links to each other, and not leaving."""
+        return tuple(n for n in self._measured if n not in self.leaving)
+
+    @property
+    def donors(self) -> tuple[str, ...]:
+        """Members that leave and can still hand their layers over."""
+        return tuple(n for n in self._measured if n in self.leaving and n in self.held)
+
+    @property
+    def _measured(self) -> tuple[str, ...]:
+        found: list[str] = []
+        for name in self.connected:
+            pairs = [pair for other in found for pair in ((name, other), (other, name))]
+            if name in self.profiles and all(pair in self.links for pair in pairs):
+                found.append(name)
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +253,7 @@ def _end(state: State, phase: Phase, code: ExitCode, reason: str) -> Transition:
     for name, member in state.members.items():
         if not member.connected:
             continue
-        if phase == "failed" and state.plan is not None and name in state.ranks:
+        if phase == "failed" and state.plan is not None and name in (*state.ranks, *state.guests):
             commands.append(Order(name, AbortPlan(state.plan.version, reason)))
         commands.append(Order(name, Stop(code, reason)))
     commands.append(Finish(code, reason))

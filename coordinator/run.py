@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
+from scheduler.liveness import SILENCE, Patience
 
 from .certs import CA, TLS_DIR, ServerTls
 from .driver import Driver, Say
@@ -43,6 +44,9 @@ class RunOptions:
     """None: in the clear."""
     relay: str = ""
     """host:port of a `worker relay`; '': there is none."""
+    regather_s: float = 300.0
+    """How long a run that lost workers waits for others if it cannot go on without."""
+    silence: Patience = SILENCE
 
 
 def options_of(job: JobSpec, run: RunOptions) -> Options:
@@ -59,6 +63,8 @@ def options_of(job: JobSpec, run: RunOptions) -> Options:
         min_workers=run.min_workers,
         dry_run=run.dry_run,
         heartbeat_s=run.heartbeat_s,
+        regather_s=run.regather_s,
+        silence=run.silence,
     )
 
 

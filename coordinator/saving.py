@@ -10,7 +10,7 @@ from scheduler.exit_codes import ExitCode
 from .commands import Command, DiscardSave, WriteManifest
 from .drive import proceed
 from .events import LayerStored, ManifestWritten, Saved, SaveFailed
-from .records import Saving, State, Transition, fail, ignored, put, step_to, then
+from .records import Restore, Saving, State, Transition, fail, ignored, put, step_to, then
 
 
 def on_stored(state: State, event: LayerStored) -> Transition:
@@ -43,10 +43,9 @@ def on_saved(state: State, event: Saved, now: float) -> Transition:
     trouble = _unstored(saving, state.options.n_layers)
     if trouble:
         return on_save_failed(state, SaveFailed(saving.step, trouble), now)
-    names = sorted({f.name for files in saving.said.values() for f in files})
     command = WriteManifest(
         step=saving.step,
-        files=tuple(saving.stored[n] for n in names),
+        files=tuple(saving.stored[n] for n in _named(saving)),
         next_sample=state.done * state.options.global_batch,
         loss=state.loss,
         eval_loss=state.eval_loss if state.evaluated_at == state.done else None,
@@ -54,6 +53,11 @@ def on_saved(state: State, event: Saved, now: float) -> Transition:
     return step_to(
         state, f"all of step {saving.step} is stored", command, saving=replace(saving, writing=True)
     )
+
+
+def _named(saving: Saving) -> list[str]:
+    """The files that the ranks say they put."""
+    return sorted({f.name for files in saving.said.values() for f in files})
 
 
 def _unstored(saving: Saving, n_layers: int) -> str:
@@ -92,5 +96,8 @@ def on_manifest(state: State, event: ManifestWritten, now: float) -> Transition:
     saving = state.saving
     if saving is None or saving.step != event.step:
         return ignored(state, f"a manifest of step {event.step} was written that nobody waits for")
-    state = replace(state, saving=None, saved_at=event.step)
+    files = tuple(saving.stored[n] for n in _named(saving))
+    rated = state.eval_loss if state.evaluated_at == state.done else None
+    checkpoint = Restore(event.step, files, rated, state.loss)
+    state = replace(state, saving=None, saved_at=event.step, checkpoint=checkpoint)
     return then(Transition(state, (), f"step {event.step} is saved"), proceed(state, now))

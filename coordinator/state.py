@@ -6,6 +6,8 @@ and `drive.py` (steps, evaluation, checkpoints, the end).
 
     gathering -> profiling -> measuring -> planning -> loading -> running <-> evaluating, saving
                                                                   running -> draining -> saving
+    a rank leaves, its step done -> planning: it hands its layers over
+    a rank is lost, running or after -> planning, or gathering first: who lives keeps its layers
     any -> finished | failed
 """
 
@@ -17,8 +19,8 @@ from typing import assert_never
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
 
-from .commands import Command, Evict, Refuse
-from .drive import first_step, on_evaluated, proceed
+from .commands import Command, Evict, Order, Refuse, Stop
+from .drive import on_evaluated, proceed
 from .events import (
     Connected,
     Disconnected,
@@ -58,6 +60,7 @@ from .records import (
     put,
     then,
 )
+from .recovering import RECOVERABLE, given_up, interrupted
 from .saving import on_manifest, on_save_failed, on_saved, on_stored
 from .transaction import on_step_vote, overdue
 
@@ -71,7 +74,8 @@ def start(options: Options, restore: Restore | None = None) -> State:
         return State(options)
     return State(
         options,
-        restore=restore,
+        first=restore.step,
+        checkpoint=restore,
         done=restore.step,
         granted=restore.step,
         saved_at=restore.step,
@@ -130,9 +134,11 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
         case Connected():
             return _connected(state, name, now)
         case Disconnected():
-            return _lost(state, name, f"its connection ended ({event.reason})")
+            left = state.leaving.get(name)
+            why = f"it left ({left})" if left is not None else f"its connection ended ({event.reason})"
+            return _lost(state, name, why, now)
         case Leaving():
-            return _lost(state, name, f"it left ({event.reason})")
+            return _leaving(state, event, now)
         case _:
             pass
     state = _seen(state, event, now)
@@ -210,29 +216,39 @@ def _forget(state: State, name: str, reason: str) -> State:
         departed=frozen(departed),
         profiles=drop(state.profiles, name),
         links=frozen({pair: s for pair, s in state.links.items() if name not in pair}),
+        held=drop(state.held, name),
+        leaving=drop(state.leaving, name),
     )
 
 
-def _lost(state: State, name: str, why: str) -> Transition:
-    """A member is gone. Before a plan is loaded the run gathers again; with a rank, the run ends."""
+def _leaving(state: State, event: Leaving, now: float) -> Transition:
+    """A member is told to go: with a rank it finishes what is granted, and hands its layers over first."""
+    name = event.worker
+    state = replace(state, leaving=put(state.leaving, name, event.reason))
+    reason = f"{name} is to leave ({event.reason})"
+    if state.phase not in OVER and (name in state.held or name in (*state.ranks, *state.guests)):
+        here = Transition(state, (), f"{reason}: once its step is done and its layers are handed over")
+        if state.phase in PREPARING:
+            return then(here, advance(replace(state, team=())))
+        return then(here, proceed(state, now)) if state.phase == "running" else here
+    here = Transition(state, (Order(name, Stop(ExitCode.OK, "it left, as it was told to")),), reason)
+    if state.phase in PREPARING:
+        return then(here, advance(replace(state, team=())))
+    return here
+
+
+def _lost(state: State, name: str, why: str, now: float) -> Transition:
+    """A member is gone. While a plan is made the run gathers again; with a rank, the plan is interrupted."""
     over = state.phase in OVER
     reason = f"{name} has left: the run is over" if over else f"{name} is lost: {why}"
-    had_rank = state.phase not in PREPARING and name in state.ranks
+    took_part = name in (*state.ranks, *(state.guests if state.phase == "loading" else ()))
     state = _forget(state, name, reason)
     gone = Transition(state, (Evict(name, reason),), reason)
     if over:
         return gone
     if state.phase in PREPARING:
         return then(gone, advance(replace(state, team=())))
-    if not had_rank:
-        return gone
-    return then(gone, fail(state, ExitCode.WORKER_LOST, f"{reason}{_resumable(state)}"))
-
-
-def _resumable(state: State) -> str:
-    saved = max(state.saved_at, first_step(state))
-    keeps = f"the checkpoint of step {saved} can be resumed" if saved > 0 else "no checkpoint yet"
-    return f" (phase {state.phase}, {state.done} steps done); {keeps}"
+    return then(gone, interrupted(state, reason, now)) if took_part else gone
 
 
 def _failed(state: State, event: Failed, now: float) -> Transition:
@@ -244,9 +260,10 @@ def _failed(state: State, event: Failed, now: float) -> Transition:
         return on_save_failed(state, SaveFailed(saving.step, reason), now)
     if not event.fatal:
         return Transition(state, (), f"{reason} (it goes on)")
-    if state.phase in PREPARING or event.worker in state.ranks:
+    beginning = state.ran is None and (state.phase in PREPARING or event.worker in state.ranks)
+    if beginning or (event.worker in state.ranks and event.code not in RECOVERABLE):
         return fail(state, event.code, reason)
-    return _lost(state, event.worker, reason)
+    return _lost(state, event.worker, event.reason, now)
 
 
 def _tick(state: State, now: float) -> Transition:
@@ -259,8 +276,8 @@ def _tick(state: State, now: float) -> Transition:
         silent = now - member.seen_s
         if silent > limit and result.state.phase not in OVER:
             why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"
-            result = then(result, _lost(result.state, name, why))
-    late = overdue(result.state, now)
+            result = then(result, _lost(result.state, name, why, now))
+    late = overdue(result.state, now) or given_up(result.state, now)
     return then(result, late) if late else result
 
 
@@ -271,7 +288,10 @@ def _ready(state: State, event: Ready, now: float) -> Transition:
     result = on_ready(state, event)
     after = result.state
     if after.phase == "loading" and after.ranks and after.ready == frozenset(after.ranks):
-        return then(result, proceed(after, now))
+        gone = [n for n in after.leaving if n in after.members and n not in after.ranks]
+        orders = tuple(Order(n, Stop(ExitCode.OK, "it left, its layers are handed over")) for n in gone)
+        after = replace(after, ran=after.plan, held=frozen({}), guests=(), interrupted="")
+        return then(then(result, Transition(after, orders)), proceed(after, now))
     return result
 
 
@@ -283,6 +303,8 @@ def _drain(state: State, event: Drain, now: float) -> Transition:
     if state.draining:
         return ignored(state, f"already draining: {state.draining}")
     state = replace(state, draining=event.reason)
+    if state.ran is not None and (state.phase in PREPARING or state.phase == "loading"):
+        return Transition(state, (), f"draining once the run goes on: {event.reason}")
     if state.phase in PREPARING or state.phase == "loading":
         return finish(state, f"drained before a step was run: {event.reason}")
     if state.phase in ("evaluating", "saving"):

@@ -142,7 +142,7 @@ class Store:
         )
 
     def begin_attempt(self, start_step: int, job_json: str, now_s: float) -> None:
-        """This process takes the run up at `start_step`; what was done from there on is discarded."""
+        """The run is taken up at `start_step`; what was done from there on is discarded."""
         self.attempt += 1
         self._db.execute("BEGIN")
         for table in ("steps", "samples"):
@@ -156,6 +156,14 @@ class Store:
             "UPDATE run SET job_json = ?, code = NULL, phase = 'gathering', reason = ''", (job_json,)
         )
         self._db.execute("COMMIT")
+
+    def rewind(self, step: int, reason: str, now_s: float) -> None:
+        """The run goes back to `step` by itself: what came after is discarded, as by another attempt."""
+        job_json = self._scalar("SELECT job_json FROM run")
+        self._db.execute(
+            "UPDATE attempts SET ended_s = ?, reason = ? WHERE attempt = ?", (now_s, reason, self.attempt)
+        )
+        self.begin_attempt(step, job_json, now_s)
 
     def set_phase(self, phase: str, reason: str) -> None:
         self._db.execute("UPDATE run SET phase = ?, reason = ?", (phase, reason))

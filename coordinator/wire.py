@@ -102,15 +102,8 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
                 peers=[peer_to_message(p) for p in peers], probe_bytes=probe_bytes, streams=streams
             )
             return pb.Command(measure_links=measure)
-        case c.TakePlan(plan, peers, restore_step, files):
-            take = pb.TakePlan(
-                plan=plan_to_message(plan),
-                peers=[peer_to_message(p) for p in peers],
-                restore=restore_step is not None,
-                restore_step=restore_step or 0,
-                files=[file_to_message(f) for f in files],
-            )
-            return pb.Command(take_plan=take)
+        case c.TakePlan():
+            return pb.Command(take_plan=_take_plan(body))
         case c.RunSteps(version, start, stop, record):
             run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record)
             return pb.Command(run_steps=run)
@@ -129,3 +122,17 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
             return pb.Command(admit=pb.Admit(curve_public_keys=keys))
         case _:
             assert_never(body)
+
+
+def _take_plan(body: c.TakePlan) -> pb.TakePlan:
+    return pb.TakePlan(
+        plan=plan_to_message(body.plan),
+        peers=[peer_to_message(p) for p in body.peers],
+        restore=body.restore_step is not None,
+        restore_step=body.restore_step or 0,
+        files=[file_to_message(f) for f in body.files],
+        step=body.step,
+        sources=[pb.LayerSource(layer=s.layer, donors=s.donors) for s in body.sources],
+        serves=[pb.LayerPart(layer=p.layer, to=p.to, part=p.part, parts=p.parts) for p in body.serves],
+        guests=body.guests,
+    )

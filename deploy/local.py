@@ -10,9 +10,9 @@ import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -67,6 +67,10 @@ class LocalOptions:
     streams: int = 2
     data_dir: Path | None = None
     """What paths of the job are relative to; None: the job file's directory."""
+    wait_for_workers_s: float = 0.0
+    """How long a run that lost workers waits for others; nobody starts any here."""
+    options_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """More options of the `coordinator`, or of every `worker`, as on their command lines."""
     plan: Path | None = None
     """A plan to run, as JSON; None: the coordinator makes one."""
 
@@ -159,6 +163,7 @@ class LocalCluster:
             "coordinator", "start", str(self.job), "--bind", "127.0.0.1:0", "--state-dir", str(o.state_dir),
             "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume else []),
             *(["--plan", str(o.plan)] if o.plan else []),
+            "--wait-for-workers", str(o.wait_for_workers_s), *o.options_of.get("coordinator", ()),
         )  # fmt: skip
 
     def _worker_argv(self, name: str, place: str, site: Site) -> list[str]:
@@ -168,6 +173,7 @@ class LocalCluster:
             "worker", "join", self.address, "--token-file", self.token_file, "--name", name,
             "--device", "cpu", "--bind", site.bind, "--data-dir", str(data_dir),
             "--threads", str(o.threads), "--streams", str(o.streams), "--json",
+            *o.options_of.get("worker", ()),
         )]  # fmt: skip
         if place:
             argv += ["--region", place]

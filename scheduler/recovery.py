@@ -8,8 +8,8 @@
 
 Three plans compete: the planner's for those who are here; the running one with spares in the places of the
 lost; and the running one with fewer replicas, which moves no layer and keeps the global batch. The one that
-ends the run soonest, moving included, is taken. Where a layer has no holder left, all go back to the last
-checkpoint, because layers of different steps do not fit together.
+ends the run soonest, moving included, is taken; a shape that the job asks for goes before. Where a layer has
+no holder left, all go back to the last checkpoint, because layers of different steps do not fit together.
 
 The coordinator and the simulator both ask here. Pure: knows no member, no clock and no message.
 """
@@ -48,6 +48,8 @@ class Standing:
     steps: int
     saved: int | None
     """The step of the last checkpoint; None: there is none, and going back means the beginning."""
+    shape: tuple[int, int] | None = None
+    """(stages, replicas) that the job asks for: kept while there are devices for it. None: left open."""
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -96,6 +98,8 @@ def recover(standing: Standing, planned: Plan | str, now: Measured, version: int
     if not able:
         why = planned if isinstance(planned, str) else "no device of the plan is there"
         return Gather(f"{_gone(standing)}; {count(len(here), 'device')} left: {why}")
+    if kept := [(way, p) for way, p in able if (p.n_stages, p.n_replicas) == standing.shape]:
+        able = kept
     priced_ways = [_price(standing, way, plan, now) for way, plan in able]
     return min(priced_ways, key=lambda x: x[0])[1]
 

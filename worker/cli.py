@@ -158,6 +158,7 @@ def join(
     ] = None,
     ca: CaFile = None,
     insecure: Insecure = False,
+    fail_at: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Join the run of the coordinator at HOST:PORT and work until it ends."""
@@ -169,6 +170,7 @@ def join(
     except ImportError:
         _end(ExitCode.DEVICE, "found no torch; install it with: pip install 'isthmus[worker]'", as_json)
     from worker.device import DeviceError, choose_device, parse_bytes
+    from worker.faults import parse_fault
     from worker.identity import IdentityError, first_free, open_identity
     from worker.member import MemberOptions, run_member
     from worker.session import JoinRefused
@@ -181,6 +183,10 @@ def join(
         local = choose_device(device, name=name, region=region, max_memory_bytes=limit)
     except DeviceError as e:
         _end(ExitCode.DEVICE, str(e), as_json)
+    try:
+        faults = tuple(parse_fault(text) for text in fail_at or ())
+    except ValueError as e:
+        _end(ExitCode.USAGE, f"--fail-at: {e}", as_json)
     try:
         own = open_identity(identity) if identity else first_free(state_dir / "identities")
     except IdentityError as e:
@@ -199,6 +205,7 @@ def join(
         join_timeout_s=join_timeout,
         identity=own,
         authority=authority,
+        faults=faults,
     )
     pid_file = state_dir / f"worker-{os.getpid()}.json"
     pid_file.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.job import job_from_json
 from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
+from worker.faults import Fault, Faults, no_faults
 from worker.identity import Identity
 from worker.runtime import Runtime, Uploads
 from worker.session import JoinRefused, Membership, Session, join
@@ -54,6 +55,8 @@ class MemberOptions:
     threads: int
     join_timeout_s: float
     identity: Identity
+    faults: tuple[Fault, ...] = ()
+    """That this process is to suffer, for tests."""
     authority: Authority | None = None
     """Who signs the coordinator's certificate; None: in the clear."""
 
@@ -156,6 +159,7 @@ class _Member:
             streams=options.streams,
             emit=self._emit,
             say=say,
+            reached=Faults(options.faults).reached if options.faults else no_faults,
         )
 
     def _emit(self, event: pb.Event) -> None:
@@ -197,7 +201,7 @@ class _Member:
                 self._endpoint.admit(command.admit.curve_public_keys)
             case "abort_plan":
                 self._say("aborted", reason=command.abort_plan.reason)
-                self._runtime.abort(command.abort_plan.reason)
+                self._runtime.abort(command.abort_plan.reason, command.abort_plan.plan_version)
             case "commit":
                 self._runtime.commit(command.commit)
             case _:

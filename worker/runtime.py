@@ -6,6 +6,7 @@ nothing about the run, and speaks to the coordinator only through what it is giv
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from protos.convert import (
     profiled_to_message,
     span_to_message,
 )
-from scheduler.checkpoint_layout import LayerFileInfo, optimizer_file, weights_file
+from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
@@ -32,28 +33,29 @@ from scheduler.samples import step_samples
 from worker.addresses import PeerAddress
 from worker.checkpoint import (
     LayerFileError,
-    check,
     file_info,
-    from_bytes,
-    load_state,
-    load_weights,
     stage_files,
 )
 from worker.data import DataError, Dataset, open_dataset
 from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
+from worker.faults import Reached, no_faults
+from worker.held_layers import HeldLayers
+from worker.loading import Serving, build_stage, fetched, load_checkpoint, load_from_peers
 from worker.model import ModelError
-from worker.model_of_job import fresh_layers, model_of
+from worker.model_of_job import model_of
 from worker.optimizer import OptimizerStateError, StageOptimizer
 from worker.probe import LinkMeasurement
 from worker.profiler import profile_model
 from worker.residuals import load_residuals, residual_files
 from worker.stage import Stage
-from worker.step import Diverged, LinkCodecs, StepContext, boundary_dtype, run_eval, run_step
-from worker.transport import PeerUnreachable, TransportAborted, TransportError
+from worker.step import Diverged, LinkCodecs, StepContext, run_eval, run_step
+from worker.transport import PeerUnreachable, Transport, TransportAborted, TransportError
 from worker.votes import Votes
 from worker.ways import Ways
 
+REACH_TIMEOUT_S = 10.0
+ANY_PLAN = 1 << 62
 RECEIVE_TIMEOUT_S = 600.0
 """A backstop: a lost peer is noticed by its heartbeats, and then the plan is aborted at once."""
 
@@ -87,33 +89,48 @@ class Runtime:
         streams: int,
         emit: Callable[[pb.Event], None],
         say: Callable[..., None],
+        reached: Reached = no_faults,
     ) -> None:
+        self._reached = reached
         self._job, self._run, self._name, self._device = job, run, name, device
         self._endpoint, self._files, self._ways, self._streams = endpoint, files, ways, streams
         self._emit, self._say = emit, say
         self._data_dir, self._cache_dir = data_dir, cache_dir
         self._dataset: Dataset | None = None
-        self._plan: Plan | None = None
         self._context: StepContext | None = None
         self._stage: Stage | None = None
         self._optimizer: StageOptimizer | None = None
+        self._done = 0
+        """Steps that the stage has seen."""
+        self._held: HeldLayers | None = None
+        self._changing = threading.Lock()
+        """Over what other threads reach: the open plan, and which plans are aborted."""
+        self._transport: Transport | None = None
         self._votes: Votes | None = None
-        self._aborted: str | None = None
+        self._aborted, self._aborted_version = "", -1
 
     # ---- any thread
 
-    def abort(self, reason: str) -> None:
-        """End what waits for a peer, now."""
-        self._aborted = reason
-        if self._context is not None:
-            self._context.transport.abort(reason)
+    def abort(self, reason: str, plan_version: int = ANY_PLAN) -> None:
+        """End what waits for a peer in this plan or an earlier one, now; also if it is yet to be taken."""
+        with self._changing:
+            if plan_version > self._aborted_version:
+                self._aborted_version, self._aborted = plan_version, reason
+            if self._votes is not None and self._votes.plan_version <= plan_version:
+                self._abort_open(reason)
+
+    def _abort_open(self, reason: str) -> None:
+        if self._transport is not None:
+            self._transport.abort(reason)
         if self._votes is not None:
             self._votes.abort(reason)
 
     def commit(self, commit: pb.Commit) -> None:
         """All ranks have voted for the step."""
-        if self._votes is not None:
-            self._votes.told(commit)
+        with self._changing:
+            votes = self._votes
+        if votes is not None:
+            votes.told(commit)
 
     # ---- the one thread of work
 
@@ -205,83 +222,94 @@ class Runtime:
 
     # ---- a plan
 
-    def _take_plan(self, command: pb.TakePlan) -> None:
+    def _take_plan(self, take: pb.TakePlan) -> None:
         self._leave_plan()
-        plan = plan_from_message(command.plan)
-        rank = plan.rank_of_device(self._name)
-        if rank is None:
+        plan = plan_from_message(take.plan)
+        if plan.version <= self._aborted_version:
+            return  # it was over before it was begun
+        ranks = {plan.device(r): r for r in range(plan.n_ranks)}
+        ranks |= {name: plan.n_ranks + i for i, name in enumerate(take.guests)}
+        if self._name not in ranks:
             self._say("idle", reason="the plan does without this worker")
-            self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version)))
             return
-        start, stop = plan.partition[plan.stage_of(rank)]
-        place = {"stage": plan.stage_of(rank), "replica": plan.replica_of(rank)}
-        self._say("stage", **place, first_layer=start, last_layer=stop - 1)
-        model = model_of(self._job, self.dataset.vocab, self._data_dir)
-        layers = fresh_layers(self._job, model, start, stop, self._data_dir)
-        for layer in layers:
-            layer.to(self._device.torch_device)
-        autocast = torch.bfloat16 if boundary_dtype(self._job.precision) is torch.bfloat16 else None
-        last = plan.stage_of(rank) == plan.n_stages - 1
-        self._stage = Stage(layers, start == 0, last, autocast, plan.recompute)
-        self._optimizer = StageOptimizer(layers, self._job.optimizer)
-        files = {f.name: file_from_message(f) for f in command.files} if command.restore else {}
-        if command.restore:
-            self._restore(command.restore_step, files, start)
-        addresses = {p.name: self._ways.address(p) for p in command.peers}
-        peers = {r: addresses[plan.device(r)] for r in _talks_to(plan, rank)}
+        if not take.sources and not take.serves:
+            self._held = None  # the model is that of the checkpoint, or fresh
+        me = ranks[self._name]
+        transport = self._open(plan, me, take, ranks)
+        serving = Serving(take, self._held, transport, me, ranks, self._serving_failed)
+        if me < plan.n_ranks:
+            self._load(plan, me, take, transport, ranks)
+            self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version, next_step=take.step)))
+        serving.join()
+
+    def _open(self, plan: Plan, me: int, take: pb.TakePlan, ranks: Mapping[str, int]) -> Transport:
+        """The plan's transport, aborted already if the plan is."""
+        addresses = {p.name: self._ways.address(p) for p in take.peers}
+        names = {rank: name for name, rank in ranks.items()}
+        others = {ranks[p.to] for p in take.serves} | {ranks[d] for s in take.sources for d in s.donors}
+        talks_to = (others | set(_talks_to(plan, me) if me < plan.n_ranks else ())) - {me}
+        moves = bool(take.sources or take.serves)
         transport = self._endpoint.open(
             run=self._run,
             plan_version=plan.version,
-            rank=rank,
-            peers=peers,
+            rank=me,
+            peers={r: addresses[names[r]] for r in sorted(talks_to)},
             streams=min(plan.streams or self._streams, self._streams),
+            # A peer that is lost while a run recovers is the coordinator's to notice: it aborts this plan.
+            reach_timeout_s=None if moves else REACH_TIMEOUT_S,
         )
+        with self._changing:
+            self._transport, self._votes = transport, Votes(plan.version, self._emit)
+            if plan.version <= self._aborted_version:
+                self._abort_open(self._aborted)
+        return transport
+
+    def _load(
+        self, plan: Plan, rank: int, take: pb.TakePlan, transport: Transport, ranks: Mapping[str, int]
+    ) -> None:
+        start, stop = plan.partition[plan.stage_of(rank)]
+        place = {"stage": plan.stage_of(rank), "replica": plan.replica_of(rank)}
+        self._say("stage", **place, first_layer=start, last_layer=stop - 1)
+        model, device = model_of(self._job, self.dataset.vocab, self._data_dir), self._device.torch_device
+        stage, optimizer = build_stage(self._job, model, plan, rank, device, self._data_dir)
+        files = {f.name: file_from_message(f) for f in take.files} if take.restore else {}
+        if take.sources:
+            self._held = held = self._held or HeldLayers(take.step)
+            if held.step != take.step:
+                held = self._held = HeldLayers(take.step)
+            came = load_from_peers(stage, optimizer, start, take, held, transport, rank, ranks)
+            self._say("layers", kept=stop - start - came, from_peers=came, step=take.step)
+        elif take.restore:
+            load_checkpoint(stage, optimizer, start, take.restore_step, files, self._files.get)
         job = self._job.model_copy(update={"model": model})
         codecs = LinkCodecs(plan, rank, job.seed, self._cache_dir / "buffers")
         if plan.codecs.has_residuals and files:
-            owed = load_residuals(
-                codecs,
-                plan,
-                rank,
-                lambda name: self._fetch(command.restore_step, files[name]) if name in files else None,
-            )
-            self._say("residuals", loaded=owed)
-        device = self._device.torch_device
-        self._plan = plan
-        self._votes = Votes(plan.version, self._emit)
+
+            def fetch(name: str) -> dict[str, Tensor] | None:
+                return fetched(self._files.get, take.restore_step, files[name]) if name in files else None
+
+            self._say("residuals", loaded=load_residuals(codecs, plan, rank, fetch))
+        assert self._votes is not None
+        self._stage, self._optimizer, self._done = stage, optimizer, take.step
         self._context = StepContext(
-            plan, rank, job, transport, codecs, self._votes, RECEIVE_TIMEOUT_S, device
+            plan, rank, job, transport, codecs, self._votes, RECEIVE_TIMEOUT_S, self._reached, device
         )
-        if self._aborted is not None:
-            transport.abort(self._aborted)
-            self._votes.abort(self._aborted)
-        step = command.restore_step if command.restore else 0
-        self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version, next_step=step)))
 
-    def _restore(self, step: int, files: Mapping[str, LayerFileInfo], first_layer: int) -> None:
-        assert self._stage is not None
-        assert self._optimizer is not None
-        for i, layer in enumerate(self._stage.layers):
-            name = weights_file(first_layer + i)
-            if name not in files:
-                raise LayerFileError(
-                    f"found no {name} in the checkpoint of step {step}, required for {layer.name}"
-                )
-            load_weights(layer, self._fetch(step, files[name]), name)
-            state_name = optimizer_file(first_layer + i)
-            if state_name in files:
-                load_state(self._optimizer, i, self._fetch(step, files[state_name]), state_name)
-
-    def _fetch(self, step: int, file: LayerFileInfo) -> dict[str, Tensor]:
-        data = self._files.get(step, file)
-        check(data, file)
-        return from_bytes(data, file.name)
+    def _serving_failed(self, error: Exception) -> None:
+        self._fail(ExitCode.WORKER_FAILED, error)
 
     def _leave_plan(self) -> None:
-        if self._context is not None:
-            self._context.transport.close()
-        self._plan = self._context = self._stage = self._optimizer = None
-        self._aborted = None
+        """Close the plan's transport; what the stage holds is kept for whoever needs it next."""
+        if self._transport is not None:
+            self._transport.close()
+        if self._context is not None and self._stage is not None and self._optimizer is not None:
+            if self._held is None or self._held.step != self._done:
+                self._held = HeldLayers(self._done)
+            first_layer = self._context.plan.partition[self._context.stage][0]
+            self._held.keep(self._stage, self._optimizer, first_layer)
+        with self._changing:
+            self._transport = self._votes = None
+        self._context = self._stage = self._optimizer = None
 
     def close(self) -> None:
         """Leave the plan; the endpoint is whoever made it's to close."""
@@ -290,6 +318,8 @@ class Runtime:
     # ---- steps
 
     def _run_steps(self, command: pb.RunSteps) -> None:
+        if self._context is not None and command.plan_version == self._context.plan.version:
+            self._held = None  # all ranks have loaded, so nobody needs what another plan left here
         for step in range(command.start, command.stop):
             if self._context is None or command.plan_version != self._context.plan.version:
                 return
@@ -317,6 +347,7 @@ class Runtime:
             following = step_samples(job.seed, self.dataset.n_samples, job.global_batch, step + 1)
             context.codecs.prefetch(following[at : at + own])
         done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples, record)
+        self._done = step + 1
         if record:
             spans = [span_to_message(s) for s in done.spans]
             links = [link_use_to_message(x) for x in done.links]
@@ -347,6 +378,7 @@ class Runtime:
         stored = []
         for name, data in files.items():
             self._files.put(step, name, data)
+            self._reached("save", step, context.plan.version, context.rank)
             stored.append(file_to_message(file_info(name, data)))
         self._emit(pb.Event(saved=pb.Saved(step=step, files=stored)))
 

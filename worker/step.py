@@ -19,6 +19,7 @@ from scheduler.schedule import Action, Backward, Forward, OptimizerStep, Recv, R
 from scheduler.timeline import Span, SpanKind
 from worker.agreement import Vote
 from worker.diverged import Diverged
+from worker.faults import Phase
 from worker.grad_norm import clip, layer_squares
 from worker.link_codecs import LinkCodecs
 from worker.optimizer import StageOptimizer, learning_rate
@@ -168,13 +169,16 @@ class _Step:
                 x = self._peers.receive(kind, src, self._boundary, self._dtype, mb, samples=samples)
                 self._tensors[kind, mb] = x
             case Forward(mb):
+                self._reached("forward")
                 self._forward(mb)
             case Backward(mb):
+                self._reached("backward")
                 self._backward(mb)
             case Send(kind, mb, dst):
                 x = self._tensors.pop((kind, mb))
                 self._peers.send(kind, dst, x, mb, samples=self._samples(mb))
             case ReduceGradients():
+                self._reached("reduction")
                 self._reduce()
             case OptimizerStep():
                 self._optimize()
@@ -275,9 +279,15 @@ class _Step:
             recorder.sent_bytes,
             recorder.raw_bytes,
         )
+        self._reached("vote")
         norm = self._context.agreement.commit(vote)
+        self._reached("commit")
         recorder.add("wait", start_s)
         return norm
+
+    def _reached(self, phase: Phase) -> None:
+        context = self._context
+        context.reached(phase, self._step, context.plan.version, context.rank)
 
     def _computed(self, kind: SpanKind, start_s: float, mb: int = -1) -> None:
         if self._context.device.type == "cuda":

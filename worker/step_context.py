@@ -9,6 +9,7 @@ import torch
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
 from worker.agreement import Agreement
+from worker.faults import Reached, no_faults
 from worker.link_codecs import LinkCodecs
 from worker.transport import Transport
 
@@ -25,6 +26,8 @@ class StepContext:
     agreement: Agreement
     receive_timeout_s: float
     """How long a tensor may keep this rank waiting before the step fails."""
+    reached: Reached = no_faults
+    """Told of the phases of a step as they begin."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property

@@ -18,7 +18,7 @@ class Votes:
     """One rank's agreement for one plan. `commit` blocks the thread of work; the rest any thread may call."""
 
     def __init__(self, plan_version: int, emit: Callable[[pb.Event], None]) -> None:
-        self._plan_version, self._emit = plan_version, emit
+        self.plan_version, self._emit = plan_version, emit
         self._changed = threading.Condition()
         self._committed: tuple[int, float] | None = None
         """(step, norm) that was told last."""
@@ -26,7 +26,7 @@ class Votes:
 
     def commit(self, vote: Vote) -> float:
         message = pb.StepVote(
-            plan_version=self._plan_version,
+            plan_version=self.plan_version,
             step=vote.step,
             loss_sum=vote.loss_sum,
             tokens=vote.tokens,
@@ -45,7 +45,7 @@ class Votes:
 
     def told(self, commit: pb.Commit) -> None:
         """A commit came; one of another plan is none of ours."""
-        if commit.plan_version != self._plan_version:
+        if commit.plan_version != self.plan_version:
             return
         with self._changed:
             self._committed = (commit.step, commit.grad_norm)

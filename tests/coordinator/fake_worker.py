@@ -126,6 +126,8 @@ class FakeWorker:
             await self._take(command.take_plan)
         elif kind == "run_steps":
             return await self._steps(command.run_steps)
+        elif kind == "abort_plan":
+            self.todo.clear()
         elif kind == "commit":
             return await self._commit(command.commit.step)
         elif kind == "save":
@@ -150,6 +152,7 @@ class FakeWorker:
         return self.plan.stage_of(self._rank()) == self.plan.n_stages - 1
 
     async def _take(self, take: pb.TakePlan) -> None:
+        self.todo.clear()
         self.plan = plan_from_message(take.plan)
         start, stop = self.plan.partition[self.plan.stage_of(self._rank())]
         if take.restore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator import commands as c
 from coordinator import events as e
@@ -15,16 +15,20 @@ from scheduler.samples import Ledger
 
 from .world import World, with_options
 
-NAMES = ("a", "b", "c")
+NAMES = ("a", "b", "c", "d", "e")
 workers = st.sampled_from(NAMES)
 
 
 class Run(RuleBasedStateMachine):
     """Workers come, obey in any order, repeat themselves, lie about steps, and go."""
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: int = 1) -> None:
         super().__init__()
-        self.w = World(with_options(steps=9, eval_every=4, save_every=3, silence=Patience(8.0, 15.0, 50.0)))
+        self.replicas = replicas
+        options = with_options(
+            steps=9, eval_every=4, save_every=3, silence=Patience(8.0, 15.0, 50.0), regather_s=60.0
+        )
+        self.w = World(options, replicas=replicas, least=2)
         self.born = 0
         self.over: tuple[str, ExitCode, str] | None = None
 
@@ -72,10 +76,15 @@ class Run(RuleBasedStateMachine):
     def time_passes(self, after_s: float) -> None:
         self.w.feed(e.Tick(), after_s=after_s)
 
-    @precondition(lambda self: self.w.state.done > 2)
-    @rule(name=workers)
-    def lose(self, name: str) -> None:
-        self.w.feed(e.Disconnected(name, "reset"))
+    @precondition(lambda self: self.w.state.plan_version > 0)
+    @rule(name=workers, how=st.sampled_from(("stream", "leaving", "device")))
+    def lose(self, name: str, how: str) -> None:
+        events: dict[str, e.Event] = {
+            "stream": e.Disconnected(name, "reset"),
+            "leaving": e.Leaving(name, "asked to"),
+            "device": e.Failed(name, ExitCode.DEVICE, "fell off the bus", fatal=True),
+        }
+        self.w.feed(events[how])
 
     @precondition(lambda self: self.w.state.done > 5)
     @rule(now=st.booleans())
@@ -98,17 +107,37 @@ class Run(RuleBasedStateMachine):
     @invariant()
     def one_plan_at_a_time(self) -> None:
         s = self.w.state
-        taken = {
+        versions = [
             x.body.plan.version
             for x in self.w.given
             if isinstance(x, c.Order) and isinstance(x.body, c.TakePlan)
-        }
-        assert len(taken) <= 1
-        assert all(step.plan_version in taken for step in self.w.steps())
-        if s.phase in ("running", "evaluating", "saving", "draining"):
+        ]
+        assert versions == sorted(versions)
+        recorded = [x.plan_version for x in self.w.given if isinstance(x, c.RecordStep)]
+        assert recorded == sorted(recorded)
+        assert set(recorded) <= set(versions)
+        if s.phase in ("loading", "running", "evaluating", "saving", "draining"):
             assert s.plan is not None
-            assert s.plan.version == s.plan_version
+            assert s.plan.version == s.plan_version == versions[-1]
             assert set(s.ranks) <= set(s.members), "no step without all of its ranks"
+
+    @invariant()
+    def what_is_told_is_written_down_before(self) -> None:
+        written: set[tuple[int, int]] = set()
+        for x in self.w.given:
+            if isinstance(x, c.RecordStep):
+                assert (x.plan_version, x.step) not in written
+                written.add((x.plan_version, x.step))
+            elif isinstance(x, c.Order) and isinstance(x.body, c.Commit):
+                assert (x.body.plan_version, x.body.step) in written
+
+    @invariant()
+    def nobody_is_ahead_of_what_is_committed(self) -> None:
+        s = self.w.state
+        if s.phase in ("running", "evaluating", "saving", "draining"):
+            for name in s.ranks:
+                if name in self.w.running and self.w.running[name].version == s.plan_version:
+                    assert max(self.w.has[name].values(), default=0) <= s.done
 
     @invariant()
     def nothing_is_granted_beyond_the_end_or_twice(self) -> None:
@@ -116,7 +145,9 @@ class Run(RuleBasedStateMachine):
         for name in NAMES:
             at = 0
             for x in self.w.orders(name):
-                if isinstance(x, c.RunSteps):
+                if isinstance(x, c.TakePlan):
+                    at = x.step
+                elif isinstance(x, c.RunSteps):
                     assert x.start == at
                     at = x.stop
 
@@ -125,6 +156,7 @@ class Run(RuleBasedStateMachine):
         for m in self.w.manifests():
             assert m.next_sample == m.step * self.w.state.options.global_batch
             assert len(m.files) == self.w.state.options.n_layers
+        assert self.w.state.checkpoint is None or self.w.state.checkpoint.step <= self.w.state.done
 
     @invariant()
     def what_is_over_stays_over(self) -> None:
@@ -142,3 +174,21 @@ class Run(RuleBasedStateMachine):
 
 Run.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestHistories = Run.TestCase
+
+
+class ReplicatedRun(Run):
+    """The same with two replicas, so that whoever is lost leaves somebody who holds its layers."""
+
+    def __init__(self) -> None:
+        super().__init__(replicas=2)
+
+    @initialize()
+    def four_begin(self) -> None:
+        for name in NAMES[:4]:
+            self.born += 1
+            self.w.join(name, incarnation=str(self.born))
+        self.w.settle(until="running")
+
+
+ReplicatedRun.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestReplicatedHistories = ReplicatedRun.TestCase

@@ -21,6 +21,7 @@ from coordinator.planning import make
 from coordinator.resume import open_run, token
 from coordinator.run import RunOptions
 from coordinator.service import PortInUse
+from coordinator.store import Store
 from protos import orchestrator_pb2 as pb
 from protos import orchestrator_pb2_grpc
 from protos.version import PROTOCOL_VERSION, SESSION_METADATA
@@ -81,13 +82,14 @@ async def coordinator(
     min_workers: int = 2,
     resume: bool = False,
     dry_run: bool = False,
+    regather_s: float = 0.0,
 ) -> AsyncIterator[Run]:
     """A running coordinator; leaving waits for its end (a test that leaves it running stops it)."""
     job = job or a_job()
     opened = open_run(state_dir, job, resume=resume, resume_step=None, now_s=1.0)
     secret = token(state_dir, None)
     this = Run(secret[0])
-    options = RunOptions("127.0.0.1:0", min_workers, dry_run, heartbeat_s=0.2)
+    options = RunOptions("127.0.0.1:0", min_workers, dry_run, heartbeat_s=0.2, regather_s=regather_s)
     task = asyncio.create_task(run.run(job, opened, options, secret, this.say, make))
     try:
         yield this
@@ -247,9 +249,11 @@ def test_a_file_for_a_step_that_is_not_being_saved_is_refused(tmp_path: Path) ->
     lives(body)
 
 
-def test_a_lost_worker_ends_the_run_at_once_and_the_others_are_told_who(tmp_path: Path) -> None:
+def test_a_lost_worker_without_whom_there_is_no_plan_ends_the_run_and_the_others_are_told_who(
+    tmp_path: Path,
+) -> None:
     async def body() -> None:
-        async with coordinator(tmp_path) as this:
+        async with coordinator(tmp_path, a_job(parallelism="{stages: 2}")) as this:
             a = this.worker("a")
             await together(this, a, this.worker("b", drop_at_step=5))
         assert this.code is ExitCode.WORKER_LOST
@@ -264,11 +268,38 @@ def test_a_lost_worker_ends_the_run_at_once_and_the_others_are_told_who(tmp_path
     assert read_history(tmp_path).code == ExitCode.WORKER_LOST
 
 
+def test_a_run_goes_back_to_its_checkpoint_by_itself_and_the_ledger_shows_what_was_discarded(
+    tmp_path: Path,
+) -> None:
+    async def body() -> None:
+        async with coordinator(tmp_path, regather_s=60.0) as this:
+            a, b, c = this.worker("a"), this.worker("b", drop_at_step=5), this.worker("c")
+            first = asyncio.create_task(together(this, a, b))
+            await this.heard("left", name="b")
+            await together(this, c)
+            await first
+        assert this.code is ExitCode.OK
+        (told,) = this.all("recovery")
+        assert told["step"] == 3
+        assert "back to the checkpoint of step 3, 2 steps again" in told["reason"]
+        restored = a.restored | c.restored
+        assert restored == {f"layer-{i:04d}.safetensors": layer_bytes(i, 3) for i in range(4)}
+        assert [s["step"] for s in this.all("step")] == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+
+    lives(body)
+    h = read_history(tmp_path)
+    assert h.losses == tuple(pytest.approx(loss_of(i)) for i in range(8))
+    assert [s.attempt for s in h.steps] == [1] * 3 + [2] * 5
+    with Store(tmp_path, read_only=True) as store:
+        assert store.ledger().ranges == ((0, 64),)
+        assert len(store.rows("SELECT * FROM samples WHERE discarded = 1")) == 2
+
+
 def test_a_resumed_run_continues_as_if_it_had_not_stopped_with_another_number_of_workers(
     tmp_path: Path,
 ) -> None:
     async def body() -> None:
-        async with coordinator(tmp_path) as this:
+        async with coordinator(tmp_path, a_job(parallelism="{stages: 2}")) as this:
             await together(this, this.worker("a"), this.worker("b", drop_at_step=5))
         again, workers = await a_whole_run(
             tmp_path, job=a_job(parallelism="{stages: 3}"), resume=True, names=("a", "b", "c")

@@ -1,7 +1,8 @@
 """A pure world around the state machine: workers that answer commands, a clock that is a number.
 
 `World.feed` hands one event to `handle`; `World.answer` lets one worker obey its oldest command;
-`World.settle` lets all obey until nothing is left. Every command ever given is kept, in order.
+`World.settle` lets all obey until nothing is left. Every command ever given is kept, in order. What each
+worker really holds of the model is kept too, and nobody is told to take a layer from where it is not.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from itertools import pairwise
 
 from coordinator import commands as c
 from coordinator import events as e
-from coordinator.records import Options, Restore, State, Transition
+from coordinator.planning import topology_of
+from coordinator.records import OVER, Options, Restore, State, Transition
 from coordinator.state import handle, start
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo, weights_file
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.recovery import Gather, recover
+from scheduler.replan import Measured
 from scheduler.topology import Device
 
 N_LAYERS = 4
@@ -55,14 +59,20 @@ def a_file(layer: int, step: int) -> LayerFileInfo:
 
 class World:
     def __init__(
-        self, options: Options = OPTIONS, restore: Restore | None = None, *, replicas: int = 1
+        self, options: Options = OPTIONS, restore: Restore | None = None, *, replicas: int = 1, least: int = 1
     ) -> None:
+        """`least`: workers that the planner wants."""
+        self.least = least
         self.state: State = start(options, restore)
         self.now = 0.0
         self.replicas = replicas
         self.waiting: dict[str, deque[c.WorkerCommand]] = defaultdict(deque)
         self.todo: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
         """By worker: (plan, step) it was told to run, the first of which it has voted for."""
+        self.has: dict[str, dict[int, int]] = defaultdict(dict)
+        """By worker: layer -> the steps it has seen."""
+        self.running: dict[str, Plan] = {}
+        """By worker: the plan that it took last."""
         self.given: list[c.Command] = []
         self.reasons: list[str] = []
         self.plan_request: c.MakePlan | None = None
@@ -86,6 +96,8 @@ class World:
             elif isinstance(command, c.Evict):
                 self.waiting.pop(command.worker, None)
                 self.todo.pop(command.worker, None)
+                self.has.pop(command.worker, None)
+                self.running.pop(command.worker, None)
         return transition
 
     def join(self, *names: str, incarnation: str = "1", host: str = "") -> None:
@@ -108,9 +120,11 @@ class World:
             case c.MeasureLinks(peers):
                 links = tuple(e.LinkSample(p.name, 0.05, 1e7) for p in peers)
                 self.feed(e.LinksMeasured(worker, links))
-            case c.TakePlan(plan):
-                self.feed(e.Ready(worker, plan.version))
+            case c.TakePlan():
+                self._take(worker, body)
             case c.RunSteps(version, first, stop):
+                own = self._own(worker)
+                self.has[worker] = {i: n for i, n in self.has[worker].items() if i in own}
                 idle = not self.todo[worker]
                 self.todo[worker].extend((version, step) for step in range(first, stop))
                 if idle:
@@ -118,6 +132,9 @@ class World:
             case c.Commit():
                 if self.todo[worker] and self.todo[worker][0] == (body.plan_version, body.step):
                     self.todo[worker].popleft()
+                    for layer in self._own(worker):
+                        assert self.has[worker][layer] == body.step, "it did the step before"
+                        self.has[worker][layer] += 1
                     self._vote(worker)
                     if not self.todo[worker] and self.waiting[worker]:
                         return self.answer(worker)
@@ -135,13 +152,38 @@ class World:
             case c.AbortPlan():
                 self.todo[worker].clear()
             case c.Stop():
-                pass
+                if self.state.phase not in OVER:
+                    self.feed(e.Disconnected(worker, "it was stopped"))
         return body
 
-    def forget(self, worker: str) -> None:
-        """`worker` obeys nothing of what it was given."""
-        self.waiting[worker].clear()
+    def _own(self, worker: str) -> range:
+        """The layers of its stage in the plan that it took last."""
+        plan = self.running.get(worker)
+        rank = plan.rank_of_device(worker) if plan else None
+        return range(0) if plan is None or rank is None else range(*plan.partition[plan.stage_of(rank)])
+
+    def _take(self, worker: str, take: c.TakePlan) -> None:
         self.todo[worker].clear()
+        self.running[worker] = take.plan
+        for source in take.sources:
+            for donor in source.donors:
+                # A donor has obeyed what came before its own TakePlan by the time it serves.
+                queue = self.waiting[donor] if donor != worker else deque()
+                while queue and not isinstance(queue[0], c.TakePlan):
+                    self.answer(donor)
+                if donor not in self.state.members:
+                    return  # it is lost while it serves: whoever waits for it is told to stop
+                assert self.has[donor].get(source.layer) == take.step, f"{donor} lacks layer {source.layer}"
+            self.has[worker][source.layer] = take.step
+        if take.plan.rank_of_device(worker) is None:
+            return  # it serves
+        if not take.sources:
+            self.has[worker] = dict.fromkeys(self._own(worker), take.step)
+        self.feed(e.Ready(worker, take.plan.version))
+
+    def forget(self, worker: str) -> None:
+        """`worker` obeys nothing of what it was given but commits."""
+        self.waiting[worker] = deque(x for x in self.waiting[worker] if isinstance(x, c.Commit))
 
     def _vote(self, worker: str) -> None:
         """For the first step that it was told to run and that is not committed."""
@@ -153,14 +195,26 @@ class World:
         """Make a plan, or write a manifest, if one is asked for."""
         if self.plan_request is not None:
             request, self.plan_request = self.plan_request, None
-            names = [d.name for d in request.devices]
-            self.feed(e.Planned(line_plan(request.version, names, self.replicas)))
+            self.feed(self._planned(request))
             return True
         if self.manifest is not None:
             step, self.manifest = self.manifest.step, None
             self.feed(e.ManifestWritten(step))
             return True
         return False
+
+    def _planned(self, request: c.MakePlan) -> e.Event:
+        names = [d.name for d in request.devices]
+        able = len(names) // self.replicas * self.replicas
+        why = f"{self.least} workers are required"
+        plan = line_plan(request.version, names[:able], self.replicas) if able >= self.least else None
+        if request.standing is None:
+            return e.Planned(plan) if plan else e.PlanFailed(request.version, why)
+        measured = Measured(request.model, request.profiles, topology_of(request))
+        found = recover(request.standing, plan or why, measured, request.version)
+        if isinstance(found, Gather):
+            return e.PlanFailed(request.version, found.reason)
+        return e.Planned(found.plan, found)
 
     def settle(self, *, until: str = "", limit: int = 10_000) -> None:
         """Let everybody obey until nothing is left, or the phase is `until`."""
@@ -204,7 +258,14 @@ class World:
         return [x for x in self.given if isinstance(x, kind)]
 
     def steps(self) -> list[c.RecordStep]:
-        return [x for x in self.given if isinstance(x, c.RecordStep)]
+        """Those that count."""
+        found: list[c.RecordStep] = []
+        for x in self.given:
+            if isinstance(x, c.RecordStep):
+                found.append(x)
+            elif isinstance(x, c.Rewind):
+                del found[x.step :]
+        return found
 
     def manifests(self) -> list[c.WriteManifest]:
         return [x for x in self.given if isinstance(x, c.WriteManifest)]

@@ -73,6 +73,18 @@ def test_without_a_spare_the_other_replica_takes_the_whole_batch_and_no_layer_mo
     assert not found.from_checkpoint
 
 
+def test_a_shape_that_is_asked_for_is_kept_while_there_are_devices_for_it() -> None:
+    here = ("a", "b", "c", "e")
+    slow = measured(here, slow="e", bandwidth_Bps=1e3)
+    open_to_all = standing(a_plan(("a", "b"), ("c", "d")), here)
+    asked = replace(open_to_all, shape=(2, 2))
+    ways = [recover(s, "too few", slow) for s in (open_to_all, asked)]
+    assert [w.way for w in ways if isinstance(w, GoOn)] == ["fewer replicas", "repair"]
+    none_left = recover(replace(asked, here=("a", "b")), "too few", measured(("a", "b")))
+    assert isinstance(none_left, GoOn)
+    assert none_left.way == "fewer replicas"
+
+
 def test_two_broken_pipelines_make_one_whole() -> None:
     here = ("b", "c")
     found = recover(standing(a_plan(("a", "b"), ("c", "d")), here), "too few", measured(here))
