@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from compression import kernels_cpu
-from compression.grid import CodecError, Grid, NotFinite, packed_bytes
+from compression.grid import BLOCK, CodecError, Grid, NotFinite, packed_bytes
 from compression.payload import (
     DTYPES,
     Encoded,
@@ -91,7 +91,10 @@ class ActivationDeltaCodec:
             if not whole:  # else the thread that encodes may still want to know what became of its tensor
                 self._made.clear()
             try:
-                samples = [self._send(i, v, whole, key) for i, v in zip(key, x.unbind(), strict=True)]
+                if not whole and self._goes_at_once(key):
+                    samples = self._send_at_once(x, key)
+                else:
+                    samples = [self._send(i, v, whole, key) for i, v in zip(key, x.unbind(), strict=True)]
             except NotFinite:
                 for sample in key:
                     self._buffers.forget(sample)  # some may hold what is not finite
@@ -116,9 +119,38 @@ class ActivationDeltaCodec:
             value, scales, body[:n_codes], self._grid, self._seeds.next(), torch.get_num_threads(), memory
         )
         body[n_codes:] = scales.view(torch.uint8)
+        self._buffers.write(found, memory)
         self._remember(sample, found, memory, body)
-        checked = found.visits % self.spec.check_every == 0
-        return _Sample(CHANGE, before, self._buffers.checksum(found) if checked else 0, body)
+        return _Sample(CHANGE, before, self._due_checksum(found), body)
+
+    def _due_checksum(self, found: Remembered) -> int:
+        return self._buffers.checksum(found) if found.visits % self.spec.check_every == 0 else 0
+
+    def _goes_at_once(self, key: Key) -> bool:
+        """Whether all samples come again, and one pass over them gives the bits that a pass each would: no
+        block holds values of two, and nothing is drawn."""
+        n, grid = torch.Size(self._buffers.shape).numel(), self._grid
+        return (
+            self.spec.store == 16
+            and grid.scale == "group"
+            and not grid.stochastic
+            and n % BLOCK == BLOCK % grid.group == 0
+            and all(self._version(i) for i in key)
+        )
+
+    def _send_at_once(self, x: Tensor, key: Key) -> list[_Sample]:
+        found = [self._buffers.take(i, key) for i in key]
+        memory, threads = self._buffers.gather(found), torch.get_num_threads()
+        scales, codes = kernels_cpu.room(tuple(x.shape), self._grid)
+        kernels_cpu.encode_into(x, scales, codes, self._grid, 0, threads, memory)
+        self._buffers.scatter(found, memory)
+        bodies = torch.cat((codes.view(len(key), -1), scales.view(torch.uint8).view(len(key), -1)), 1)
+        samples = []
+        for sample, f, value, body in zip(key, found, memory.unbind(), bodies.unbind(), strict=True):
+            before = f.version
+            self._remember(sample, f, value, body)
+            samples.append(_Sample(CHANGE, before, self._due_checksum(f), body))
+        return samples
 
     def _first_body(self, value: Tensor) -> Tensor:
         if self.spec.first == 8:
@@ -139,9 +171,14 @@ class ActivationDeltaCodec:
             samples = self._split(encoded, dtype)
             self._require_known(samples, key)
             self._made.clear()
-            for sample, s in zip(key, samples, strict=True):
-                self._take(sample, s, dtype, key)
-            wrong = [i for i, s in zip(key, samples, strict=True) if s.checksum not in (0, self._checksum(i))]
+            if all(s.mode == CHANGE for s in samples) and self._goes_at_once(key):
+                self._take_at_once(samples, key)
+            else:
+                for sample, s in zip(key, samples, strict=True):
+                    self._take(sample, s, dtype, key)
+            wrong = [
+                i for i, s in zip(key, samples, strict=True) if s.checksum and s.checksum != self._checksum(i)
+            ]
             for sample in wrong:
                 self._buffers.forget(sample)
             if wrong:
@@ -158,7 +195,18 @@ class ActivationDeltaCodec:
         kernels_cpu.decode_into(
             memory, scales, s.body[:n_codes], self._grid, torch.get_num_threads(), add=True
         )
+        self._buffers.write(found, memory)
         self._remember(sample, found, memory, s.body)
+
+    def _take_at_once(self, samples: Sequence[_Sample], key: Key) -> None:
+        found = [self._buffers.take(i, key) for i in key]
+        memory, bodies = self._buffers.gather(found), torch.stack([s.body for s in samples])
+        n_codes = self._codes(self._grid)
+        codes, scales = bodies[:, :n_codes].flatten(), bodies[:, n_codes:].contiguous().view(torch.int16)
+        kernels_cpu.decode_into(memory, scales.view(-1), codes, self._grid, torch.get_num_threads(), add=True)
+        self._buffers.scatter(found, memory)
+        for sample, f, value, s in zip(key, found, memory.unbind(), samples, strict=True):
+            self._remember(sample, f, value, s.body)
 
     def _checksum(self, sample: int) -> int:
         found = self._buffers.find(sample)
@@ -216,11 +264,11 @@ class ActivationDeltaCodec:
             threads = torch.get_num_threads()
             value = kernels_cpu.dequantize(scales, body[:n_codes], shape, grid, torch.float32, threads)
         found.version = found.visits = 0
+        self._buffers.write(found, value)
         self._remember(sample, found, value, body)
 
     def _remember(self, sample: int, found: Remembered, value: Tensor, body: Tensor) -> None:
         """`value` is what both ends now hold, `body` what brought it about."""
-        self._buffers.write(found, value)
         self._made[sample] = value
         found.version = crc32(body.numpy().data, found.version) or 1
         found.visits += 1

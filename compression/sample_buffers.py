@@ -121,6 +121,18 @@ class SampleBuffers:
         kernels_cpu.encode_into(x, scales, data[:n_codes], self._grid, 0, torch.get_num_threads())
         data[n_codes : n_codes + SCALE_BYTES * scales.numel()] = scales.view(torch.uint8)
 
+    def gather(self, found: Sequence[Remembered]) -> Tensor:
+        """float16 (samples, …): a copy of what is remembered of them, where it is kept in float16."""
+        together = torch.empty((len(found), *self._shape), dtype=torch.float16)
+        for row, f in zip(together.view(len(found), -1), found, strict=True):
+            row.copy_(self._slot(f.slot).view(torch.float16))
+        return together
+
+    def scatter(self, found: Sequence[Remembered], together: Tensor) -> None:
+        """Inverse of `gather`."""
+        for row, f in zip(together.view(len(found), -1), found, strict=True):
+            self._slot(f.slot).view(torch.float16).copy_(row)
+
     def checksum(self, found: Remembered) -> int:
         """Of the slot's bytes; never 0."""
         return crc32(self._slot(found.slot).numpy().data) or 1
