@@ -12,10 +12,8 @@ the sender then sends the samples as first visits (`encode_first`). Knows no net
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from compression import kernels_cpu
+from compression.delta_frame import CHANGE, EIGHT, RAW, Sample, join, split
 from compression.grid import BLOCK, CodecError, Grid, NotFinite, packed_bytes
 from compression.payload import (
     DTYPES,
@@ -32,30 +31,13 @@ from compression.payload import (
     aligned,
     dtype_of,
     name_of,
-    parts,
-    require_bytes,
-    to_bytes,
 )
 from compression.sample_buffers import Remembered, SampleBuffers
 from compression.spec import AcsgdSpec
 
-_META = struct.Struct("<BII")
-"""Of a sample: how it comes, the version that a change is to, the checksum afterwards (0: none)."""
-RAW, EIGHT, CHANGE = range(3)
-
 
 class Drifted(CodecError):
     """What an end remembers is not what the other sent a change to: the tensor must come whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """What travels of one sample."""
-
-    mode: int
-    version: int
-    checksum: int
-    body: Tensor
 
 
 class ActivationDeltaCodec:
@@ -99,18 +81,15 @@ class ActivationDeltaCodec:
                 for sample in key:
                     self._buffers.forget(sample)  # some may hold what is not finite
                 raise
-        meta = b"".join(_META.pack(s.mode, s.version, s.checksum) for s in samples)
-        body = torch.cat([s.body for s in samples]) if samples else torch.empty(0, dtype=torch.uint8)
-        version = crc32(meta)  # of the frame, so that a log can tell two of them apart
-        return Encoded((memoryview(meta), to_bytes(body)), dtype, shape, self.spec.name, version)
+        return join(samples, dtype, shape, self.spec.name)
 
-    def _send(self, sample: int, value: Tensor, whole: bool, key: Key) -> _Sample:
+    def _send(self, sample: int, value: Tensor, whole: bool, key: Key) -> Sample:
         found = self._buffers.take(sample, key)
         if whole or not found.visits:
             mode = EIGHT if self.spec.first == 8 else RAW
             body = self._first_body(value)
             self._fill(sample, found, mode, body, value.dtype)
-            return _Sample(mode, 0, 0, body)
+            return Sample(mode, 0, 0, body)
         before = found.version
         body = torch.empty(self._grid.payload_bytes(value.shape), dtype=torch.uint8)
         n_codes, memory = packed_bytes(value.numel(), self._grid.bits), self._buffers.read(found)
@@ -121,7 +100,7 @@ class ActivationDeltaCodec:
         body[n_codes:] = scales.view(torch.uint8)
         self._buffers.write(found, memory)
         self._remember(sample, found, memory, body)
-        return _Sample(CHANGE, before, self._due_checksum(found), body)
+        return Sample(CHANGE, before, self._due_checksum(found), body)
 
     def _due_checksum(self, found: Remembered) -> int:
         return self._buffers.checksum(found) if found.visits % self.spec.check_every == 0 else 0
@@ -138,7 +117,7 @@ class ActivationDeltaCodec:
             and all(self._version(i) for i in key)
         )
 
-    def _send_at_once(self, x: Tensor, key: Key) -> list[_Sample]:
+    def _send_at_once(self, x: Tensor, key: Key) -> list[Sample]:
         found = [self._buffers.take(i, key) for i in key]
         memory, threads = self._buffers.gather(found), torch.get_num_threads()
         scales, codes = kernels_cpu.room(tuple(x.shape), self._grid)
@@ -149,7 +128,7 @@ class ActivationDeltaCodec:
         for sample, f, value, body in zip(key, found, memory.unbind(), bodies.unbind(), strict=True):
             before = f.version
             self._remember(sample, f, value, body)
-            samples.append(_Sample(CHANGE, before, self._due_checksum(f), body))
+            samples.append(Sample(CHANGE, before, self._due_checksum(f), body))
         return samples
 
     def _first_body(self, value: Tensor) -> Tensor:
@@ -185,7 +164,7 @@ class ActivationDeltaCodec:
                 raise Drifted(f"samples {wrong}: found another checksum of the buffer than the sender's")
             return self._stacked(key, shape, dtype)
 
-    def _take(self, sample: int, s: _Sample, dtype: torch.dtype, key: Key) -> None:
+    def _take(self, sample: int, s: Sample, dtype: torch.dtype, key: Key) -> None:
         found = self._buffers.take(sample, key)
         if s.mode != CHANGE:
             self._fill(sample, found, s.mode, s.body, dtype)
@@ -198,7 +177,7 @@ class ActivationDeltaCodec:
         self._buffers.write(found, memory)
         self._remember(sample, found, memory, s.body)
 
-    def _take_at_once(self, samples: Sequence[_Sample], key: Key) -> None:
+    def _take_at_once(self, samples: Sequence[Sample], key: Key) -> None:
         found = [self._buffers.take(i, key) for i in key]
         memory, bodies = self._buffers.gather(found), torch.stack([s.body for s in samples])
         n_codes = self._codes(self._grid)
@@ -212,32 +191,16 @@ class ActivationDeltaCodec:
         found = self._buffers.find(sample)
         return self._buffers.checksum(found) if found is not None else 0
 
-    def _split(self, encoded: Encoded, dtype: torch.dtype) -> list[_Sample]:
-        """The payload, sample by sample; sizes are checked before memory is taken."""
-        n, each = encoded.shape[0], encoded.shape[1:]
-        if encoded.n_bytes < n * _META.size:
-            require_bytes(encoded, n * _META.size)
-        buffers = list(encoded.payload)
-        whole = buffers[0] if len(buffers) == 2 and buffers[0].nbytes == n * _META.size else None
-        head = bytes(whole) if whole is not None else b"".join(buffers)[: n * _META.size]
-        meta = [_META.unpack_from(head, i * _META.size) for i in range(n)]
+    def _split(self, encoded: Encoded, dtype: torch.dtype) -> list[Sample]:
+        each = encoded.shape[1:]
         sizes = {
             RAW: torch.Size(each).numel() * dtype.itemsize,
             EIGHT: self._first_grid.payload_bytes(each),
             CHANGE: self._grid.payload_bytes(each),
         }
-        strange = [mode for mode, _, _ in meta if mode not in sizes]
-        if strange:
-            raise CodecError(
-                f"found a sample of kind {strange[0]}; required one of: {', '.join(map(str, sizes))}"
-            )
-        body_bytes = [sizes[mode] for mode, _, _ in meta]
-        require_bytes(encoded, n * _META.size + sum(body_bytes))
-        _, body = parts(encoded, [n * _META.size, sum(body_bytes)])
-        bodies = torch.split(body, body_bytes)
-        return [_Sample(m, v, c, b) for (m, v, c), b in zip(meta, bodies, strict=True)]
+        return split(encoded, sizes)
 
-    def _require_known(self, samples: Sequence[_Sample], key: Key) -> None:
+    def _require_known(self, samples: Sequence[Sample], key: Key) -> None:
         wrong = [
             sample
             for sample, s in zip(key, samples, strict=True)
