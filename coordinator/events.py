@@ -108,7 +108,7 @@ class StepVote:
     """A rank has reduced the gradients of `step`, and steps its optimizer when it is told to.
 
     `loss_sum` is summed over `tokens`; both are 0 but on last stages. `squares`: of each of the stage's
-    layers' gradients, summed.
+    layers' gradients, summed; `own_square`: of what the rank itself computed, before replicas were added.
     """
 
     worker: str
@@ -120,6 +120,9 @@ class StepVote:
     duration_s: float
     sent_bytes: int
     raw_bytes: int
+    own_square: float = 0.0
+    bad_activation: bool = False
+    bad_gradient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

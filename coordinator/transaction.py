@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from scheduler.bad_numbers import History, judge
 from scheduler.exit_codes import ExitCode
 from scheduler.gradient_norm import norm_of
 from scheduler.liveness import remember
@@ -18,6 +19,7 @@ from scheduler.plan import Plan
 from .commands import Commit, Order, RecordStep
 from .drive import proceed
 from .events import StepVote
+from .numbers import reports
 from .records import State, Transition, fail, frozen, ignored, put, step_to, then
 
 
@@ -51,10 +53,11 @@ def _commit(state: State, now: float) -> Transition:
         )
     loss = sum(e.loss_sum for e in last) / tokens
     if not math.isfinite(loss):
-        return fail(state, ExitCode.DIVERGED, f"step {step}: found a loss of {loss}, required a number")
+        reason = f"step {step}: found a loss of {loss}, required a number{_whose(plan, votes)}"
+        return fail(state, ExitCode.DIVERGED, reason)
     norms = [_norm(plan, replica, votes) for replica in range(plan.n_replicas)]
     if not all(map(math.isfinite, norms)):
-        return fail(state, ExitCode.DIVERGED, f"step {step}: {_not_finite(plan, votes)}")
+        return fail(state, ExitCode.DIVERGED, f"step {step}: {_not_finite(plan, votes)}{_whose(plan, votes)}")
     record = RecordStep(
         step=step,
         plan_version=plan.version,
@@ -87,6 +90,12 @@ def _commit(state: State, now: float) -> Transition:
 
 def _norm(plan: Plan, replica: int, votes: Mapping[str, StepVote]) -> float:
     return norm_of(votes[plan.device(plan.rank(replica, s))].squares for s in range(plan.n_stages))
+
+
+def _whose(plan: Plan, votes: Mapping[str, StepVote]) -> str:
+    """Where the bad numbers began, as far as the ranks' own gradients tell."""
+    verdict = judge(reports(plan, votes), History())
+    return f"; {verdict.reason}" if verdict.kind in ("not finite", "diverged") else ""
 
 
 def _not_finite(plan: Plan, votes: Mapping[str, StepVote]) -> str:

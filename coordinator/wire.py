@@ -89,6 +89,9 @@ def _step_vote(worker: str, m: pb.StepVote) -> e.StepVote:
         m.duration_s,
         m.sent_bytes,
         m.raw_bytes,
+        m.own_square,
+        m.bad_activation,
+        m.bad_gradient,
     )
 
 

@@ -192,7 +192,7 @@ class SpanMsg(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., mb: _Optional[int] = ..., peer: _Optional[int] = ..., n_bytes: _Optional[int] = ...) -> None: ...
 
 class StepVote(_message.Message):
-    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "squares", "duration_s", "sent_bytes", "raw_bytes")
+    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "squares", "duration_s", "sent_bytes", "raw_bytes", "own_square", "bad_activation", "bad_gradient")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,9 @@ class StepVote(_message.Message):
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWN_SQUARE_FIELD_NUMBER: _ClassVar[int]
+    BAD_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    BAD_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     step: int
     loss_sum: float
@@ -209,7 +212,10 @@ class StepVote(_message.Message):
     duration_s: float
     sent_bytes: int
     raw_bytes: int
-    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., squares: _Optional[_Iterable[float]] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ...) -> None: ...
+    own_square: float
+    bad_activation: bool
+    bad_gradient: bool
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., squares: _Optional[_Iterable[float]] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., own_square: _Optional[float] = ..., bad_activation: bool = ..., bad_gradient: bool = ...) -> None: ...
 
 class StepDone(_message.Message):
     __slots__ = ("plan_version", "step", "spans", "links")

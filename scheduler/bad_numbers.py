@@ -2,10 +2,11 @@
 
 What a rank reports is of its own micro-batches, before replicas are added: afterwards all replicas of a
 stage hold the same sum and nobody can tell where a NaN came from. A NaN also travels: what a broken rank
-sends makes its whole pipeline non-finite, so each rank says too whether what it was sent was in order. The
-one at fault got finite numbers and made others.
+sends makes its whole pipeline non-finite, and comes back to it with the gradients. So each rank says too
+whether the activations and the gradients that it was sent were in order: the one at fault is before the first
+stage that was sent a bad activation, or, if none was, the last one with bad gradients that was sent none.
 
-    not a number    found on some replicas, not on all -> the ranks that were sent finite numbers
+    not a number    found on some replicas, not on all -> the rank of each where it began
                     found on all replicas              -> the run diverges; no rank is to blame
     far off         the norm is FACTOR times the stage's median or less than 1 / FACTOR of it, more than
                     DEVIATIONS deviations from it on a log scale, and AMONG times away from the stage's
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isfinite, log, sqrt
 from statistics import median
 from typing import Literal
@@ -46,15 +48,16 @@ Kind = Literal["fine", "not finite", "far off", "diverged"]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One rank's own gradients in one step. `square`: their squares, summed. `was_sent_finite`: whether every
-    activation and gradient that it received was finite."""
+    """One rank's own gradients in one step. `square`: their squares, summed. `bad_activation`,
+    `bad_gradient`: whether it received one that was not finite."""
 
     rank: int
     replica: int
     stage: int
     square: float
     micro_batches: int = 1
-    was_sent_finite: bool = True
+    bad_activation: bool = False
+    bad_gradient: bool = False
 
     @property
     def finite(self) -> bool:
@@ -122,15 +125,24 @@ def _by_stage(reports: Sequence[Report]) -> dict[int, list[Report]]:
 
 def _not_finite(reports: Sequence[Report], bad: Sequence[Report]) -> Verdict:
     replicas, broken = {r.replica for r in reports}, {r.replica for r in bad}
-    first = [r for r in bad if r.was_sent_finite]
     if broken == replicas and len(replicas) > 1:
         where = ", ".join(str(r.rank) for r in bad)
         reason = f"every replica has gradients that are not finite (ranks {where}): the run diverges"
         return Verdict("diverged", (), reason)
-    at_fault = first or bad
+    at_fault = [_origin([r for r in reports if r.replica == replica]) for replica in sorted(broken)]
     said = ", ".join(f"rank {r.rank} (stage {r.stage}, replica {r.replica})" for r in at_fault)
-    how = "was sent finite numbers and made others" if first else "made numbers that are not finite"
-    return Verdict("not finite", tuple(r.rank for r in at_fault), f"{said} {how}")
+    reason = f"{said} was sent finite numbers and made others"
+    return Verdict("not finite", tuple(r.rank for r in at_fault), reason)
+
+
+def _origin(pipeline: Sequence[Report]) -> Report:
+    """The rank of a replica where its bad numbers began."""
+    by_stage = sorted(pipeline, key=lambda r: r.stage)
+    for before, r in pairwise(by_stage):
+        if r.bad_activation:
+            return before
+    sent_good = [r for r in by_stage if not r.finite and not r.bad_gradient]
+    return sent_good[-1] if sent_good else next(r for r in reversed(by_stage) if not r.finite)
 
 
 def _times(norm: float, known: Sequence[float]) -> float | None:

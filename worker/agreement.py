@@ -28,6 +28,11 @@ class Vote:
     """Since the step began on this rank."""
     sent_bytes: int
     raw_bytes: int
+    own_square: float = 0.0
+    """Of its own gradients, before replicas were added; summed."""
+    bad_activation: bool = False
+    """It received an activation that was not finite."""
+    bad_gradient: bool = False
 
 
 class Agreement(Protocol):

@@ -49,6 +49,7 @@ class GradientReduction:
         self._bounds = [
             shard_bounds(sum(p.numel() for p in parameters), len(self._group)) for parameters in owned
         ]
+        self._own_squares: list[Tensor] = []
 
     def expect(self) -> None:
         """Announce what the others will send, last layer first."""
@@ -66,6 +67,7 @@ class GradientReduction:
     def start(self, layer: int) -> None:
         """The layer's gradients are final on this rank: send the shards that others own. Never waits."""
         flat = torch.cat([_gradient(p).flatten() for p in self._owned[layer]])
+        self._own_squares.append(torch.linalg.vector_norm(flat).double().square())
         for p in self._owned[layer]:
             p.grad = None  # its values are in `flat`, its memory is free for the layers to come
         for dst, (start, stop) in zip(self._group, self._bounds[layer], strict=True):
@@ -74,6 +76,11 @@ class GradientReduction:
             elif start < stop:
                 self._peers.send("shard", dst, flat[start:stop], tag=self._tag(layer), quiet=True)
         self._add_what_is_there()
+
+    @property
+    def own_square(self) -> float:
+        """Squares of what this rank put in, summed: whose numbers are bad cannot be told from the sums."""
+        return float(torch.stack(self._own_squares).sum()) if self._own_squares else 0.0
 
     def finish(self) -> None:
         """Wait for all sums. Raises what `Peers.receive` raises.

@@ -141,6 +141,9 @@ class _Step:
             boundary_dtype(context.job.precision),
         )
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
+        self._bad_loss = ""
+        self._received = {k: torch.zeros((), device=context.device) for k in ("activation", "gradient")}
+        """By kind, the sum of all that was received: not finite if any of it is not."""
 
     def run(self) -> StepResult:
         with self._peers:
@@ -167,6 +170,7 @@ class _Step:
             case Recv(kind, mb, src):
                 samples = self._samples(mb)
                 x = self._peers.receive(kind, src, self._boundary, self._dtype, mb, samples=samples)
+                self._received[kind] = self._received[kind] + x.sum(dtype=torch.float32)
                 self._tensors[kind, mb] = x
             case Forward(mb):
                 self._reached("forward")
@@ -201,8 +205,8 @@ class _Step:
         if targets is not None and stage.is_last:
             loss = y.item()
             self._computed("forward", start_s, mb)
-            if not isfinite(loss):
-                raise Diverged(
+            if not isfinite(loss) and not self._bad_loss:  # the vote will tell; it may be this rank's alone
+                self._bad_loss = (
                     f"step {self._step}, rank {self._context.rank}, micro-batch {mb}: found the loss"
                     f" {loss}; required a finite one: resume with a lower lr or a lower clip_norm"
                 )
@@ -252,6 +256,8 @@ class _Step:
         squares = layer_squares(stage.owned, left_out=None if stage.is_first else stage.tied)
         self._computed("optimizer", start_s)
         self._grad_norm = self._agree(tuple(squares.tolist()))
+        if self._bad_loss:
+            raise Diverged(self._bad_loss)
         if not isfinite(self._grad_norm):
             raise Diverged(
                 f"step {self._step}, rank {context.rank}: found a gradient whose norm is no finite number;"
@@ -278,6 +284,8 @@ class _Step:
             start_s,
             recorder.sent_bytes,
             recorder.raw_bytes,
+            sum(squares) if self._reduction is None else self._reduction.own_square,
+            *(not bool(self._received[k].isfinite()) for k in ("activation", "gradient")),
         )
         self._reached("vote")
         norm = self._context.agreement.commit(vote)

@@ -34,6 +34,9 @@ class Votes:
             duration_s=vote.duration_s,
             sent_bytes=vote.sent_bytes,
             raw_bytes=vote.raw_bytes,
+            own_square=vote.own_square,
+            bad_activation=vote.bad_activation,
+            bad_gradient=vote.bad_gradient,
         )
         self._emit(pb.Event(step_vote=message))
         with self._changed:

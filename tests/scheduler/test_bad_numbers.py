@@ -63,19 +63,24 @@ def test_the_rank_that_made_it_is_named_with_its_stage(rank: int, value: float) 
 
 
 def test_ranks_that_were_sent_a_nan_are_not_to_blame() -> None:
-    """Rank 1 broke; 2 got its activation, 0 got its gradient."""
+    """Rank 1 broke in its forward: 2 got its activation, 1 the gradient of that, 0 the gradient of this."""
     reports = step_of(random.Random(7))
-    reports[0] = Report(0, 0, 0, nan, was_sent_finite=False)
-    reports[1] = Report(1, 0, 1, nan)
-    reports[2] = Report(2, 0, 2, nan, was_sent_finite=False)
+    reports[0] = Report(0, 0, 0, nan, bad_gradient=True)
+    reports[1] = Report(1, 0, 1, nan, bad_gradient=True)
+    reports[2] = Report(2, 0, 2, nan, bad_activation=True)
     assert judge(reports, history()).ranks == (1,)
 
 
-def test_a_whole_pipeline_is_named_when_it_cannot_be_told_who_began() -> None:
+def test_a_nan_that_is_born_in_the_backward_is_found_at_its_source() -> None:
     reports = step_of(random.Random(7))
-    for rank in range(STAGES):
-        reports[rank] = Report(rank, 0, rank, nan, was_sent_finite=False)
-    assert judge(reports, history()).ranks == (0, 1, 2)
+    reports[0] = Report(0, 0, 0, nan, bad_gradient=True)
+    reports[1] = Report(1, 0, 1, nan)
+    assert judge(reports, history()).ranks == (1,)
+
+
+def test_one_of_each_broken_replica_is_named() -> None:
+    reports = step_of(random.Random(7), r2=nan, r3=inf)
+    assert judge(reports, history()).ranks == (2, 3)
 
 
 def test_when_every_replica_has_it_the_run_diverges() -> None:
