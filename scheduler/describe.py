@@ -58,6 +58,7 @@ def describe(
         f"plan {plan.version}: {count(plan.n_stages, 'stage')} x {count(plan.n_replicas, 'replica')}, "
         f"{plan.schedule}{warmup}{recomputes}{streams}, {micro} a step",
         f"predicted step: {duration(step_s)}; devices idle in {bubble_fraction(timeline):.0%} of it",
+        *([f"codecs by link: {plan.codecs.told}"] if plan.codecs.told else []),
         "",
         *_table(rows),
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +33,13 @@ class PlanCodecs:
     def of_stage(self, stage: int) -> str:
         return self.reduce[stage] if self.reduce else IDENTITY
 
+    def of_replicas(self, replicas: Sequence[int]) -> PlanCodecs:
+        """Those of a plan whose replicas are these of this one."""
+        across, back = (
+            tuple(rows[r] for r in replicas) if rows else () for rows in (self.activation, self.gradient)
+        )
+        return PlanCodecs(across, back, self.reduce)
+
     @property
     def has_residuals(self) -> bool:
         """Whether every rank has something of its own to put into a checkpoint."""
@@ -45,6 +53,17 @@ class PlanCodecs:
             ("gradient", tuple(chain(*self.gradient))),
             ("reduce", self.reduce),
         )
+
+    @property
+    def told(self) -> str:
+        """`activation kbit:bits=4 on 12, identity on 44; reduce kbit`, the commonest first; '' for none."""
+        found = []
+        for kind, names in self.named:
+            of = Counter(names).most_common()
+            if of:
+                on = ", ".join(f"{name} on {n}" for name, n in of) if len(of) > 1 else of[0][0]
+                found.append(f"{kind} {on}")
+        return "; ".join(found)
 
     def misfits(self, n_stages: int, n_replicas: int) -> Iterator[tuple[str, str, str]]:
         """(kind, found, required) where these are not the codecs of so many stages and replicas."""

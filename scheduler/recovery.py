@@ -25,6 +25,7 @@ from scheduler.flows import TopologyNetwork
 from scheduler.layer_sources import Holding, Sources, layer_sources, loading_s, orphans, travelling
 from scheduler.plan import Plan, split_micro_batches
 from scheduler.profile import ModelProfile
+from scheduler.remembered import kept_bytes
 from scheduler.replan import Measured
 from scheduler.schedule import in_flight
 from scheduler.settings import Setting, priced
@@ -155,15 +156,19 @@ def with_fewer_replicas(standing: Standing, now: Measured, version: int) -> Iter
     """The running plan with as many replicas as every stage still has holders for, whole pipelines first;
     the global batch is kept and no layer moves. Nothing if a stage has no holder, or memory does not do."""
     running, here = standing.running, set(standing.here)
-    whole = [row for row in running.placement if set(row) <= here]
-    broken = [row for row in running.placement if not set(row) <= here]
-    left = [[row[s] for row in broken if row[s] in here] for s in range(running.n_stages)]
-    joined = list(zip(*left, strict=False))
-    pipelines = (*whole, *joined)
+    rows = list(enumerate(running.placement))
+    whole = [r for r, row in rows if set(row) <= here]
+    broken = [r for r, row in rows if not set(row) <= here]
+    holders = [[running.placement[r][s] for r in broken] for s in range(running.n_stages)]
+    joined = list(zip(*([n for n in names if n in here] for names in holders), strict=False))
+    pipelines = (*(running.placement[r] for r in whole), *joined)
     if not pipelines or len(pipelines) == running.n_replicas:
         return
     shares = split_micro_batches(sum(running.micro_batches), len(pipelines))
-    plan = replace(running, version=version, placement=pipelines, micro_batches=shares, reasons=())
+    codecs = running.codecs.of_replicas([*whole, *broken[: len(joined)]])
+    plan = replace(
+        running, version=version, placement=pipelines, micro_batches=shares, reasons=(), codecs=codecs
+    )
     if fits(plan, now.model, now.topology):
         yield plan
 
@@ -175,7 +180,8 @@ def fits(plan: Plan, model: ModelProfile, topology: Topology) -> bool:
     for rank in range(plan.n_ranks):
         start, stop = plan.partition[plan.stage_of(rank)]
         has = memory_bytes.get(plan.device(rank), 0)
-        if has and stage_memory_bytes(model, start, stop, in_flight(plan.actions(rank))) > has:
+        needed = stage_memory_bytes(model, start, stop, in_flight(plan.actions(rank)))
+        if has and needed + kept_bytes(plan, rank, model, topology) > has:
             return False
     return True
 

@@ -8,7 +8,6 @@ judges, where it is the engine, else the engine itself, and then boundary by bou
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -163,16 +162,9 @@ def twin_judge(
 
 
 def _reason(codecs: PlanCodecs, free_s: float, step_s: float) -> str:
-    told = [f"{kind} {_counted(names)}" for kind, names in codecs.named if names]
-    if not told:
+    if not (told := codecs.told):
         return f"No link is worth compressing: {duration(free_s)} a step without."
     return (
-        f"Codecs, the least that shorten the step: {'; '.join(told)}; {duration(step_s)} a step predicted"
+        f"Codecs, the least that shorten the step: {told}; {duration(step_s)} a step predicted"
         f" against {duration(free_s)} with the same placement and none."
     )
-
-
-def _counted(names: Sequence[str]) -> str:
-    """`kbit:bits=4 on 12 links, identity on 44`, the commonest first."""
-    of = Counter(names).most_common()
-    return ", ".join(f"{name} on {n}" for name, n in of) if len(of) > 1 else of[0][0]

@@ -11,6 +11,7 @@ from compression.spec import AcsgdSpec, codec_spec
 from scheduler.bottleneck import headroom
 from scheduler.choose_codecs import link_codecs
 from scheduler.cost import durations, step_time_s
+from scheduler.describe import describe
 from scheduler.job import JobSpec, parse_job
 from scheduler.job_compression import AutoOptions
 from scheduler.ladders import ladder
@@ -159,6 +160,8 @@ def test_a_plan_names_codecs_link_by_link_and_the_engine_prices_them() -> None:
     links = regions().subset([0, 1, 2, 3])
     plan = plan_for((("d0", "d1"), ("d2", "d3")), asked, model(), devices(4), links, 1)
     assert plan.codecs.activation == (("identity",), ("kbit:bits=2",))
+    told = describe(plan, model(), links, devices(4)).splitlines()
+    assert told[2] == "codecs by link: activation identity on 1, kbit:bits=2 on 1"
     priced = durations(plan, model(), devices(4), links)
     assert priced.activation_bytes[plan.rank(0, 0)] == BOUNDARY_BYTES
     assert priced.activation_bytes[plan.rank(1, 0)] == codec_spec("kbit:bits=2").wire_bytes(SHAPE, 4)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scheduler.flows import TopologyNetwork
 from scheduler.layer_sources import Holding, Source, holdings_of, layer_sources, loading_s, orphans
 from scheduler.plan import Plan
+from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.recovery import Gather, GoOn, Standing, recover
 from scheduler.replan import Measured
@@ -44,6 +45,17 @@ def measured(
 
 def standing(running: Plan, here: tuple[str, ...], step: int = 7, saved: int | None = 5) -> Standing:
     return Standing(running, here, holdings_of(running, step, here), step, 100, saved)
+
+
+def test_pipelines_that_go_on_keep_the_codecs_of_their_links() -> None:
+    rows = ("a", "b"), ("c", "d"), ("e", "f")
+    names = ("kbit:scale=tensor",), ("fp16",), ("identity",)
+    plan = replace(a_plan(*rows, samples=12), codecs=PlanCodecs(names, (), ("identity", "fp16")))
+    here = ("a", "d", "e", "f")
+    found = recover(standing(plan, here), "too few", measured(here))
+    assert isinstance(found, GoOn)
+    assert found.plan.placement == (("e", "f"), ("a", "d"))
+    assert found.plan.codecs == PlanCodecs((("identity",), ("kbit:scale=tensor",)), (), ("identity", "fp16"))
 
 
 def test_a_spare_takes_the_place_and_fetches_from_the_replica_that_lives() -> None:
