@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from protos.convert import PeerInfo
+from scheduler.bad_numbers import Conduct, History
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding
@@ -159,6 +160,14 @@ class State:
     granted: int = 0
     votes: Mapping[str, StepVote] = field(default_factory=lambda: frozen({}))
     """For step `done`, by worker."""
+    norms: History = field(default_factory=History)
+    """Of the gradients of committed steps."""
+    conduct: Conduct = field(default_factory=Conduct)
+    """By identity, the steps that a worker's numbers spoiled."""
+    repeated: int = -1
+    """The step that was done again as it was, because its numbers looked bad."""
+    quarantined: frozenset[str] = frozenset()
+    """Identities that are not taken in any more."""
     progress_s: float = 0.0
     """When the last step was committed, or the steps began."""
     steps_s: tuple[float, ...] = ()

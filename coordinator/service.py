@@ -47,6 +47,10 @@ CHUNK_DEADLINE_S = 180.0
 """A piece of a file that does not come for this long is given up."""
 MAX_ADDRESS = 256
 MAX_UPLOADS = 64
+_REFUSED = {
+    ExitCode.NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
+    ExitCode.QUARANTINED: grpc.StatusCode.PERMISSION_DENIED,
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 SERVER_OPTIONS = (
@@ -109,8 +113,7 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
         device = device_from_message(request.device, request.name)
         refusal = self._driver.join(e.Join(device, request.incarnation, session, peer))
         if refusal is not None:
-            taken = refusal.code is ExitCode.NAME_TAKEN
-            status = grpc.StatusCode.ALREADY_EXISTS if taken else grpc.StatusCode.FAILED_PRECONDITION
+            status = _REFUSED.get(refusal.code, grpc.StatusCode.FAILED_PRECONDITION)
             await _abort(context, status, refusal.reason)
         if not self._is_own(request.token):
             spent = self._tokens.admit(request.token, time.time(), request.name, request.identity_proof)

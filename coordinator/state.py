@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
+from scheduler.bad_numbers import STRIKES
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
 
@@ -43,6 +44,7 @@ from .events import (
     StepVote,
     Tick,
 )
+from .numbers import BadNumbers, bad_numbers, identity
 from .prepare import advance, on_links, on_plan_failed, on_planned, on_profiled, on_ready
 from .records import (
     OVER,
@@ -156,7 +158,8 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
         case Ready():
             return _ready(state, event, now)
         case StepVote():
-            return on_step_vote(state, event, now)
+            bad = bad_numbers(state, event)
+            return on_step_vote(state, event, now) if bad is None else _do_again(state, bad, now)
         case Saved():
             return on_saved(state, event, now)
         case Evaluated():
@@ -180,6 +183,9 @@ def _join(state: State, event: Join, now: float) -> Transition:
         )
         return Transition(state, (Refuse(ExitCode.NAME_TAKEN, reason),), reason)
     member = Member(event.device, event.incarnation, event.session, event.peer, seen_s=now)
+    if identity(member) in state.quarantined:
+        reason = f"{name} is in quarantine: its numbers were bad {STRIKES} times"
+        return Transition(state, (Refuse(ExitCode.QUARANTINED, reason),), reason)
     state = replace(state, members=put(state.members, name, member), departed=drop(state.departed, name))
     return Transition(state, (), f"{name} joined")
 
@@ -249,6 +255,22 @@ def _lost(state: State, name: str, why: str, now: float) -> Transition:
     if state.phase in PREPARING:
         return then(gone, advance(replace(state, team=())))
     return then(gone, interrupted(state, reason, now)) if took_part else gone
+
+
+def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
+    """Forget the step, and do it again: as it was, or without those whose numbers are bad."""
+    decision = bad.decision
+    reason = f"step {state.done}: {decision.reason}"
+    state = replace(state, conduct=bad.conduct, repeated=state.done)
+    if decision.action == "quarantine":
+        out = {identity(state.members[name]) for name in decision.workers}
+        state = replace(state, quarantined=state.quarantined | out)
+    if decision.action == "repeat":
+        return interrupted(state, reason, now)
+    result = Transition(state)
+    for name in decision.workers:
+        result = then(result, _lost(result.state, name, reason, now))
+    return result
 
 
 def _failed(state: State, event: Failed, now: float) -> Transition:

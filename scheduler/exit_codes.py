@@ -41,6 +41,7 @@ class ExitCode(IntEnum):
     RUN_OVER = 25
     NO_NAMESPACES = 26
     TLS = 27
+    QUARANTINED = 28
     INTERRUPTED = 130
 
 
@@ -105,6 +106,8 @@ _TABLE = (
          "Run as root or allow user namespaces on Linux, or shape links by --backend relay."),
     Exit(ExitCode.TLS, "A certificate, its key or the authority does not fit.",
          "Make them with `coordinator certs`, and give workers its ca.pem by --ca."),
+    Exit(ExitCode.QUARANTINED, "The worker's numbers were bad too often; it is not taken in any more.",
+         "Test the machine's memory and device; the coordinator's log names the steps."),
     Exit(ExitCode.INTERRUPTED, "Stopped by a signal before it was done.",
          "Start with --resume to continue from the last checkpoint."),
 )  # fmt: skip

@@ -28,6 +28,7 @@ _REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION: ExitCode.PROTOCOL_VERSION,
     grpc.StatusCode.UNAUTHENTICATED: ExitCode.TOKEN,
     grpc.StatusCode.ALREADY_EXISTS: ExitCode.NAME_TAKEN,
+    grpc.StatusCode.PERMISSION_DENIED: ExitCode.QUARANTINED,
 }
 
 
