@@ -227,8 +227,9 @@ def bars(given: Sequence[Bar], title: str, width: float = WIDE, note: str = "") 
     out, top = heading(title, note, width)
     names = list(dict.fromkeys(name for b in given for name, _ in b.parts))
     colours = {n: PART_COLOURS.get(n, HUES[k % len(HUES)]) for k, n in enumerate(names)}
-    keys, top = legend([(n, colours[n]) for n in names], top, width)
-    out += keys
+    if len(names) > 1:
+        keys, top = legend([(n, colours[n]) for n in names], top, width)
+        out += keys
     widest = max((text_px(b.label) for b in given), default=0.0)
     above = widest > 0.3 * width
     left, right = (0.0 if above else widest + 12), width - 64

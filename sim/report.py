@@ -119,9 +119,8 @@ def plates(contents: Contents) -> list[tuple[str, list[Plate]]]:
                 "Exposed communication: waiting for what has been sent. "
                 "Bubble: waiting for work that others have not done yet, and idling."
             )
-        sections.append(
-            ("Where the time goes", [Plate.of("time", lambda w: bars(given, title, w, note), caption)])
-        )
+        goes = "Where the time goes" if note else "Step times"
+        sections.append((goes, [Plate.of("time", lambda w: bars(given, title, w, note), caption)]))
     sections += [s for s in (_throughput(c), _over_time(c), _training(c)) if s[1]]
     return sections
 
