@@ -7,7 +7,7 @@ Letters: B samples, T positions, D hidden, N pairs of modes of a channel's state
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log2
+from math import isqrt, log2
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -46,11 +46,18 @@ def conv_cost(sizes: Sizes, channels: int, kernel: Cost) -> Cost:
     )
 
 
+def digits(length: int) -> tuple[int, int]:
+    """How many values a position's high and its low digit take: about the root of `length` each."""
+    low = isqrt(length - 1) + 1
+    return -(-length // low), low
+
+
 def modes_cost(sizes: Sizes, channels: int, modes: int) -> Cost:
-    """The filters of a diagonal state space: powers of the modes (complex), and one product with what is
-    read of them, done again in backward. A step goes through the state, elementwise."""
-    product = 2.0 * channels * modes * sizes.length
-    powers = 2 * channels * modes * sizes.length * 8
+    """The filters of a diagonal state space: powers of the modes (complex) for each of the positions' two
+    digits, and one product of the two, done again in backward. A step goes through the state, elementwise."""
+    high, low = digits(sizes.length)
+    product = 2.0 * channels * modes * high * low
+    powers = 2 * channels * modes * (high + low) * 8
     state = 2 * sizes.batch * channels * modes * sizes.value_bytes
     parameters = channels * (2 + 4 * modes)  # step, skip; modes and reads, real and imaginary
     return Cost(parameters, product, 3 * product, 0, working_bytes=powers, state_bytes=state)

@@ -19,6 +19,7 @@ from math import log, sqrt
 import torch
 from torch import Tensor, nn
 
+from scheduler.mixers.convolution import digits
 from worker.model.cores import recomputed
 from worker.model.fft_conv import fft_conv, toeplitz
 from worker.model.hippo import Init, modes
@@ -65,10 +66,10 @@ class DiagonalSsm(nn.Module):
             state = power_DN * state + write_DN * x_BTD.mT
             taken: Tensor = 2 * (read_DN * state).sum(-1).real[:, None]
             return taken + skipped, state
-        powers_DNT = power_DN[..., None] ** torch.arange(length, device=x_BTD.device)
+        powers_DNT = _powers(power_DN, length)
         begun = state * power_DN
         remembered = 2 * torch.einsum("bdn,dnt->btd", begun * read_DN, powers_DNT).real
-        y = fft_conv(x_BTD, _filter(read_DN * write_DN, powers_DNT)) + remembered + skipped
+        y = fft_conv(x_BTD, _filter(read_DN * write_DN, power_DN, length)) + remembered + skipped
         written = torch.einsum("btd,dnt->bdn", x_BTD.to(state.dtype), powers_DNT.flip(-1)) * write_DN
         return y, begun * power_DN ** (length - 1) + written
 
@@ -91,11 +92,23 @@ def _discrete(log_step_D: Tensor, rates: Tensor, reads: Tensor) -> tuple[Tensor,
     return power_DN, (power_DN - 1) / a_DN, torch.complex(*reads.view(2, len(log_step_D), -1))
 
 
-def _filter(taken_DN: Tensor, powers_DNT: Tensor) -> Tensor:
-    return 2 * torch.einsum("dn,dnt->dt", taken_DN, powers_DNT).real
+def _filter(taken_DN: Tensor, power_DN: Tensor, length: int) -> Tensor:
+    """2 Re sum_n taken power^t for t below `length`, (D,T): as a product of the powers of t's high digit with
+    those of its low one, so that of T powers only about 2 sqrt(T) are made."""
+    high, low = digits(length)
+    near_DNl = _powers(power_DN, low)
+    far_DNh = taken_DN[..., None] * _powers(power_DN**low, high)
+    return 2 * (far_DNh.mT @ near_DNl).real.flatten(1)[:, :length]
+
+
+def _powers(power_DN: Tensor, n: int) -> Tensor:
+    """(D,N,n) from power^0 on, by doubling: products are many times cheaper than complex powers."""
+    powers, step = torch.ones_like(power_DN)[..., None], power_DN[..., None]
+    while powers.shape[-1] < n:
+        powers, step = torch.cat((powers, powers * step), dim=-1), step * step
+    return powers[..., :n]
 
 
 def _convolved(x_BTD: Tensor, log_step_D: Tensor, rates: Tensor, reads: Tensor) -> Tensor:
     power, write, read = _discrete(log_step_D, rates, reads)
-    powers_DNT = power[..., None] ** torch.arange(x_BTD.shape[1], device=x_BTD.device)
-    return fft_conv(x_BTD, _filter(read * write, powers_DNT))
+    return fft_conv(x_BTD, _filter(read * write, power, x_BTD.shape[1]))
