@@ -91,7 +91,7 @@ def test_a_stage_computes_the_next_micro_batch_while_it_encodes_the_last(
     assert [s.mb for s in spans] == [0, 1, 2, 3]
     assert all(s.n_bytes and s.peer == 1 for s in spans)
     (forward_1,) = (s for s in first.spans if s.kind == "forward" and s.mb == 1)
-    assert spans[0].start_s <= forward_1.start_s <= spans[0].end_s
+    assert forward_1.start_s <= spans[0].end_s
     assert [s.mb for s in last.spans if s.kind == "decode" and s.n_bytes == spans[0].n_bytes] == [0, 1, 2, 3]
 
 
