@@ -46,6 +46,8 @@ SERVICE = "isthmus.v1.Orchestrator"
 CHUNK_DEADLINE_S = 180.0
 """A piece of a file that does not come for this long is given up."""
 MAX_ADDRESS = 256
+MAX_TEXT = 256
+"""Of what a worker tells of itself, which is kept and shown as long as the run lasts."""
 MAX_UPLOADS = 64
 _REFUSED = {
     ExitCode.NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
@@ -102,6 +104,14 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
                 f"found data address {request.data_address[:80]!r} and incarnation "
                 f"{request.incarnation[:80]!r}, required both",
             )
+        device = request.device
+        for what, text in (
+            ("incarnation", request.incarnation), ("kind", device.kind), ("model", device.model),
+            ("host", device.host), ("region", device.region),
+        ):  # fmt: skip
+            if len(text) > MAX_TEXT:
+                reason = f"found a {what} of {len(text)} characters, required at most {MAX_TEXT}"
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
         if not is_curve_key(request.curve_public_key):
             await _abort(
                 context,
@@ -110,8 +120,8 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
             )
         session = new_session()
         peer = PeerInfo(request.name, request.data_address, request.curve_public_key)
-        device = device_from_message(request.device, request.name)
-        refusal = self._driver.join(e.Join(device, request.incarnation, session, peer))
+        described = device_from_message(device, request.name)
+        refusal = self._driver.join(e.Join(described, request.incarnation, session, peer))
         if refusal is not None:
             status = _REFUSED.get(refusal.code, grpc.StatusCode.FAILED_PRECONDITION)
             await _abort(context, status, refusal.reason)

@@ -12,6 +12,7 @@ from typing import assert_never
 from protos import orchestrator_pb2 as pb
 from protos.convert import (
     MAX_LAYERS,
+    MAX_RANKS,
     ConvertError,
     file_from_message,
     file_to_message,
@@ -38,6 +39,10 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             p = m.profiled
             return e.Profiled(worker, layers, profile, p.data_digest, p.n_samples, p.n_eval_samples)
         case "links_measured":
+            if len(m.links_measured.links) > MAX_RANKS:
+                raise ConvertError(
+                    f"links: found {len(m.links_measured.links)} entries, required at most {MAX_RANKS}"
+                )
             return e.LinksMeasured(worker, tuple(_link(x) for x in m.links_measured.links))
         case "ready":
             return e.Ready(worker, m.ready.plan_version)

@@ -49,6 +49,10 @@ def test_a_join_token_is_spent_by_joining_and_a_key_must_be_one(tmp_path: Path) 
 
             with refused(grpc.StatusCode.INVALID_ARGUMENT, "required 40 of Z85"):
                 await this.call("Join", request("a", b"a" * 32, b"x" * 39))
+            large = request("a", b"a" * 32)
+            large.device.region = "x" * 257
+            with refused(grpc.StatusCode.INVALID_ARGUMENT, "found a region of 257 characters"):
+                await this.call("Join", large)
             assert tokens.list()[0].used == 0
             assert (await this.call("Join", request("a", b"a" * 32))).session
             assert tokens.list()[0].names == ("a",)
