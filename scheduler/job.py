@@ -105,6 +105,8 @@ class DataSpec(_Strict):
     """`bytes`, or the path of a `tokenizers` JSON file (or a directory that holds tokenizer.json)."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.01
     eval_samples: Annotated[int, Field(ge=0)] = 64
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Training samples of an epoch, for plans made before a worker has counted them; 0: not known."""
 
 
 class OptimizerSpec(_Strict):

@@ -24,6 +24,7 @@ from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.topology import Device, Topology
 from scheduler.units import MBIT_BPS
+from scheduler.visits import Visits
 from sim.network import Conventions, NetworkOverTime, StillNetwork, TraceNetwork, devices_of
 from sim.replay import Work
 from sim.topology_file import Positions, read_topology
@@ -307,6 +308,7 @@ def read_work(job: JobSpec, devices: Sequence[Device], gpus: Gpus) -> Work:
     profile = model_profile(
         model, job.profiled_micro_batch, job.sequence_length, dtype_bytes, optimizer=job.optimizer
     )
+    profile = replace(profile, visits=Visits(job.data.samples, job.steps * job.global_batch))
     return Work(profile, tuple(_profile(profile, d, gpus) for d in devices))
 
 

@@ -15,13 +15,14 @@ from scheduler.describe import describe
 from scheduler.job import JobSpec, parse_job
 from scheduler.job_compression import AutoOptions
 from scheduler.ladders import ladder
-from scheduler.link_codecs import codecs_of_cells
+from scheduler.link_codecs import codecs_of_cells, codecs_of_plan
 from scheduler.partition import DoesNotFit
 from scheduler.plan import Plan
 from scheduler.plan_codecs import NO_CODECS, PlanCodecs, same_everywhere
 from scheduler.planner import make_plan, plan_for
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.relax_codecs import SLACK
+from scheduler.step_time import plan_step_s, pricing_of
 from scheduler.topology import Device, Topology
 from scheduler.visits import Visits, acsgd_bytes
 
@@ -293,6 +294,9 @@ def test_first_visits_make_a_plan_dearer_the_more_replicas_share_the_samples() -
     sent = durations(plans[1], returning(epochs=3), devices(4), links).activation_bytes[0]
     assert sent == acsgd_bytes(spec, SHAPE, 4, Visits(100, 300), 2)
     assert step_time_s(plans[1], returning(epochs=3), devices(4), links) == pytest.approx(known)
+    tables = codecs_of_plan(plans[1], [f"d{i}" for i in range(4)])
+    twin = pricing_of(returning(epochs=3), devices(4), links, tables, n_replicas=2)
+    assert plan_step_s(twin, plans[1]) == pytest.approx(known, rel=1e-9)
 
 
 def test_what_codecs_remember_counts_as_memory_where_the_device_s_is_its_host_s() -> None:
