@@ -99,6 +99,10 @@ class IdentityCodec:
         """Nothing is remembered."""
 
 
+HALF_INFINITY = 0x7C00
+"""The bits of an infinite float16; those of NaNs are above."""
+
+
 class HalfCodec:
     """float16 on the wire."""
 
@@ -110,7 +114,9 @@ class HalfCodec:
         del key
         name = name_of(x, floats=True)
         half = x.detach().half().contiguous().cpu()
-        if not bool(torch.isfinite(half).all()):
+        # As integers, which is several times as fast as torch.isfinite on halves.
+        magnitudes = half.view(torch.int16).bitwise_and(0x7FFF)
+        if half.numel() and int(magnitudes.max()) >= HALF_INFINITY:
             raise NotFinite(
                 "found a value that float16 cannot hold (NaN, or beyond 65504); required smaller ones, or a"
                 " codec with scales, such as kbit with 8 bits"
