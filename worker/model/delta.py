@@ -112,7 +112,8 @@ class Delta(SequenceMixer):
         return Inputs(q, k, v, strength.sigmoid().mT, fading.mT), gate, state
 
     def _finished(self, gate_BTD: Tensor, y_BHTP: Tensor) -> Tensor:
-        y: Tensor = self.out(self.norm(y_BHTP.transpose(1, 2)).flatten(2) * F.silu(gate_BTD))
+        normed = self.norm(y_BHTP.transpose(1, 2).to(self.norm.weight.dtype))
+        y: Tensor = self.out(normed.flatten(2) * F.silu(gate_BTD))
         return y
 
 

@@ -87,5 +87,6 @@ class Hydra(SequenceMixer):
         return gate, x.reshape(*x.shape[:2], self.heads, -1), directions
 
     def _finished(self, gate_BTD: Tensor, y_BTHP: Tensor) -> Tensor:
-        y: Tensor = self.out(self.norm(y_BTHP.flatten(2) * F.silu(gate_BTD)))
+        gated = y_BTHP.flatten(2) * F.silu(gate_BTD)
+        y: Tensor = self.out(self.norm(gated.to(self.norm.weight.dtype)))
         return y

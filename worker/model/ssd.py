@@ -86,7 +86,8 @@ class Ssd(SequenceMixer):
         return gate, x, b, c, F.softplus(step + self.step_bias), state
 
     def _finished(self, gate_BTD: Tensor, y_BTHP: Tensor) -> Tensor:
-        y: Tensor = self.out(self.norm(y_BTHP.flatten(2) * F.silu(gate_BTD)))
+        gated = y_BTHP.flatten(2) * F.silu(gate_BTD)
+        y: Tensor = self.out(self.norm(gated.to(self.norm.weight.dtype)))
         return y
 
 

@@ -25,6 +25,7 @@ from worker.model.huggingface import (
     save_pretrained,
     spec_from_config,
 )
+from worker.model.huggingface_config import config_of
 from worker.model.huggingface_names import sources
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -380,3 +381,11 @@ def test_a_failed_write_leaves_the_model_that_was_there(
     with pytest.raises(HuggingFaceError, match=r"could not be written: .*No space left on device"):
         save_pretrained(tmp_path, model, whole)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_blocks_that_hugging_face_has_no_name_for_are_not_written() -> None:
+    model = spec(family="llama", layers=(("attention", "mlp"), ("ssd", "mlp")))
+    with pytest.raises(HuggingFaceError, match=r"found a block \[ssd, mlp\]; required \[attention, mlp\]"):
+        config_of(model)
+    plain = config_of(spec(family="llama", layers=("3 x [attention, mlp]",)))
+    assert plain == config_of(spec(family="llama", layers=3))
