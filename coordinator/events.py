@@ -104,6 +104,16 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Holds:
+    """What a worker that joined again still has of the model: layers start .. stop - 1 after `step` steps."""
+
+    worker: str
+    step: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepVote:
     """A rank has reduced the gradients of `step`, and steps its optimizer when it is told to.
 
@@ -200,6 +210,7 @@ Event = (
     | LinksMeasured
     | Ready
     | StepVote
+    | Holds
     | Saved
     | Evaluated
     | LayerStored

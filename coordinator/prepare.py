@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from scheduler.exit_codes import ExitCode
-from scheduler.layer_sources import Sources
+from scheduler.layer_sources import Holding, Sources
 from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
 from scheduler.recovery import GoOn, Standing
 from scheduler.visits import Visits
 
 from .commands import Command, LayerPart, MakePlan, MeasureLinks, Order, Profile, Rewind, Stop, TakePlan
-from .events import LinksMeasured, PlanFailed, Planned, Profiled, Ready
+from .events import Holds, LinksMeasured, PlanFailed, Planned, Profiled, Ready
 from .records import (
     PREPARING,
     State,
@@ -44,9 +44,9 @@ def advance(state: State) -> Transition:
     are known.
     """
     team = tuple(n for n in state.connected if n not in state.leaving)
-    if state.ran is not None and state.known and state.known != state.refused:
+    if state.ran is not None and not state.awaited and state.known and state.known != state.refused:
         return _plan(state, state.known)
-    need = 1 if state.ran else state.options.min_workers
+    need = 1 if state.ran is not None and not state.awaited else state.options.min_workers
     if len(team) < need:
         return step_to(state, f"have {len(team)} of {need} workers", phase="gathering")
     unprofiled = [n for n in team if n not in state.profiles]
@@ -61,7 +61,35 @@ def advance(state: State) -> Transition:
         return _measure(state, unmeasured)
     if team == state.refused:
         return step_to(state, state.reason, phase="gathering")
+    away = [n for n in state.awaited if n not in team]
+    if away and state.held:  # who is back still has its layers: the others may have theirs
+        return step_to(state, f"waiting for {', '.join(away)} to come back", phase="gathering")
     return _plan(state, team)
+
+
+def background(state: State) -> Transition:
+    """Profile and measure those who stand by, one thing at a time, beside the run: whoever is known can take
+    a lost worker's place at once."""
+    standby = [n for n in state.connected if n not in state.ranks and n not in state.leaving]
+    if _occupied(state):
+        return Transition(state)
+    for name in standby:
+        if name not in state.profiles:
+            members = put(state.members, name, replace(state.members[name], occupies=(_host(state, name),)))
+            return step_to(
+                state, f"{name} stands by and is profiled", Order(name, Profile()), members=members
+            )
+    for src in state.connected:
+        for dst in state.connected:
+            new = src != dst and (src in standby or dst in standby) and (src, dst) not in state.links
+            if new and {src, dst} <= state.profiles.keys():
+                busy = replace(state.members[src], occupies=(_host(state, src), _host(state, dst)))
+                order = MeasureLinks(
+                    (state.members[dst].peer,), _probe_bytes(state), state.options.probe_streams
+                )
+                reason = f"the link {src} -> {dst} is measured"
+                return step_to(state, reason, Order(src, order), members=put(state.members, src, busy))
+    return Transition(state)
 
 
 def _occupied(state: State) -> set[str]:
@@ -146,7 +174,7 @@ def _plan(state: State, team: tuple[str, ...]) -> Transition:
         standing=_standing(state, team),
     )
     reason = f"{len(team)} workers are profiled and their links measured"
-    return step_to(state, reason, command, phase="planning", plan_version=version, team=team)
+    return step_to(state, reason, command, phase="planning", plan_version=version, team=team, awaited=())
 
 
 def _standing(state: State, team: tuple[str, ...]) -> Standing | None:
@@ -165,34 +193,52 @@ def _idle(state: State, worker: str) -> State:
     return replace(state, members=put(state.members, worker, member))
 
 
+def _has_begun(state: State) -> bool:
+    """Whether there is a run that somebody new must not end."""
+    return state.ran is not None or state.phase not in PREPARING
+
+
 def on_profiled(state: State, event: Profiled) -> Transition:
-    if state.phase not in PREPARING:
-        return ignored(state, f"{event.worker} sent a profile that nobody waits for")
     state = _idle(state, event.worker)
     known = next((n for n in state.profiles if n != event.worker), None)
     state = replace(state, profiles=put(state.profiles, event.worker, event))
     trouble = disagreement(state, (known, event.worker)) if known is not None else ""
-    if state.ran is not None and trouble:
+    if event.n_samples < 1:
+        trouble = f"{event.worker} found no training sample in the job's data"
+    if _has_begun(state) and trouble:
         unfit = replace(state, profiles=drop(state.profiles, event.worker))
         return Transition(unfit, (Order(event.worker, Stop(ExitCode.WORKERS_DISAGREE, trouble)),), trouble)
     if event.n_samples < 1:
         return fail(state, ExitCode.DATA, f"{event.worker} found no training sample in the job's data")
-    return then(Transition(state, (), f"{event.worker} is profiled"), advance(state))
+    after = advance(state) if state.phase in PREPARING else background(state)
+    return then(Transition(state, (), f"{event.worker} is profiled"), after)
+
+
+def on_holds(state: State, event: Holds) -> Transition:
+    """A worker is back with its layers: they count if a plan is still to be made."""
+    if state.ran is None or state.phase not in PREPARING:
+        return ignored(state, f"{event.worker} still has layers, the run has gone on without")
+    holding = Holding(event.step, frozenset(range(event.start, event.stop)))
+    reason = f"{event.worker} still has layers {event.start} to {event.stop - 1} after step {event.step}"
+    return step_to(state, reason, held=put(state.held, event.worker, holding))
 
 
 def on_links(state: State, event: LinksMeasured) -> Transition:
-    if state.phase not in PREPARING:
-        return ignored(state, f"{event.worker} sent links that nobody waits for")
     state = _idle(state, event.worker)
     links = dict(state.links)
     for sample in event.links:
         if sample.peer not in state.members:
             continue  # it left meanwhile
+        if sample.error and _has_begun(state):
+            name = event.worker if event.worker not in (*state.ranks, *state.held) else sample.peer
+            why = f"{event.worker} -> {sample.peer}: {sample.error}"
+            return Transition(state, (Order(name, Stop(ExitCode.PEER_UNREACHABLE, why)),), why)
         if sample.error:
             return fail(state, ExitCode.PEER_UNREACHABLE, f"{event.worker} -> {sample.peer}: {sample.error}")
         links[event.worker, sample.peer] = sample
     state = replace(state, links=frozen(links))
-    return then(Transition(state, (), f"{event.worker} measured {len(event.links)} links"), advance(state))
+    after = advance(state) if state.phase in PREPARING else background(state)
+    return then(Transition(state, (), f"{event.worker} measured {len(event.links)} links"), after)
 
 
 def on_planned(state: State, event: Planned) -> Transition:

@@ -79,6 +79,8 @@ class Options:
     step: Patience = STEP
     regather_s: float = 300.0
     """How long a run whose plan was interrupted waits for workers that make another possible."""
+    await_s: float = 30.0
+    """How long a run that is taken up waits for the rest of its workers, once one of them is back."""
     probe_streams: int = 4
     ahead_s: float = 1.0
     """Steps are granted this far ahead, so that no worker waits for the coordinator's answer."""
@@ -92,6 +94,18 @@ class Restore:
     files: tuple[LayerFileInfo, ...]
     eval_loss: float | None = None
     loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """Where a run stood whose coordinator is started again: its workers may still stand there."""
+
+    plan: Plan
+    """That ran last."""
+    done: int
+    """Steps that are committed."""
+    grad_norm: float
+    """Of the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,9 @@ class State:
     """Workers without a rank that serve layers while the plan is loaded."""
     leaving: Mapping[str, str] = field(default_factory=lambda: frozen({}))
     """Members that are told to go, and why: they finish the step and hand their layers over first."""
+    awaited: tuple[str, ...] = ()
+    """Workers of the plan that ran before the coordinator was started again, until all are back or it is
+    no use to wait."""
     interrupted: str = ""
     """Why the plan that ran last runs no more; '' while one runs."""
     interrupted_s: float = 0.0
@@ -172,6 +189,8 @@ class State:
     """When the last step was committed, or the steps began."""
     steps_s: tuple[float, ...] = ()
     """Intervals between commits."""
+    grad_norm: float = 0.0
+    """Of the last commit."""
     loss: float | None = None
     eval_loss: float | None = None
     evaluated_at: int = -1

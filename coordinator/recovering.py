@@ -73,10 +73,19 @@ def _held(state: State) -> Mapping[str, Holding]:
     return {**state.held, **loaded}
 
 
+def waited_enough(state: State, now: float) -> Transition | None:
+    """A run that was taken up goes on without those of its workers who are not back in time, or None."""
+    if not state.awaited or not state.held or state.phase != "gathering":
+        return None
+    if now - state.interrupted_s < state.options.await_s:
+        return None
+    return advance(replace(state, awaited=()))
+
+
 def given_up(state: State, now: float) -> Transition | None:
     """The end of a run that has waited too long for workers to go on with, or None."""
-    waiting = state.interrupted and state.phase in PREPARING
-    if not waiting or (state.phase == "planning" or now - state.interrupted_s < state.options.regather_s):
+    waiting = state.interrupted and not state.awaited and state.phase in PREPARING
+    if not waiting or state.phase == "planning" or now - state.interrupted_s < state.options.regather_s:
         return None
     why = "" if state.reason in state.interrupted else f"; {state.reason}"
     return fail(state, ExitCode.WORKER_LOST, f"{state.interrupted}{why}{resumable(state)}")

@@ -16,7 +16,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json
 
 from .checkpoints import CheckpointCorrupt, CheckpointError, CheckpointStore
-from .records import Restore
+from .records import Restore, TakenUp
 from .store import Store, StoreError, lock_state_dir
 
 FIXED_KEYS = ("model", "data", "sequence_length", "global_batch", "optimizer", "precision", "seed")
@@ -44,6 +44,10 @@ class OpenRun:
     restore: Restore | None
     lock: IO[str]
     notes: tuple[str, ...] = ()
+    taken_up: TakenUp | None = None
+    """Where the run stood, for workers that still stand there."""
+    plan_version: int = 0
+    """Of the last plan that was made."""
 
     def close(self) -> None:
         self.store.close()
@@ -90,14 +94,18 @@ def _open(
                     "pass --resume to continue it, or give another --state-dir",
                 )
         run = held["run"] if held is not None else f"{job.name}-{secrets.token_hex(3)}"
-        restore = None
+        restore, taken_up = None, None
         if held is None:
             store.create(run, job_to_json(job), now_s)
         elif resume:
             _same_job(job, held["job_json"])
             restore, said = _restore(checkpoints, resume_step)
             notes += said
-        store.begin_attempt(restore.step if restore else 0, job_to_json(job), now_s)
+            taken_up = store.last_commit() if resume_step is None else None
+            if restore is not None and taken_up is not None and taken_up.done < restore.step:
+                taken_up = None  # the history was not written; the checkpoint is further
+        first = taken_up.done if taken_up else restore.step if restore else 0
+        store.begin_attempt(first, job_to_json(job), now_s)
         aside = checkpoints.set_aside_after(restore.step if restore else -1)
         if aside:
             notes.append(
@@ -106,7 +114,8 @@ def _open(
     except BaseException:
         store.close()
         raise
-    return OpenRun(run, state_dir, store, checkpoints, restore, lock, tuple(notes))
+    version = store.last_plan_version()
+    return OpenRun(run, state_dir, store, checkpoints, restore, lock, tuple(notes), taken_up, version)
 
 
 def _same_job(job: JobSpec, held_json: str) -> None:

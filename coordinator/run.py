@@ -89,7 +89,7 @@ async def run(
     planner: Planner = make,
 ) -> ExitCode:
     """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
-    state = start(options_of(job, options), opened.restore)
+    state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
     driver = Driver(job, opened, state, planner, say)
     tokens = Tokens(opened.state_dir)
     try:

@@ -135,6 +135,9 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
             run=self._driver.run,
             job_json=job_to_json(self._driver.job),
             heartbeat_s=self._driver.state.options.heartbeat_s,
+            committed=self._driver.state.done,
+            committed_plan=self._driver.state.ran.version if self._driver.state.ran else 0,
+            committed_norm=self._driver.state.grad_norm,
             relay_address=self._relay,
             relay_key=relay_key(self._token.decode()) if self._relay else b"",
         )

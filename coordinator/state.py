@@ -30,6 +30,7 @@ from .events import (
     Event,
     Failed,
     Heartbeat,
+    Holds,
     Join,
     LayerStored,
     Leaving,
@@ -45,7 +46,16 @@ from .events import (
     Tick,
 )
 from .numbers import BadNumbers, bad_numbers, identity
-from .prepare import advance, on_links, on_plan_failed, on_planned, on_profiled, on_ready
+from .prepare import (
+    advance,
+    background,
+    on_holds,
+    on_links,
+    on_plan_failed,
+    on_planned,
+    on_profiled,
+    on_ready,
+)
 from .records import (
     OVER,
     PREPARING,
@@ -53,6 +63,7 @@ from .records import (
     Options,
     Restore,
     State,
+    TakenUp,
     Transition,
     drop,
     fail,
@@ -62,7 +73,7 @@ from .records import (
     put,
     then,
 )
-from .recovering import RECOVERABLE, given_up, interrupted
+from .recovering import RECOVERABLE, given_up, interrupted, waited_enough
 from .saving import on_manifest, on_save_failed, on_saved, on_stored
 from .transaction import on_step_vote, overdue
 
@@ -70,12 +81,33 @@ MAX_DEPARTED = 256
 """Departures that are remembered, so that a worker that comes and goes does not grow the state."""
 
 
-def start(options: Options, restore: Restore | None = None) -> State:
-    """The state of a run that nobody has joined yet; with `restore`, one that continues after its step."""
+def start(
+    options: Options,
+    restore: Restore | None = None,
+    taken_up: TakenUp | None = None,
+    plan_version: int = 0,
+) -> State:
+    """The state of a run that nobody has joined yet; with `restore`, one that continues after its step.
+
+    `taken_up`: where it stood when its coordinator ended, in case its workers did not. `plan_version`: of the
+    last plan there was; workers take no older ones.
+    """
+    if taken_up is not None:
+        state = replace(start(options, restore, None, plan_version), first=taken_up.done, done=taken_up.done)
+        plan = taken_up.plan
+        return replace(
+            state,
+            granted=taken_up.done,
+            grad_norm=taken_up.grad_norm,
+            ran=plan,
+            awaited=tuple(plan.device(r) for r in range(plan.n_ranks)),
+            interrupted="the coordinator was started again",
+        )
     if restore is None:
-        return State(options)
+        return State(options, plan_version=plan_version)
     return State(
         options,
+        plan_version=plan_version,
         first=restore.step,
         checkpoint=restore,
         done=restore.step,
@@ -123,6 +155,7 @@ WorkerEvent = (
     | LinksMeasured
     | Ready
     | StepVote
+    | Holds
     | Saved
     | Evaluated
 )
@@ -157,6 +190,8 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
             return on_links(state, event)
         case Ready():
             return _ready(state, event, now)
+        case Holds():
+            return on_holds(state, event)
         case StepVote():
             bad = bad_numbers(state, event)
             return on_step_vote(state, event, now) if bad is None else _do_again(state, bad, now)
@@ -192,11 +227,14 @@ def _join(state: State, event: Join, now: float) -> Transition:
 
 def _connected(state: State, name: str, now: float) -> Transition:
     member = replace(state.members[name], connected=True, seen_s=now)
-    state = replace(state, members=put(state.members, name, member))
+    since_s = now if state.awaited and not state.interrupted_s else state.interrupted_s
+    state = replace(state, members=put(state.members, name, member), interrupted_s=since_s)
     here = Transition(state, (), f"{name} is connected")
     if state.phase in ("gathering", "profiling", "measuring"):
         return then(here, advance(state))
-    return here if state.phase in OVER else ignored(state, f"{name} stands by: a plan is made without it")
+    if state.phase in OVER or state.phase == "planning":
+        return here
+    return then(here, background(state))
 
 
 def _seen(state: State, event: WorkerEvent, now: float) -> State:
@@ -299,7 +337,7 @@ def _tick(state: State, now: float) -> Transition:
         if silent > limit and result.state.phase not in OVER:
             why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"
             result = then(result, _lost(result.state, name, why, now))
-    late = overdue(result.state, now) or given_up(result.state, now)
+    late = overdue(result.state, now) or given_up(result.state, now) or waited_enough(result.state, now)
     return then(result, late) if late else result
 
 

@@ -18,9 +18,11 @@ from typing import IO, Any, Self
 
 from scheduler.exit_codes import ExitCode
 from scheduler.plan import Plan
+from scheduler.plan_text import plan_of_document
 from scheduler.samples import Ledger
 
 from .commands import RecordEval, RecordStep
+from .records import TakenUp
 
 DATABASE = "run.sqlite"
 LOCK = "coordinator.lock"
@@ -145,10 +147,7 @@ class Store:
         """The run is taken up at `start_step`; what was done from there on is discarded."""
         self.attempt += 1
         self._db.execute("BEGIN")
-        for table in ("steps", "samples"):
-            self._db.execute(f"UPDATE {table} SET discarded = 1 WHERE step >= ?", (start_step,))
-        # An evaluation is named by the steps done before it.
-        self._db.execute("UPDATE evals SET discarded = 1 WHERE step > ?", (start_step,))
+        self._discard_from(start_step)
         self._db.execute(
             "INSERT INTO attempts VALUES (?, ?, ?, NULL, NULL, NULL)", (self.attempt, start_step, now_s)
         )
@@ -157,8 +156,35 @@ class Store:
         )
         self._db.execute("COMMIT")
 
+    def _discard_from(self, step: int) -> None:
+        for table in ("steps", "samples"):
+            self._db.execute(f"UPDATE {table} SET discarded = 1 WHERE step >= ?", (step,))
+        # An evaluation is named by the steps done before it.
+        self._db.execute("UPDATE evals SET discarded = 1 WHERE step > ?", (step,))
+
+    def last_commit(self) -> TakenUp | None:
+        """The last step that counts and the plan it was done under; None before there was one."""
+        rows = self.rows(
+            "SELECT s.step, s.grad_norm, p.plan FROM steps s JOIN plans p"
+            " ON p.attempt = s.attempt AND p.version = s.plan_version"
+            " WHERE s.discarded = 0 ORDER BY s.step DESC LIMIT 1"
+        )
+        if not rows:
+            return None
+        plan = plan_of_document(json.loads(rows[0]["plan"]), "the run's plan")
+        return TakenUp(plan, rows[0]["step"] + 1, rows[0]["grad_norm"])
+
+    def last_plan_version(self) -> int:
+        """The highest version of any plan; 0 before there was one."""
+        return int(self._scalar("SELECT max(version) FROM plans") or 0)
+
     def rewind(self, step: int, reason: str, now_s: float) -> None:
         """The run goes back to `step` by itself: what came after is discarded, as by another attempt."""
+        done_here = self._scalar("SELECT count(*) FROM steps WHERE attempt = ?", self.attempt)
+        if not done_here:  # this attempt has only begun: it begins further back
+            self._discard_from(step)
+            self._db.execute("UPDATE attempts SET start_step = ? WHERE attempt = ?", (step, self.attempt))
+            return
         job_json = self._scalar("SELECT job_json FROM run")
         self._db.execute(
             "UPDATE attempts SET ended_s = ?, reason = ? WHERE attempt = ?", (now_s, reason, self.attempt)

@@ -86,6 +86,7 @@ def _commit(state: State, now: float) -> Transition:
         steps_s=remember(state.steps_s, max(0.0, now - state.progress_s)),
         loss=loss,
         norms=_norms(state, plan).add(reports(plan, votes)),
+        grad_norm=max(norms),
     )
 
 

@@ -48,6 +48,11 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             return e.Ready(worker, m.ready.plan_version)
         case "step_vote":
             return _step_vote(worker, m.step_vote)
+        case "holds":
+            held = m.holds.layers
+            if not 0 <= held.start <= held.stop <= MAX_LAYERS:
+                raise ConvertError(f"holds: found layers {held.start}..{held.stop}, required a range")
+            return e.Holds(worker, m.holds.step, held.start, held.stop)
         case "saved":
             if len(m.saved.files) > MAX_FILES:
                 raise ConvertError(

@@ -69,6 +69,8 @@ class LocalOptions:
     """What paths of the job are relative to; None: the job file's directory."""
     wait_for_workers_s: float = 0.0
     """How long a run that lost workers waits for others; nobody starts any here."""
+    rejoin_timeout_s: float = 0.0
+    """How long workers try to join again; nobody starts the coordinator again here."""
     options_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """More options of the `coordinator`, or of every `worker`, as on their command lines."""
     plan: Path | None = None
@@ -137,7 +139,7 @@ class LocalCluster:
     def _start(self) -> None:
         places = self._places()
         self.names = tuple(f"w{i}-{place.lower()}" if place else f"w{i}" for i, place in enumerate(places))
-        self.coordinator = self._child("coordinator", self._coordinator_argv())
+        self.coordinator = self._child("coordinator", self.coordinator_argv())
         listening = self.coordinator.wait_for("listening", START_TIMEOUT_S)
         self.address, self.token_file = listening["address"], listening["token_file"]
         sites = self._sites(places)
@@ -157,11 +159,12 @@ class LocalCluster:
         self._exit.callback(child.stop)
         return child
 
-    def _coordinator_argv(self) -> list[str]:
+    def coordinator_argv(self, bind: str = "127.0.0.1:0", resume: bool = False) -> list[str]:
+        """The command that starts the coordinator, for the first time or again."""
         o = self.options
         return command(
-            "coordinator", "start", str(self.job), "--bind", "127.0.0.1:0", "--state-dir", str(o.state_dir),
-            "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume else []),
+            "coordinator", "start", str(self.job), "--bind", bind, "--state-dir", str(o.state_dir),
+            "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume or resume else []),
             *(["--plan", str(o.plan)] if o.plan else []),
             "--wait-for-workers", str(o.wait_for_workers_s), *o.options_of.get("coordinator", ()),
         )  # fmt: skip
@@ -173,7 +176,7 @@ class LocalCluster:
             "worker", "join", self.address, "--token-file", self.token_file, "--name", name,
             "--device", "cpu", "--bind", site.bind, "--data-dir", str(data_dir),
             "--threads", str(o.threads), "--streams", str(o.streams), "--json",
-            *o.options_of.get("worker", ()),
+            "--rejoin-timeout", str(o.rejoin_timeout_s), *o.options_of.get("worker", ()),
         )]  # fmt: skip
         if place:
             argv += ["--region", place]

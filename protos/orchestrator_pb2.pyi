@@ -42,23 +42,29 @@ class DeviceInfo(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., host: _Optional[str] = ..., host_cores: _Optional[int] = ..., region: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("session", "run", "job_json", "heartbeat_s", "relay_address", "relay_key")
+    __slots__ = ("session", "run", "job_json", "heartbeat_s", "relay_address", "relay_key", "committed", "committed_plan", "committed_norm")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     RELAY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     RELAY_KEY_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_PLAN_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_NORM_FIELD_NUMBER: _ClassVar[int]
     session: str
     run: str
     job_json: str
     heartbeat_s: float
     relay_address: str
     relay_key: bytes
-    def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ..., relay_address: _Optional[str] = ..., relay_key: _Optional[bytes] = ...) -> None: ...
+    committed: int
+    committed_plan: int
+    committed_norm: float
+    def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ..., relay_address: _Optional[str] = ..., relay_key: _Optional[bytes] = ..., committed: _Optional[int] = ..., committed_plan: _Optional[int] = ..., committed_norm: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote")
+    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote", "holds")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
     LINKS_MEASURED_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +76,7 @@ class Event(_message.Message):
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     GENERATED_FIELD_NUMBER: _ClassVar[int]
     STEP_VOTE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     profiled: Profiled
     links_measured: LinksMeasured
@@ -81,7 +88,8 @@ class Event(_message.Message):
     leaving: Leaving
     generated: Generated
     step_vote: StepVote
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ...) -> None: ...
+    holds: Holds
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ..., holds: _Optional[_Union[Holds, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("memory_used_bytes",)
@@ -190,6 +198,14 @@ class SpanMsg(_message.Message):
     peer: int
     n_bytes: int
     def __init__(self, kind: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., mb: _Optional[int] = ..., peer: _Optional[int] = ..., n_bytes: _Optional[int] = ...) -> None: ...
+
+class Holds(_message.Message):
+    __slots__ = ("step", "layers")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    layers: Range
+    def __init__(self, step: _Optional[int] = ..., layers: _Optional[_Union[Range, _Mapping]] = ...) -> None: ...
 
 class StepVote(_message.Message):
     __slots__ = ("plan_version", "step", "loss_sum", "tokens", "squares", "duration_s", "sent_bytes", "raw_bytes", "own_square", "bad_activation", "bad_gradient")

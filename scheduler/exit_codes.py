@@ -96,7 +96,7 @@ _TABLE = (
     Exit(ExitCode.STALLED, "A step took far longer than those before it.",
          "Look at the named workers' logs and links; start with --resume."),
     Exit(ExitCode.COORDINATOR_LOST, "The coordinator went away while the worker was a member.",
-         "Start the coordinator with --resume, then join again."),
+         "Start the coordinator with --resume, then join again; --rejoin-timeout waits longer."),
     Exit(ExitCode.DEVICE, "The worker's device is missing or out of memory.",
          "Check --device and --max-memory; a smaller micro-batch needs less."),
     Exit(ExitCode.MODEL, "The model's weights or configuration cannot be read.",

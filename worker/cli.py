@@ -148,6 +148,14 @@ def join(
     join_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to keep trying to join.", envvar="ISTHMUS_JOIN_TIMEOUT")
     ] = 120.0,
+    rejoin_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds to keep trying to join again when the coordinator is gone; 0: end.",
+            envvar="ISTHMUS_REJOIN_TIMEOUT",
+        ),
+    ] = 300.0,
     identity: Annotated[
         Path | None,
         typer.Option(
@@ -203,6 +211,7 @@ def join(
         streams=streams,
         threads=threads,
         join_timeout_s=join_timeout,
+        rejoin_timeout_s=rejoin_timeout,
         identity=own,
         authority=authority,
         faults=faults,

@@ -1,7 +1,8 @@
 """A worker from joining to leaving: the event loop around one thread of work.
 
 The loop keeps heartbeats going while tensors are computed, and passes commands on in order; an
-abort does not wait for its turn. First Ctrl-C drains, second stops.
+abort does not wait for its turn. A session that ends without a word is followed by another: the worker
+joins again, as whoever it was. First Ctrl-C drains, second stops.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
@@ -25,7 +27,7 @@ from protos.orchestrator_pb2_grpc import OrchestratorStub
 from protos.tls import Authority, aio_channel
 from protos.version import PROTOCOL_VERSION
 from scheduler.checkpoint_layout import LayerFileInfo
-from scheduler.exit_codes import ExitCode
+from scheduler.exit_codes import ExitCode, from_wire
 from scheduler.job import job_from_json
 from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
@@ -54,6 +56,8 @@ class MemberOptions:
     streams: int
     threads: int
     join_timeout_s: float
+    rejoin_timeout_s: float
+    """How long a worker that was cut off tries to join again."""
     identity: Identity
     faults: tuple[Fault, ...] = ()
     """That this process is to suffer, for tests."""
@@ -64,17 +68,18 @@ class MemberOptions:
 class LoopFiles:
     """`Files` for the thread of work: each call runs on the event loop and is waited for."""
 
-    def __init__(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, session: Callable[[], Session], loop: asyncio.AbstractEventLoop) -> None:
+        """`session`: the one of the moment; a worker that was cut off has another."""
         self._session, self._loop = session, loop
 
     def put(self, step: int, name: str, data: bytes) -> None:
         try:
-            asyncio.run_coroutine_threadsafe(self._session.put_layer(step, name, data), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._session().put_layer(step, name, data), self._loop).result()
         except grpc.aio.AioRpcError as e:
             raise Uploads(f"{name}: the coordinator did not store it: {e.details()}") from None
 
     def get(self, step: int, file: LayerFileInfo) -> bytes:
-        return asyncio.run_coroutine_threadsafe(self._session.get_layer(step, file), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._session().get_layer(step, file), self._loop).result()
 
 
 async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> ExitCode:
@@ -98,15 +103,19 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
                 curve_public_key=identity.keys.public,
                 identity_proof=identity.proof(options.token),
             )
-            member = await join(
-                stub,
-                request,
-                address=options.address,
-                authority=options.authority,
-                timeout_s=options.join_timeout_s,
-                rng=random.Random(os.getpid()),
-                say=lambda text: say("waiting", reason=text),
-            )
+
+            async def enter(timeout_s: float) -> Membership:
+                return await join(
+                    stub,
+                    request,
+                    address=options.address,
+                    authority=options.authority,
+                    timeout_s=timeout_s,
+                    rng=random.Random(os.getpid()),
+                    say=lambda text: say("waiting", reason=text),
+                )
+
+            member = await enter(options.join_timeout_s)
             say(
                 "joined",
                 name=options.name,
@@ -119,7 +128,7 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
                 tunnels = Tunnels(member.relay_address, member.relay_key, public, endpoint.address)
                 say("relay", address=member.relay_address)
             ways = Ways(routes, tunnels)
-            return await _Member(options, device, say, stub, member, endpoint, ways).run()
+            return await _Member(options, device, say, stub, member, enter, endpoint, ways).run()
     finally:
         if tunnels is not None:
             await asyncio.to_thread(tunnels.close)
@@ -136,13 +145,20 @@ class _Member:
         say: Say,
         stub: OrchestratorStub,
         member: Membership,
+        enter: Callable[[float], Coroutine[Any, Any, Membership]],
         endpoint: DataEndpoint,
         ways: Ways,
     ) -> None:
         self._say = say
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
+        self._stub, self._enter, self._run = stub, enter, member.run
+        self._rejoin_timeout_s = options.rejoin_timeout_s
         self._session = Session(stub, member)
+        self._session_number = 0
+        self._coming_back: asyncio.Task[Membership] | None = None
+        self._fatal: tuple[ExitCode, str] | None = None
+        """What this worker cannot go on from: it does not come back."""
         self._work = ThreadPoolExecutor(1, "work")
         self._interrupts = 0
         self._ended: tuple[ExitCode, str] | None = None
@@ -152,7 +168,7 @@ class _Member:
             name=options.name,
             device=device,
             endpoint=endpoint,
-            files=LoopFiles(self._session, self._loop),
+            files=LoopFiles(lambda: self._session, self._loop),
             data_dir=options.data_dir,
             cache_dir=options.cache_dir,
             ways=ways,
@@ -163,22 +179,17 @@ class _Member:
         )
 
     def _emit(self, event: pb.Event) -> None:
-        self._loop.call_soon_threadsafe(self._session.send, event)
+        if event.WhichOneof("body") == "failed" and event.failed.fatal:
+            self._fatal = (from_wire(event.failed.code), event.failed.reason)
+        self._loop.call_soon_threadsafe(lambda: self._session.send(event))
 
     async def run(self) -> ExitCode:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._interrupt)
-        try:
-            async for command in self._session.commands():
-                self._take(command)
-                if self._ended is not None:
-                    break
-        except grpc.aio.AioRpcError as e:
-            self._lost(f"{e.code().name}: {e.details()}")
-        else:
+        while self._ended is None:
+            why = await self._obey_session()
             if self._ended is None:
-                self._lost("it closed the session")
-        assert self._ended is not None
+                await self._come_back(why)
         code, reason = self._ended
         self._runtime.abort(reason)
         self._session.close()
@@ -187,11 +198,53 @@ class _Member:
         self._say("stopped", code=int(code), reason=reason)
         return code
 
-    def _lost(self, why: str) -> None:
-        self._ended = self._ended or (
-            ExitCode.COORDINATOR_LOST,
-            f"the coordinator went away ({why}); start it with --resume and join again",
-        )
+    async def _obey_session(self) -> str:
+        """Take commands until told to stop, or until the session ends; then why it did."""
+        try:
+            async for command in self._session.commands():
+                self._take(command)
+                if self._ended is not None:
+                    break
+        except grpc.aio.AioRpcError as e:
+            return f"{e.code().name}: {e.details()}"
+        return "it closed the session"
+
+    async def _come_back(self, why: str) -> None:
+        """The session has ended and nobody told this worker to stop: forget the step, and join again."""
+        why = f"the coordinator went away ({why})"
+        if self._fatal is not None or self._interrupts or not self._rejoin_timeout_s:
+            lost = (ExitCode.COORDINATOR_LOST, f"{why}; start it with --resume and join again")
+            self._ended = self._fatal or lost
+            return
+        self._say("cut off", reason=why)
+        self._session_number += 1  # what the old session still wants done is not done any more
+        self._coming_back = self._loop.create_task(self._enter(self._rejoin_timeout_s))
+        try:
+            member = await self._coming_back
+        except asyncio.CancelledError:
+            self._ended = (ExitCode.INTERRUPTED, "told to leave while the coordinator was away")
+        except JoinRefused as e:
+            self._ended = (e.code, f"{why}; {e}")
+        else:
+            if member.run != self._run:
+                self._ended = (ExitCode.RUN_OVER, f"{why}; found run {member.run} in its place")
+                return
+            await self._take_up(member, why)
+        finally:
+            self._coming_back = None
+
+    async def _take_up(self, member: Membership, why: str) -> None:
+        """Do the step that all have voted for, if this worker was cut off before it heard so; forget any
+        other; and say what is left here."""
+        if member.committed is not None:
+            self._runtime.commit(member.committed)
+        self._runtime.cut_off(why)
+        await self._loop.run_in_executor(self._work, lambda: None)
+        self._session = Session(self._stub, member)
+        holds = self._runtime.holds()
+        if holds is not None:
+            self._session.send(pb.Event(holds=holds))
+        self._say("joined again", run=member.run)
 
     def _take(self, command: pb.Command) -> None:
         match command.WhichOneof("body"):
@@ -204,20 +257,27 @@ class _Member:
                 self._runtime.abort(command.abort_plan.reason, command.abort_plan.plan_version)
             case "commit":
                 self._runtime.commit(command.commit)
+            case "measure_links":  # beside the steps, if there are any
+                self._loop.run_in_executor(None, self._obey, command, self._session_number)
             case _:
-                self._work.submit(self._obey, command)
+                self._work.submit(self._obey, command, self._session_number)
 
-    def _obey(self, command: pb.Command) -> None:
+    def _obey(self, command: pb.Command, session_number: int) -> None:
+        if session_number != self._session_number:
+            return
         try:
             self._runtime.handle(command)
         except BaseException as e:  # a defect of ours: the coordinator must hear of it, not wait
             reason = f"{type(e).__name__}: {e}"
             failed = pb.Failed(code=int(ExitCode.INTERNAL), reason=reason, fatal=True)
-            self._loop.call_soon_threadsafe(self._session.send, pb.Event(failed=failed))
+            self._emit(pb.Event(failed=failed))
             raise
 
     def _interrupt(self) -> None:
         self._interrupts += 1
+        if self._coming_back is not None:
+            self._coming_back.cancel()
+            return
         if self._interrupts == 1:
             self._say("leaving", reason="told to leave; once more stops at once")
             self._session.send(pb.Event(leaving=pb.Leaving(reason="told to leave by its operator")))

@@ -119,6 +119,12 @@ class Runtime:
             if self._votes is not None and self._votes.plan_version <= plan_version:
                 self._abort_open(reason)
 
+    def cut_off(self, reason: str) -> None:
+        """The coordinator is away: end the plan that is open, but none that may come."""
+        with self._changing:
+            version = self._votes.plan_version if self._votes is not None else -1
+        self.abort(reason, version)
+
     def _abort_open(self, reason: str) -> None:
         if self._transport is not None:
             self._transport.abort(reason)
@@ -297,6 +303,13 @@ class Runtime:
 
     def _serving_failed(self, error: Exception) -> None:
         self._fail(ExitCode.WORKER_FAILED, error)
+
+    def holds(self) -> pb.Holds | None:
+        """The layers of the last plan, if it was loaded; nothing else may be going on."""
+        if self._context is None:
+            return None
+        start, stop = self._context.plan.partition[self._context.stage]
+        return pb.Holds(step=self._done, layers=pb.Range(start=start, stop=stop))
 
     def _leave_plan(self) -> None:
         """Close the plan's transport; what the stage holds is kept for whoever needs it next."""

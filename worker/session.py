@@ -51,6 +51,8 @@ class Membership:
     relay_address: str = ""
     """host:port; '': there is none."""
     relay_key: bytes = b""
+    committed: pb.Commit | None = None
+    """The last step that all have voted for, if there is one."""
 
 
 async def join(
@@ -75,6 +77,7 @@ async def join(
                 reply.heartbeat_s,
                 reply.relay_address,
                 reply.relay_key,
+                _last_commit(reply),
             )
         except grpc.aio.AioRpcError as e:
             if e.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -92,6 +95,13 @@ async def join(
         say(f"no coordinator at {address} yet; trying again in {pause_s:.1f} s")
         await asyncio.sleep(pause_s)
         waited_s, wait_s = waited_s + pause_s, min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _last_commit(reply: pb.JoinReply) -> pb.Commit | None:
+    if not reply.committed or not reply.committed_plan:
+        return None
+    step, norm = reply.committed - 1, reply.committed_norm
+    return pb.Commit(plan_version=reply.committed_plan, step=step, grad_norm=norm)
 
 
 class Session:

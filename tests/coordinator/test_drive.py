@@ -9,12 +9,12 @@ import pytest
 
 from coordinator import commands as c
 from coordinator import events as e
-from coordinator.records import Restore
+from coordinator.records import Restore, TakenUp
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import Patience
 from scheduler.samples import Ledger
 
-from .world import World, a_file, with_options
+from .world import World, a_file, line_plan, with_options
 
 
 def running(world: World | None = None, *names: str) -> World:
@@ -410,11 +410,31 @@ def test_a_worker_that_leaves_finishes_its_steps_and_hands_its_layers_over(phase
     assert take.step >= granted
 
 
+def test_who_stands_by_is_profiled_and_measured_beside_the_run() -> None:
+    w = at_step(running(World(least=2)), 1)
+    w.join("c")
+    assert w.phase == "running"
+    w.settle(until="finished")
+    asked = [type(x) for x in w.orders("c")]
+    assert asked == [c.Profile, c.MeasureLinks, c.MeasureLinks, c.Stop]
+    assert {pair for pair in w.state.links if "c" in pair} == {("c", "a"), ("c", "b"), ("a", "c"), ("b", "c")}
+
+
+def test_who_stands_by_and_cannot_be_reached_is_sent_away_and_the_run_goes_on() -> None:
+    w = at_step(running(World(least=2)), 1)
+    w.join("c")
+    w.answer("c")
+    w.feed(e.LinksMeasured("a", (e.LinkSample("c", 0, 0, "c:1 does not answer"),)))
+    assert w.orders("c")[-1] == c.Stop(ExitCode.PEER_UNREACHABLE, "a -> c: c:1 does not answer")
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+
+
 def test_a_spare_that_leaves_is_released_at_once() -> None:
     w = running()
     w.join("c")
     w.feed(e.Leaving("c", "asked to"))
-    assert w.orders("c") == [c.Stop(ExitCode.OK, "it left, as it was told to")]
+    assert w.orders("c") == [c.Profile(), c.Stop(ExitCode.OK, "it left, as it was told to")]
     w.settle()
     assert w.phase == "finished"
 
@@ -426,6 +446,69 @@ def test_without_anybody_to_take_over_a_worker_that_leaves_waits_as_long_as_the_
     assert w.phase == "gathering"
     assert "b" in w.state.members
     w.join("c")
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert not w.of(c.Rewind)
+
+
+def taken_up(done: int = 6) -> World:
+    """A coordinator started again after `done` steps, two of them behind the checkpoint of step 4."""
+    plan = line_plan(3, ["a", "b"])
+    at_4 = Restore(4, tuple(a_file(i, 4) for i in range(4)))
+    options = with_options(await_s=5.0)
+    return World(options, at_4, taken_up=TakenUp(plan, done, 0.5), least=2)
+
+
+def back(w: World, name: str, step: int, layers: range) -> None:
+    """`name` joins again, with its layers."""
+    w.join(name)
+    w.has[name] = dict.fromkeys(layers, step)
+    w.feed(e.Holds(name, step, layers.start, layers.stop))
+
+
+def test_workers_that_kept_their_layers_go_on_under_a_new_coordinator_without_a_step_lost() -> None:
+    w = taken_up()
+    back(w, "a", 6, range(2))
+    back(w, "b", 6, range(2, 4))
+    w.settle(until="loading")
+    (take,) = [x for x in w.orders("a") if isinstance(x, c.TakePlan)]
+    assert (take.step, take.restore_step, take.plan.version) == (6, None, 4)
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert not w.of(c.Rewind)
+    assert [x.step for x in w.given if isinstance(x, c.RecordStep)] == list(range(6, 12))
+
+
+def test_who_is_back_waits_for_the_others_but_not_for_ever() -> None:
+    w = taken_up()
+    back(w, "a", 6, range(2))
+    w.join("c")
+    w.settle()
+    assert (w.phase, w.state.reason) == ("gathering", "waiting for b to come back")
+    w.feed(e.Tick(), after_s=w.state.options.await_s - 1)
+    assert w.phase == "gathering"
+    w.feed(e.Tick(), after_s=2.0)
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert [x.step for x in w.given if isinstance(x, c.Rewind)] == [4]
+
+
+def test_a_run_taken_up_by_new_workers_goes_back_to_the_checkpoint_at_once() -> None:
+    w = taken_up()
+    w.join("c", "d")
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert [x.step for x in w.given if isinstance(x, c.Rewind)] == [4]
+    assert [x.step for x in w.given if isinstance(x, c.RecordStep)] == list(range(4, 12))
+
+
+def test_a_worker_that_was_silent_and_is_back_with_its_layers_costs_no_step() -> None:
+    w = at_step(running(World(least=2)), 6)
+    done = w.state.done
+    w.feed(e.Disconnected("b", "reset"))
+    w.settle()
+    assert w.phase == "gathering"
+    back(w, "b", done, range(2, 4))
     w.settle()
     assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
     assert not w.of(c.Rewind)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from coordinator import commands as c
 from coordinator import events as e
 from coordinator.planning import topology_of
-from coordinator.records import OVER, Options, Restore, State, Transition
+from coordinator.records import OVER, Options, Restore, State, TakenUp, Transition
 from coordinator.state import handle, start
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo, weights_file
@@ -59,11 +59,17 @@ def a_file(layer: int, step: int) -> LayerFileInfo:
 
 class World:
     def __init__(
-        self, options: Options = OPTIONS, restore: Restore | None = None, *, replicas: int = 1, least: int = 1
+        self,
+        options: Options = OPTIONS,
+        restore: Restore | None = None,
+        *,
+        replicas: int = 1,
+        least: int = 1,
+        taken_up: TakenUp | None = None,
     ) -> None:
         """`least`: workers that the planner wants."""
         self.least = least
-        self.state: State = start(options, restore)
+        self.state: State = start(options, restore, taken_up, taken_up.plan.version if taken_up else 0)
         self.now = 0.0
         self.replicas = replicas
         self.waiting: dict[str, deque[c.WorkerCommand]] = defaultdict(deque)

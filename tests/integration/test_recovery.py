@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from coordinator.history import read_history
 from coordinator.store import Store
 from deploy.local import LocalCluster, LocalOptions
-from deploy.processes import Event
+from deploy.processes import Child, Event
 from scheduler.exit_codes import ExitCode
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
@@ -56,21 +57,35 @@ def run(
     directory: Path, name: str, plan: Mapping[str, object], spares: int, faults: Sequence[str]
 ) -> tuple[int, list[Event]]:
     """Run to the end with these faults; the coordinator's exit code and what it said."""
-    (directory / f"{name}.json").write_text(json.dumps(plan))
-    placement = plan["placement"]
-    assert isinstance(placement, list)
-    options = LocalOptions(
-        workers=sum(map(len, placement)) + spares,
-        state_dir=directory / name,
-        plan=directory / f"{name}.json",
-        options_of={"worker": tuple(word for fault in faults for word in ("--fail-at", fault))},
-    )
-    with LocalCluster(directory / f"job-{len(placement)}.yaml", options) as cluster:
+    with cluster_of(directory, name, plan, spares, faults, {}) as cluster:
         events = list(cluster.events())
         code = cluster.wait()
         left = [name for name, child in cluster.workers.items() if child.running]
     assert left == []
     return code, events
+
+
+def cluster_of(
+    directory: Path,
+    name: str,
+    plan: Mapping[str, object],
+    spares: int,
+    faults: Sequence[str],
+    more: Mapping[str, tuple[str, ...]],
+    **changes: float,
+) -> LocalCluster:
+    (directory / f"{name}.json").write_text(json.dumps(plan))
+    placement = plan["placement"]
+    assert isinstance(placement, list)
+    fail_at = tuple(word for fault in faults for word in ("--fail-at", fault))
+    options = LocalOptions(
+        workers=sum(map(len, placement)) + spares,
+        state_dir=directory / name,
+        plan=directory / f"{name}.json",
+        options_of={**more, "worker": (*more.get("worker", ()), *fail_at)},
+    )
+    options = replace(options, **changes)  # type: ignore[arg-type]
+    return LocalCluster(directory / f"job-{len(placement)}.yaml", options)
 
 
 def weights(directory: Path, name: str) -> dict[str, str]:
@@ -126,3 +141,32 @@ def test_a_stage_lost_with_its_only_holder_goes_back_to_the_checkpoint_by_itself
     assert_exact(directory, "none-lives")
     assert weights(directory, "none-lives") == weights(directory, "alone")
     assert weights(directory, "alone").keys() == undisturbed.keys()
+
+
+def test_a_worker_that_stalls_and_comes_back_with_its_layers_costs_no_step(directory: Path) -> None:
+    """And so does a coordinator that is killed: the workers wait for the one that is started again."""
+    alone = PLAN | {"placement": [["w0", "w1"]], "micro_batches": [4]}
+    more = {"coordinator": ("--silence", "3"), "worker": ("--rejoin-timeout", "120")}
+    faults = ("1:1:forward@2:stop=8",)
+    with cluster_of(directory, "stalls", alone, 0, faults, more, wait_for_workers_s=120.0) as cluster:
+        events = []
+        for event in cluster.events():
+            events.append(event)
+            if event["event"] == "step" and event["step"] == 6:
+                cluster.coordinator.kill()
+        port = cluster.address.rpartition(":")[2]
+        again = Child(
+            "again", cluster.coordinator_argv(f"127.0.0.1:{port}", resume=True), cluster.logs / "again.log"
+        )
+        try:
+            events += list(again.events())
+            code = again.process.wait()
+        finally:
+            again.stop()
+        for child in cluster.workers.values():
+            child.process.wait(60)
+    assert code == ExitCode.OK
+    assert next(e["step"] for e in events if e["event"] == "recovery") == 2
+    committed = [e["step"] for e in events if e["event"] == "step"]
+    assert committed == sorted(set(committed)), "no step was done twice"
+    assert_exact(directory, "stalls")
