@@ -87,8 +87,7 @@ def _relaxed(ways: Ways, found: Found, plan: Plan) -> Plan:
         return step_time_s(replace(plan, codecs=codecs), ways.model, devices, there)
 
     judge, exact = twin_judge(plan, ways.model, devices, there, places)
-    plan = relaxed(plan, places, judge if exact else engine_s, by_link=exact)
-    return replace(plan, predicted_step_s=engine_s(plan.codecs))
+    return relaxed(plan, places, judge, exact, engine_s)
 
 
 def search_for(

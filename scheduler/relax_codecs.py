@@ -3,7 +3,7 @@
 The search prices every link with the fastest codec that its error budget allows. Most links do not hold the
 step up: link by link, each gets the least error with which the step stays as short. From below one would
 stop where two links hold the step up alike, for neither alone shortens it. Pure; the engine's fast twin
-judges, where it is the engine, else the engine itself, and then boundary by boundary.
+judges, and where it is an estimate the engine has the last word.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from scheduler.units import duration
 SLACK = 0.01
 """By this share may the predicted step be longer than with the most compression everywhere."""
 
+REPLAYED = 3e6
+"""Actions that the engine may replay to judge; it does some 150,000 a second."""
 KINDS = ("activation", "gradient", "reduce")
 Judge = Callable[[PlanCodecs], float]
 """Predicted seconds of a step of the plan with these codecs."""
@@ -64,12 +66,28 @@ class Choice:
         return plan_codecs(across, back, tuple(self.names[Place("reduce", -1, s)] for s in range(n_stages)))
 
 
-def relaxed(plan: Plan, ladders: dict[Place, Ladder], judge: Judge, by_link: bool) -> Plan:
+def relaxed(plan: Plan, ladders: Mapping[Place, Ladder], twin: Judge, is_exact: bool, engine: Judge) -> Plan:
     """`plan` with the least compression that keeps its step, within SLACK, and the reason.
 
-    `ladders`: of the places that are the planner's to choose; `by_link`: each by itself, else all replicas of
-    a boundary together. Places whose share of the slack pays for none at all go without; then all others
-    go up their ladders in turn, a rung at a time, as far as the slack lasts.
+    `ladders`: of the places that are the planner's to choose. Where the twin is only an estimate and what it
+    gives back makes the step longer after all, the engine judges if it can in time; else all stays.
+    """
+    codecs = _given_back(plan, ladders, twin, by_link=True)
+    if not is_exact and engine(codecs) > engine(plan.codecs) * (1 + 2 * SLACK):
+        rungs = sum(map(len, ladders.values())) / plan.n_replicas
+        actions = rungs * sum(len(plan.actions(r)) for r in range(plan.n_ranks))
+        codecs = _given_back(plan, ladders, engine, by_link=False) if actions <= REPLAYED else plan.codecs
+    none = Choice({**Choice.of(plan).names, **dict.fromkeys(ladders, IDENTITY)})
+    step_s, free_s = engine(codecs), engine(none.codecs(plan.n_stages, plan.n_replicas))
+    reasons = (*plan.reasons, _reason(codecs, free_s, step_s))
+    return replace(plan, codecs=codecs, predicted_step_s=step_s, reasons=reasons)
+
+
+def _given_back(plan: Plan, ladders: Mapping[Place, Ladder], judge: Judge, by_link: bool) -> PlanCodecs:
+    """The codecs, place by place, or (not `by_link`) with all replicas of a boundary together.
+
+    Places whose share of the slack pays for none at all go without; then all others go up their ladders in
+    turn, a rung at a time, as far as the slack lasts.
     """
     chosen = Choice.of(plan)
 
@@ -82,22 +100,21 @@ def relaxed(plan: Plan, ladders: dict[Place, Ladder], judge: Judge, by_link: boo
     enough_s = least_s * (1 + SLACK)
     if free_s <= enough_s:
         chosen.names.update(dict.fromkeys(ladders, IDENTITY))
-    else:
-        climbing = []
-        units = list(_units(ladders, by_link))
-        for places, ladder in units:
-            if step_s(places, ladder[0]) <= step_s() + least_s * SLACK / len(units):
-                chosen.names.update(dict.fromkeys(places, ladder[0]))
-            else:
-                climbing.append((places, ladder, max(ladder.index(chosen.names[p]) for p in places)))
-        while climbing:
-            climbing = [
-                (places, ladder, rung - 1)
-                for places, ladder, rung in climbing
-                if rung and _climbs(chosen, places, ladder[rung - 1], step_s, enough_s)
-            ]
-    codecs = chosen.codecs(plan.n_stages, plan.n_replicas)
-    return replace(plan, codecs=codecs, reasons=(*plan.reasons, _reason(codecs, free_s, step_s())))
+        return chosen.codecs(plan.n_stages, plan.n_replicas)
+    climbing = []
+    units = list(_units(ladders, by_link))
+    for places, ladder in units:
+        if step_s(places, ladder[0]) <= step_s() + least_s * SLACK / len(units):
+            chosen.names.update(dict.fromkeys(places, ladder[0]))
+        else:
+            climbing.append((places, ladder, max(ladder.index(chosen.names[p]) for p in places)))
+    while climbing:
+        climbing = [
+            (places, ladder, rung - 1)
+            for places, ladder, rung in climbing
+            if rung and _climbs(chosen, places, ladder[rung - 1], step_s, enough_s)
+        ]
+    return chosen.codecs(plan.n_stages, plan.n_replicas)
 
 
 def _climbs(
@@ -114,7 +131,7 @@ def _climbs(
     return True
 
 
-def _units(ladders: dict[Place, Ladder], by_link: bool) -> Iterator[tuple[list[Place], Ladder]]:
+def _units(ladders: Mapping[Place, Ladder], by_link: bool) -> Iterator[tuple[list[Place], Ladder]]:
     units: dict[tuple[str, int, int, Ladder], list[Place]] = {}
     for place, ladder in ladders.items():
         units.setdefault((place.kind, place.at, place.replica if by_link else -1, ladder), []).append(place)

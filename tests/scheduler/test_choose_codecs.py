@@ -21,7 +21,7 @@ from scheduler.plan import Plan
 from scheduler.plan_codecs import NO_CODECS, PlanCodecs, same_everywhere
 from scheduler.planner import make_plan, plan_for
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
-from scheduler.relax_codecs import SLACK
+from scheduler.relax_codecs import SLACK, Place, relaxed
 from scheduler.step_time import plan_step_s, pricing_of
 from scheduler.topology import Device, Topology
 from scheduler.visits import Visits, acsgd_bytes
@@ -336,3 +336,24 @@ def test_joint_search_beats_codecs_for_a_placement_that_stands() -> None:
         gains.append(after.predicted_step_s / joint.predicted_step_s)
     assert min(gains) >= 1 - SLACK
     assert max(gains) > 1.1
+
+
+def test_an_estimate_that_gives_back_too_much_is_put_right_by_the_engine_where_it_can_in_time() -> None:
+    slow = topology(3, {(1, 2): 0.5e6})
+    plan = choose(job("{activations: {kbit: {bits: 4}}}"), slow)
+    rungs = ("identity", "fp16", "kbit", "kbit:bits=4")
+    ladders = {Place("activation", 0, b): rungs for b in (0, 1)}
+
+    def engine(codecs: PlanCodecs) -> float:
+        return step_s(replace(plan, codecs=codecs), slow)
+
+    def hopeful(codecs: PlanCodecs) -> float:  # sees no link at all
+        del codecs
+        return 1.0
+
+    found = relaxed(plan, ladders, hopeful, False, engine)
+    assert found.codecs.activation == (("identity", "kbit:bits=4"),)
+    assert relaxed(plan, ladders, hopeful, True, engine).codecs == NO_CODECS
+    large = replace(plan, micro_batches=(40_000,))
+    kept = relaxed(large, ladders, hopeful, False, lambda c: 1.0 if c == large.codecs else 2.0)
+    assert kept.codecs == large.codecs
