@@ -46,10 +46,10 @@ def test_a_run_of_workers_that_cannot_reach_each_other(tmp_path: Path, direct: s
             )
             for name in ("w0", "w1")
         ]  # fmt: skip
-        finished = coordinator.wait_for("finished", 180)
+        finished = coordinator.wait_for("finished", 600)
         assert finished["step"] == 4
-        assert coordinator.process.wait(30) == 0
-        assert [w.process.wait(30) for w in workers] == [0, 0]
+        assert coordinator.process.wait(60) == 0
+        assert [w.process.wait(60) for w in workers] == [0, 0]
         relay.process.terminate()
         passed = relay.wait_for("stopped", 30)
         assert passed["joined"] >= 2

@@ -98,9 +98,9 @@ def test_two_workers_of_one_token_train_over_tls(tmp_path: Path, children: list[
     assert third.returncode == ExitCode.TOKEN
     assert "used up (2 of 2)" in third.stderr
 
-    finished = coordinator.wait_for("finished", 120)
+    finished = coordinator.wait_for("finished", 600)
     assert finished["step"] == 4
-    assert coordinator.process.wait(30) == 0
-    assert [w.process.wait(30) for w in workers] == [0, 0]
+    assert coordinator.process.wait(60) == 0
+    assert [w.process.wait(60) for w in workers] == [0, 0]
     listed = made("coordinator", "tokens", "list", "--state-dir", str(state))
     assert (listed["state"], listed["names"]) == ("used up", ["w0", "w1"])
