@@ -1,6 +1,7 @@
 """From a job and measurements to the fastest layout: shapes, settings and the search over them.
 
-Every shape begins with the setting that is taken unless another pays; the fastest shapes, and those
+Of a large network blocks of like devices are placed first, as if each were one, and what is found is
+refined. Every shape begins with the setting that is taken unless another pays; the fastest shapes, and those
 whose memory does not suffice, have their knobs tuned at their best placement before they are
 searched. Knows no clock and no processes; says nothing to anybody, which is `plan_reasons.py`'s.
 """
@@ -14,6 +15,7 @@ from math import inf
 
 import numpy as np
 
+from scheduler.blocks import blocks_of, fold_of, unfolded
 from scheduler.choose_codecs import link_codecs
 from scheduler.cost import predict
 from scheduler.job import JobSpec
@@ -35,6 +37,10 @@ from scheduler.tuning import WORTH, Price, tune
 FINE = 64
 TUNED_SHAPES = 16
 """The fastest shapes, whose knobs are tuned before they are searched; as many of those that do not fit."""
+UNFOLDED = 6
+"""Layouts of blocks that are refined device by device, each of another shape."""
+BESIDE = 60
+"""Shapes of a large network that are opened device by device as well, least bound first."""
 JUDGED = 6
 """Layouts that the engine compares where the twin is only an estimate."""
 
@@ -208,8 +214,14 @@ def search_plan(
     """The fastest plan among the shapes `wanted`. DoesNotFit if none fits in memory."""
     first = [ways.case(s, r, ways.first_setting(s, r)) for s, r in wanted]
     bounds = lower_bounds_s(first)
-    opened = search_steps(first, 0, replace(options, rounds=(), exhaustive=0), floors_s=bounds)
-    tuned, errors = _tuned(ways, opened, first)
+    starts = _of_blocks(ways, wanted, first[0].micro_batches, options, map_tasks, should_stop)
+    opening, floors = first, bounds
+    if starts:  # pipelines inside a block, and fewer of them than it has devices, are beyond blocks
+        able = [k for k in np.argsort(bounds, kind="stable") if bounds[k] < starts[0].step_s]
+        opening, floors = [first[k] for k in able[:BESIDE]], [bounds[k] for k in able[:BESIDE]]
+    opened = search_steps(opening, 0, replace(options, rounds=(), exhaustive=0), floors_s=floors)
+    tuned, errors = _tuned(ways, opened, opening)
+    tuned = sorted([*starts, *tuned], key=lambda f: f.key)[:TUNED_SHAPES]
     if not tuned:
         raise min((e for _, _, e in errors), key=lambda e: e.missing_bytes)
     cases = [f.case for f in tuned]
@@ -225,6 +237,43 @@ def search_plan(
     others = sorted((f for f in others if f.case.number != found.case.number), key=lambda f: f.key)
     bound_s = min([*lower_bounds_s(cases), *bounds])
     return Chosen(plan, found, result, tuple(others), tuple(errors), bound_s)
+
+
+def _of_blocks(
+    ways: Ways,
+    wanted: Sequence[tuple[int, int]],
+    n_micro_batches: int,
+    options: StepSearchOptions,
+    map_tasks: MapTasks,
+    should_stop: Callable[[], bool],
+) -> list[Found]:
+    """The best layouts of a large network's blocks, unfolded, fastest first; none of a small network, or
+    where no layout of blocks fits."""
+    fold = fold_of(len(ways.devices), n_micro_batches, options.blocks, [r for _, r in wanted])
+    if fold == 1:
+        return []
+    s, r = wanted[0]
+    blocks = blocks_of(ways.case(s, r, ways.first_setting(s, r)).grounds, fold)
+    shapes = sorted({(s, r // fold) for s, r in wanted if r >= fold and s * (r // fold) <= len(blocks)})
+    at = blocks[:, 0]
+    few = Ways(
+        ways.job.model_copy(update={"global_batch": ways.job.global_batch // fold}),
+        ways.model,
+        tuple(ways.devices[d] for d in at),
+        ways.topology.subset(at.tolist()),
+    )
+    try:
+        chosen = search_plan(few, shapes, 0, options, map_tasks, should_stop) if shapes else None
+    except DoesNotFit:
+        chosen = None
+    if chosen is None:
+        return []
+    found = []
+    for f in {f.case.number: f for f in (chosen.found, *chosen.result.by_case[:UNFOLDED])}.values():
+        case = ways.case(f.case.n_stages, f.case.n_replicas * fold, few.setting(f.case))
+        large = as_it_is(case, unfolded(f.layout, blocks), f.how)
+        found += [large] if large is not None else []
+    return sorted(found, key=lambda f: f.key)
 
 
 def _tuned_again(

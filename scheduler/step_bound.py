@@ -6,6 +6,9 @@ device at best with its R - 1 nearest; or, if that is longer, its last gradient 
 stage, whose replicas exchange theirs. Over all cuts the least of the slowest stage, by dynamic
 programming, with every layer on the device that is fastest for it. And all devices together
 cannot do the batch's work faster than their speeds add up to.
+
+Where hosts' cores are shared a device is taken to compute alone, and all together as fast as their
+cores; a link is taken to have its device's card and its region's way out to itself.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ class _Grounds(NamedTuple):
     least_s: Floats
     speeds: Floats
     """[N], fastest first: how fast a device works off the batch at most, in parts of those fastest ones."""
+    together: float
+    """The speeds of all devices at once, which share their hosts' cores."""
 
 
 def lower_bounds_s(cases: list[Case]) -> list[float]:
@@ -43,7 +48,7 @@ def lower_bounds_s(cases: list[Case]) -> list[float]:
         key = id(case.prices)
         if key not in known:
             most = max(c.n_replicas for c in cases if c.prices is case.prices)
-            known[key] = _grounds(case.prices, most)
+            known[key] = _grounds(case.prices, case.pricing.crowd, most)
         bounds.append(_bound(case, known[key]))
     return bounds
 
@@ -53,7 +58,7 @@ def lower_bound_s(case: Case) -> float:
     return lower_bounds_s([case])[0]
 
 
-def _grounds(p: Prices, n_replicas: int) -> _Grounds:
+def _grounds(p: Prices, crowd: Floats, n_replicas: int) -> _Grounds:
     n = len(p.latency_s)
     most = min(n_replicas, n)
     peers_s, a_byte_s = np.full(most, np.inf), np.full(most, np.inf)
@@ -65,12 +70,14 @@ def _grounds(p: Prices, n_replicas: int) -> _Grounds:
         for least, row in ((peers_s, latency_s), (a_byte_s, 1.0 / bandwidth_Bps)):
             sums = np.concatenate([[0.0], np.cumsum(np.sort(row)[: most - 1])])
             np.minimum(least, sums, out=least)
-    into_s = np.diff(p.forward_s, axis=1).min(axis=0)
-    work_s = np.diff(p.forward_s, axis=1) + np.diff(p.backward_s, axis=1)
+    alone_s = np.diff(p.forward_s, axis=1) / crowd[:, None]
+    into_s = alone_s.min(axis=0)
+    work_s = alone_s + np.diff(p.backward_s, axis=1) / crowd[:, None]
     least_s = work_s.min(axis=0)
     busy = least_s > 0
     slowness = (work_s[:, busy] / least_s[busy]).min(axis=1) if busy.any() else np.ones(n)
-    return _Grounds(peers_s, a_byte_s, hop_latency_s, hop_Bps, into_s, least_s, np.sort(1 / slowness)[::-1])
+    speeds, together = np.sort(1 / slowness)[::-1], float((1 / (slowness * crowd)).sum())
+    return _Grounds(peers_s, a_byte_s, hop_latency_s, hop_Bps, into_s, least_s, speeds, together)
 
 
 def _bound(case: Case, g: _Grounds) -> float:
@@ -86,7 +93,7 @@ def _bound(case: Case, g: _Grounds) -> float:
         s,
         -(-case.micro_batches // r),
     )
-    together_s = case.micro_batches * float(g.least_s.sum()) / float(g.speeds[: s * r].sum())
+    together_s = case.micro_batches * float(g.least_s.sum()) / min(float(g.speeds[: s * r].sum()), g.together)
     return max(chain_s, together_s) + hop_latency_s + NORM_BYTES / hop_Bps
 
 

@@ -59,6 +59,8 @@ class StepSearchOptions:
     cold: float = 0.0002
     exhaustive: float = 2e8
     """Try every placement of a case when that replays no more actions; 0: never."""
+    blocks: int = 192
+    """Of more devices, blocks of like ones are placed first (`blocks.py`)."""
     dtfm: bool = True
     """Whether DT-FM's objective proposes placements."""
 

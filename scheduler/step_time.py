@@ -21,6 +21,7 @@ from compression.spec import codec_spec
 from scheduler.action_table import pipeline_table
 from scheduler.codec_speed import speed_of
 from scheduler.cost import PARAMETER_BYTES, flat_wire_bytes_of, stage_memory, tied_bytes, wire_bytes_of
+from scheduler.limits import limits_of
 from scheduler.link_codecs import CodecTable, LinkCodecs
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
@@ -38,6 +39,8 @@ class Pricing:
     prices: Prices
     exact: bool
     """Whether the twin is the engine; else an estimate that the engine must confirm."""
+    crowd: Floats
+    """[N]: how many times slower the prices have a device compute because all of its host do at once."""
 
 
 def pricing_of(
@@ -56,15 +59,19 @@ def pricing_of(
     whole = at == list(range(len(topology)))
     latency_s = topology.latency_s if whole else topology.latency_s[np.ix_(at, at)]
     bandwidth_Bps = topology.bandwidth_Bps if whole else topology.bandwidth_Bps[np.ix_(at, at)]
-    up = np.array([d.uplink_Bps or np.inf for d in chosen])
-    down = np.array([d.downlink_Bps or np.inf for d in chosen])
+    limits = limits_of(chosen, topology.egress_Bps)
+    at_host = [limits.host[d.name] for d in chosen]
+    up = np.array([limits.uplink_Bps.get(h, np.inf) for h in at_host])
+    down = np.array([limits.downlink_Bps.get(h, np.inf) for h in at_host])
     capped = bool(np.isfinite(up).any() or np.isfinite(down).any())
+    _, host = np.unique(at_host, return_inverse=True)
     if capped:
-        bandwidth_Bps = np.minimum(bandwidth_Bps, np.minimum(up[:, None], down[None, :]))
+        cards = np.where(host[:, None] != host, np.minimum(up[:, None], down[None, :]), np.inf)
+        bandwidth_Bps = np.minimum(bandwidth_Bps, cards)
     if topology.egress_Bps:
         regions = np.array([d.region for d in chosen])
         out = np.array([topology.egress_Bps.get(d.region, np.inf) for d in chosen])
-        leaves = regions[:, None] != regions[None, :]
+        leaves = (regions[:, None] != regions) & (host[:, None] != host)
         bandwidth_Bps = np.where(leaves, np.minimum(bandwidth_Bps, out[:, None]), bandwidth_Bps)
     hosts = Counter(d.host for d in chosen if d.host and d.host_cores > 0)
     crowd = np.array(
@@ -103,7 +110,7 @@ def pricing_of(
         saved_bytes=saved,
     )
     shared = capped or bool(topology.egress_Bps) or any(n > 1 for n in hosts.values())
-    return Pricing(tuple(p.device for p in devices), prices, not shared)
+    return Pricing(tuple(p.device for p in devices), prices, not shared, crowd)
 
 
 def _codec_seconds(devices: Sequence[DeviceProfile], table: CodecTable) -> Floats:

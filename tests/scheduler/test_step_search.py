@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from scheduler.analytic import device_profile, model_profile
+from scheduler.cost import step_time_s
 from scheduler.job import ModelSpec
 from scheduler.partition import DoesNotFit, partition
+from scheduler.plan import Plan
 from scheduler.plan_search import shapes
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.scenarios import NAMES, scenario
@@ -151,6 +153,39 @@ def test_the_optimum_is_found_on_small_networks() -> None:
             missed[name] += result.best.step_s > best * (1 + 1e-9)
     assert missed["all"] == 0
     assert missed["walks"] <= 1
+
+
+@pytest.mark.parametrize("sharing", ["cores", "cards", "ways out"])
+def test_the_bound_holds_where_something_is_shared(sharing: str) -> None:
+    """Below the engine's time of every placement of two pipelines, the devices two to a host and a region."""
+    rng = np.random.default_rng(9)
+    for _ in range(4):
+        plain = network("random", 4, rng)
+        up_Bps, down_Bps = (2e7, 3e7) if sharing == "cards" else (0.0, 0.0)
+        cores = 1 if sharing == "cores" else 0
+        shared = tuple(
+            replace(
+                d,
+                region=f"r{i % 2}",
+                host=f"h{i % 2}",
+                host_cores=cores,
+                uplink_Bps=up_Bps,
+                downlink_Bps=down_Bps,
+            )
+            for i, d in enumerate(plain.devices)
+        )
+        out = {"r0": 1.5e7, "r1": 4e7} if sharing == "ways out" else {}
+        topology = replace(plain, devices=shared, egress_Bps=out)
+        model = a_model(2, int(rng.integers(10**5, 10**7)), int(rng.integers(10**5, 10**7)))
+        devices = equal_devices(topology, rng.uniform(0.01, 0.2, 2).tolist())
+        case = a_case(topology, model, devices, (2, 2), 6)
+        assert not case.pricing.exact
+        names = [d.name for d in topology.devices]
+        engine_s = []
+        for a, b, c, d in permutations(names):
+            plan = Plan(1, ((a, b), (c, d)), ((0, 1), (1, 2)), (3, 3), "1f1b")
+            engine_s.append(step_time_s(plan, model, devices, topology))
+        assert 0.2 * min(engine_s) < lower_bound_s(case) <= min(engine_s) * (1 + 1e-9)
 
 
 def v100s(topology: Topology, batch: int = 128, shape: tuple[int, int] = (8, 8)) -> Case:
