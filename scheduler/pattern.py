@@ -27,7 +27,7 @@ REQUIRED = "a number of blocks, or a list of blocks such as [[h3, mlp], 11 x [at
 
 _REPEATED = re.compile(r"(\d+)\s*x\s*\[([^\[\]]*)\]")
 _UNQUOTED = re.compile(rf"""(?<!["'])\b{_REPEATED.pattern}(?!["'])""")
-_LINE = re.compile(r"(?m)^(\s*layers\s*:\s*)(\[.*)$")
+_LIST = re.compile(r"(?m)^(\s*layers\s*:\s*)(\[(?:[^\[\]]*\[[^\[\]]*\])*[^\[\]]*\])")
 
 
 class PatternError(ValueError):
@@ -91,7 +91,7 @@ def parse_part(text: str) -> MixerSpec:
 
 def quoted(text: str) -> str:
     """A job's text with each `N x [...]` in a list behind `layers:` in quotes, which YAML wants there."""
-    return _LINE.sub(lambda line: line[1] + _UNQUOTED.sub(r'"\g<0>"', line[2]), text)
+    return _LIST.sub(lambda found: found[1] + _UNQUOTED.sub(r'"\g<0>"', found[2]), text)
 
 
 def _repeated(item: str) -> tuple[int, tuple[str, ...]]:

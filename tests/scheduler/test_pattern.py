@@ -38,6 +38,7 @@ def job_with(layers: str) -> str:
         ),
         ("['2 x [attention, mlp]']", (PLAIN,) * 2),
         ('["2 x [attention, mlp]", 1x[mlp]]', (PLAIN, PLAIN, (MlpSpec(),))),
+        ("[[attention, mlp],\n    2 x [attention,\n      mlp],\n  ]", (PLAIN,) * 3),
         (
             "\n  - [attention window=8, mlp]\n  - 2 x [attention, mlp]",
             ((LOCAL, MlpSpec()), PLAIN, PLAIN),

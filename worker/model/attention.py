@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from math import inf, sqrt
+from os import environ
 from typing import Literal, NamedTuple
 
 import torch
@@ -149,6 +150,11 @@ class Attention(SequenceMixer):
     ) -> tuple[Tensor, KeyValues | None]:
         q, k, v = self._projected(x_BTD, 0 if state is None else state.length)
         if state is None and self.triton and documents_BT is None:
+            if not x_BTD.is_cuda and environ.get("TRITON_INTERPRET") != "1":
+                raise ModelError(
+                    f"found attention kernel=triton on {x_BTD.device.type}; required a GPU that Triton knows,"
+                    " or kernel=auto"
+                )
             from worker.kernels.flash_triton import flash_attention
 
             return self.out(flash_attention(q, k, v, self.sight).transpose(1, 2).flatten(2)), None
