@@ -41,11 +41,8 @@ class Identity:
     starts: int
     """How often a worker was started with it, this one included."""
     lock: IO[str]
-
-    @property
-    def incarnation(self) -> str:
-        """New each time: the count, and chance, should the directory ever be copied."""
-        return f"{self.starts}-{secrets.token_hex(8)}"
+    incarnation: str
+    """New each time it is opened: the count, and chance, should the directory ever be copied."""
 
     def proof(self, token: str) -> bytes:
         """What only the holder of the secret key can make, for this token alone."""
@@ -72,7 +69,8 @@ def open_identity(directory: Path) -> Identity:
             f"--identity {directory}: found another worker using it; give each its own, or stop the other"
         ) from e
     try:
-        return Identity(directory, _keys(directory / KEY), _count(directory / STARTS), lock)
+        keys, starts = _keys(directory / KEY), _count(directory / STARTS)
+        return Identity(directory, keys, starts, lock, f"{starts}-{secrets.token_hex(8)}")
     except OSError as e:
         lock.close()
         raise IdentityError(f"--identity {directory}: found {e}, required a folder to write to") from e

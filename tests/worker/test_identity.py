@@ -16,7 +16,7 @@ def test_it_is_the_same_after_a_restart_and_counts_starts(tmp_path: Path) -> Non
     assert second.keys == first.keys
     assert (first.starts, second.starts) == (1, 2)
     assert second.incarnation.startswith("2-")
-    assert second.incarnation != second.incarnation
+    assert second.incarnation == second.incarnation != first.incarnation
     second.close()
     assert (tmp_path / "id").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "id" / KEY).stat().st_mode & 0o777 == 0o600
