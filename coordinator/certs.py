@@ -200,10 +200,9 @@ def server_tls(certificate: Path | None, key: Path | None, state_dir: Path) -> S
     if (certificate is None) != (key is None):
         found, lacks = ("--tls-cert", "--tls-key") if key is None else ("--tls-key", "--tls-cert")
         raise TlsError(f"found {found} without {lacks}, required both or neither")
-    if certificate is None or key is None:
-        certificate, key = state_dir / TLS_DIR / SERVER, state_dir / TLS_DIR / SERVER_KEY
-        if not certificate.exists() and not key.exists():
-            return None
+    certificate, key = tls_files(certificate, key, state_dir)
+    if certificate.parent == state_dir / TLS_DIR and not certificate.exists() and not key.exists():
+        return None
     pem, key_pem = read_pem(certificate, "--tls-cert", "CERTIFICATE"), read_pem(key, "--tls-key", "KEY")
     if key.stat().st_mode & 0o007:
         raise TlsError(f"--tls-key {key}: found that everybody can read it; chmod 600 it")
@@ -215,6 +214,13 @@ def server_tls(certificate: Path | None, key: Path | None, state_dir: Path) -> S
             "without a password"
         ) from None
     return ServerTls(pem, key_pem)
+
+
+def tls_files(certificate: Path | None, key: Path | None, state_dir: Path) -> tuple[Path, Path]:
+    """The files that were given, else where `make` puts its own."""
+    if certificate is None or key is None:
+        return state_dir / TLS_DIR / SERVER, state_dir / TLS_DIR / SERVER_KEY
+    return certificate, key
 
 
 def _no_password() -> str:

@@ -23,7 +23,7 @@ from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
 
 from .access import certs, tokens_app
-from .certs import CA, TLS_DIR, ServerTls, server_tls
+from .certs import CA, TLS_DIR, ServerTls, server_tls, tls_files
 from .client import CallFailed, Coordinator, status_json
 from .client import drain as call_drain
 from .client import status as call_status
@@ -33,6 +33,8 @@ from .planning import given, make
 from .progress import Bar, JsonLines, Show, human_bytes
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import PortInUse, RunOptions, run
+from .seeing import DashboardPortInUse, DashboardRefused, run_with_dashboard, runs
+from .seeing import dashboard as open_dashboard
 
 app = typer.Typer(
     help="Take a job, gather workers, plan, and drive the training. Exit codes: `coordinator exit-codes`.",
@@ -42,6 +44,8 @@ app = typer.Typer(
 )
 app.add_typer(tokens_app, name="tokens")
 app.command("certs")(certs)
+app.command("dashboard")(open_dashboard)
+app.command("runs")(runs)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 Address = Annotated[
@@ -170,6 +174,14 @@ def start(
             envvar="ISTHMUS_INSECURE",
         ),
     ] = False,
+    dashboard: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of a page that shows the run; port 0 takes a free one. Beyond this machine it "
+            "asks for the token of the address that is printed.",
+            envvar="ISTHMUS_DASHBOARD",
+        ),
+    ] = "",
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -207,11 +219,20 @@ def start(
         if silence is not None:
             options = replace(options, silence=replace(SILENCE, floor_s=silence, unknown_s=silence))
         with show:
-            code = asyncio.run(run(job, opened, options, secret, show, planner))
+            if dashboard:
+                files = tls_files(tls_cert, tls_key, state_dir) if tls is not None else None
+                code = run_with_dashboard(
+                    dashboard, secret[0], files, insecure, opened.state_dir, job.name, resume, show,
+                    lambda say: run(job, opened, options, secret, say, planner),
+                )  # fmt: skip
+            else:
+                code = asyncio.run(run(job, opened, options, secret, show, planner))
     except OpenError as e:
         _end(e.code, str(e), as_json)
-    except PortInUse as e:
+    except (PortInUse, DashboardPortInUse) as e:
         _end(ExitCode.PORT_IN_USE, str(e), as_json)
+    except DashboardRefused as e:
+        _end(e.code, str(e), as_json)
     finally:
         opened.close()
     if code is not ExitCode.OK and not as_json:

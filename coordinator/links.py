@@ -25,7 +25,7 @@ LINKS = "links"
 def record_links(state_dir: Path, request: MakePlan, now_s: float) -> None:
     """Add what was measured for `request` to the run's trace. `now_s`: seconds since 1970."""
     now = datetime.fromtimestamp(now_s, UTC)
-    trace = _earlier(state_dir) or _new(now)
+    trace = recorded_links(state_dir) or _new(now)
     t_s = round((now - datetime.fromisoformat(trace.about.start)).total_seconds(), 3)
     t_s = max(t_s, trace.duration_s + 0.001) if trace.links else 0.0
     nodes = trace.nodes | {d.name: Node(d.name, region=d.region) for d in request.devices}
@@ -49,7 +49,7 @@ def _new(now: datetime) -> Trace:
     return Trace(LINKS, {}, {}, about)
 
 
-def _earlier(state_dir: Path) -> Trace | None:
+def recorded_links(state_dir: Path) -> Trace | None:
     """The trace so far; None without one, or when somebody has damaged it: then it begins anew."""
     base = str(state_dir / LINKS)
     try:

@@ -77,6 +77,9 @@ def local(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of each worker.")] = 1,
     streams: Annotated[int, typer.Option(min=1, help="Parallel streams of each link.")] = 2,
+    dashboard: Annotated[
+        str, typer.Option(help="HOST:PORT of a page that shows the run, like 127.0.0.1:8265.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, no progress bar.")] = False,
 ) -> None:
     """Train JOB on this machine: a coordinator, WORKERS processes, and links shaped like a trace's."""
@@ -97,6 +100,7 @@ def local(
         resume=resume,
         threads=threads,
         streams=streams,
+        dashboard=dashboard,
     )
     try:
         code = run_local(job, options, fresh=fresh, report=report, export=export, as_json=as_json)

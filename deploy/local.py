@@ -75,6 +75,8 @@ class LocalOptions:
     """More options of the `coordinator`, or of every `worker`, as on their command lines."""
     plan: Path | None = None
     """A plan to run, as JSON; None: the coordinator makes one."""
+    dashboard: str = ""
+    """HOST:PORT of the page that shows the run; '': none."""
 
 
 def _free_port() -> int:
@@ -166,6 +168,7 @@ class LocalCluster:
             "coordinator", "start", str(self.job), "--bind", bind, "--state-dir", str(o.state_dir),
             "--min-workers", str(o.workers), "--json", *(["--resume"] if o.resume or resume else []),
             *(["--plan", str(o.plan)] if o.plan else []),
+            *(["--dashboard", o.dashboard] if o.dashboard else []),
             "--wait-for-workers", str(o.wait_for_workers_s), *o.options_of.get("coordinator", ()),
         )  # fmt: skip
 

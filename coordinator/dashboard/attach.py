@@ -1,0 +1,112 @@
+"""The dashboard beside a run, or of a run that has ended: where it listens, and what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..progress import Show
+from .board import Board
+from .guard import local_names
+from .server import Dashboard, serve
+
+Say = Callable[[dict[str, Any]], None]
+
+
+class DashboardError(Exception):
+    """The dashboard cannot be served: says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """HOST:PORT to serve at. Beyond this machine `secret` is asked for, over TLS where `tls` names its
+    certificate's and key's files."""
+
+    bind: str
+    secret: str
+    tls: tuple[Path, Path] | None = None
+
+    @property
+    def token(self) -> str:
+        """What readers show; it does not let anybody join, as the run's own would."""
+        return hashlib.sha256(f"dashboard of {self.secret}".encode()).hexdigest()[:40]
+
+    @property
+    def on_loopback(self) -> bool:
+        host = self.bind.rpartition(":")[0].strip("[]")
+        if host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+
+def listen(where: Where) -> socket.socket:
+    """The listening socket. Raises DashboardError."""
+    host, _, port = where.bind.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise DashboardError(
+            f"--dashboard: found {where.bind!r}, required HOST:PORT with a port of 0 .. 65535"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        raise DashboardError(
+            f"--dashboard {where.bind}: the address cannot be listened on ({error}); give another port"
+        ) from error
+
+
+def address_of(where: Where, listening: socket.socket) -> str:
+    """What to open in a browser; carries the token where one is asked for."""
+    host = where.bind.rpartition(":")[0]
+    port = listening.getsockname()[1]
+    if where.on_loopback:
+        return f"http://{host}:{port}/"
+    return f"{'https' if where.tls else 'http'}://{host}:{port}/?token={where.token}"
+
+
+def told(board: Board, show: Show, now_s: Callable[[], float]) -> Say:
+    """A `say` that shows an event and tells the board."""
+
+    def say(event: dict[str, Any]) -> None:
+        show(event)
+        board.take(event, now_s())
+
+    return say
+
+
+T = TypeVar("T")
+
+
+async def watched(
+    work: Coroutine[Any, Any, T], board: Board, state_dir: Path, where: Where, listening: socket.socket
+) -> T:
+    """What `work` gives, with the dashboard served as long as it runs."""
+    async with served(board, state_dir, where, listening):
+        return await work
+
+
+@asynccontextmanager
+async def served(
+    board: Board, state_dir: Path, where: Where, listening: socket.socket
+) -> AsyncIterator[None]:
+    """Serve the board while the body runs."""
+    hosts = local_names(where.bind) if where.on_loopback else frozenset[str]()
+    dashboard = Dashboard(board, state_dir, "" if where.on_loopback else where.token, hosts)
+    server, task = await serve(dashboard, listening, None if where.on_loopback else where.tls)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        server.force_exit = True  # pages that follow the run would hold it open
+        await asyncio.wait({task}, timeout=5.0)
+        listening.close()

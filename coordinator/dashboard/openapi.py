@@ -1,0 +1,78 @@
+"""What the dashboard answers, as an OpenAPI document. A test holds it against the answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NUMBER = {"type": ["number", "null"]}
+_TEXT = {"type": "string"}
+_WHOLE = {"type": "integer"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _list(items: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+WORKER = _object(
+    name=_TEXT, region=_TEXT, host=_TEXT, memory_bytes=_WHOLE, reason=_TEXT,
+    state={"enum": ["member", "spare", "gone"]}, stage=_WHOLE, replica=_WHOLE,
+)  # fmt: skip
+TRAFFIC = {
+    **_object(
+        kind=_TEXT, codec=_TEXT, flows=_WHOLE, sent_bytes=_NUMBER, raw_bytes=_NUMBER, relative_error=_NUMBER
+    ),
+    "description": "`from` and `to` are regions; bytes are of the last recorded step.",
+}
+EVENT = _object(at_s={"type": "number"}, kind=_TEXT, text=_TEXT, bad={"type": "boolean"})
+RUN = _object(
+    seq=_WHOLE, run=_TEXT, job=_TEXT, phase=_TEXT, reason=_TEXT, code={"type": ["integer", "null"]},
+    step=_WHOLE, steps=_WHOLE, needed=_WHOLE, eval_loss=_NUMBER, tokens=_WHOLE, loss=_NUMBER,
+    grad_norm=_NUMBER, tokens_per_s=_NUMBER, step_s=_NUMBER, predicted_step_s=_NUMBER, sent_bytes=_NUMBER,
+    raw_bytes=_NUMBER, workers=_list(WORKER), plan={"type": ["object", "null"]},
+    plans=_list({"type": "object"}),
+    traffic=_list(TRAFFIC), events=_list(EVENT),
+)  # fmt: skip
+STEPS = _object(
+    series={"type": "object", "additionalProperties": _list(_NUMBER)}, evals=_list(_list(_NUMBER))
+)
+TIMELINE = _object(
+    devices=_list(_TEXT), predicted={"type": ["object", "null"]}, measured=_list({"type": "object"})
+)
+LINKS = _list(_object(links=_WHOLE, latency_s=_NUMBER, bandwidth_Bps=_NUMBER))
+ERROR = _object(error=_TEXT)
+
+
+def _get(summary: str, schema: Any, parameters: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    answer = {"description": summary, "content": {"application/json": {"schema": schema}}}
+    refused = {"description": "Refused, with the reason.", "content": {"application/json": {"schema": ERROR}}}
+    refusals = dict.fromkeys(("400", "401", "403", "405", "421", "503"), refused)
+    return {
+        "get": {"summary": summary, "parameters": parameters or [], "responses": {"200": answer, **refusals}}
+    }
+
+
+_AFTER = {
+    "name": "after", "in": "query", "required": False, "schema": {"type": "integer"},
+    "description": "Only steps after this one.",
+}  # fmt: skip
+
+DOCUMENT: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "Isthmus: a run",
+        "version": "1",
+        "description": "Reads; changes nothing. Units are suffixes.",
+    },
+    "paths": {
+        "/api/run": _get("The run at this moment.", RUN),
+        "/api/steps": _get(
+            "Series over the steps, at most some 2,000 points, and evaluations.", STEPS, [_AFTER]
+        ),
+        "/api/timeline": _get("Spans of recorded steps beside the engine's prediction.", TIMELINE),
+        "/api/links": _get("Links between regions, as the workers measured them.", LINKS),
+    },
+}

@@ -1,0 +1,217 @@
+"""Serves the dashboard: the page, its data as JSON and server-sent events, and metrics. Changes nothing.
+
+/              the page           /api/run        the snapshot        /api/steps     the series
+/static/NAME   its parts          /api/events     snapshots, live     /api/timeline  predicted beside measured
+/metrics       OpenMetrics        /api/openapi    what these answer   /api/links     measured links by region
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..timelines import TIMELINE_FILE
+from .board import Board
+from .guard import COOKIE, refusal
+from .links import measured_links
+from .metrics import exposition
+from .openapi import DOCUMENT
+
+STATIC = Path(__file__).parent / "static"
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+PUSH_EVERY_S = 0.5
+KEEP_ALIVE_S = 15.0
+MAX_STREAMS = 64
+MAX_POINTS = 2000
+SAFE = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class Dashboard:
+    """One board, served. `told` is called after every event, on the loop's thread."""
+
+    def __init__(
+        self, board: Board, state_dir: Path, token: str = "", hosts: frozenset[str] = frozenset()
+    ) -> None:
+        self.board = board
+        self._state_dir = state_dir
+        self._streams = 0
+        self._cache: tuple[int, bytes] = (-1, b"")
+        self.app = Starlette(
+            routes=[
+                Route("/", self._page),
+                Route("/static/{name}", self._static),
+                Route("/api/run", self._run),
+                Route("/api/steps", self._steps),
+                Route("/api/timeline", self._timeline),
+                Route("/api/links", self._links),
+                Route("/api/events", self._events),
+                Route("/api/openapi", self._openapi),
+                Route("/metrics", self._metrics),
+            ],
+            middleware=[Middleware(_Guard, token=token, hosts=hosts)],
+        )
+
+    # ---- pages
+
+    async def _page(self, request: Request) -> Response:
+        response = _file("index.html")
+        token = request.query_params.get("token")
+        if token:  # so that the page's own requests carry it, and it leaves the address bar
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return response
+
+    async def _static(self, request: Request) -> Response:
+        return _file(request.path_params["name"])
+
+    # ---- data
+
+    async def _run(self, _: Request) -> Response:
+        return Response(self._snapshot(), media_type="application/json")
+
+    def _snapshot(self) -> bytes:
+        """The snapshot's bytes, made once a change however many look on."""
+        if self._cache[0] != self.board.seq:
+            self._cache = self.board.seq, json.dumps(self.board.snapshot()).encode()
+        return self._cache[1]
+
+    async def _steps(self, request: Request) -> Response:
+        try:
+            after = int(request.query_params.get("after", "-1"))
+        except ValueError:
+            found = request.query_params.get("after", "")[:40]
+            return JSONResponse({"error": f"after: found {found!r}, required a whole number"}, 400)
+        return JSONResponse(self.board.points(after, MAX_POINTS))
+
+    async def _timeline(self, _: Request) -> Response:
+        path = self._state_dir / TIMELINE_FILE
+        try:
+            text = await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            return JSONResponse({"devices": [], "predicted": None, "measured": []})
+        return Response(text, media_type="application/json")
+
+    async def _links(self, _: Request) -> Response:
+        regions = {w.name: w.region or w.name for w in self.board.workers.values()}
+        return JSONResponse(await asyncio.to_thread(measured_links, self._state_dir, regions))
+
+    async def _events(self, _: Request) -> Response:
+        if self._streams >= MAX_STREAMS:
+            return JSONResponse({"error": f"{MAX_STREAMS} pages are looking on already; close one"}, 503)
+        return StreamingResponse(self._stream(), media_type="text/event-stream")
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        self._streams += 1
+        try:
+            sent, quiet_s = -1, 0.0
+            while True:
+                if sent != self.board.seq:
+                    sent, quiet_s = self.board.seq, 0.0
+                    yield b"data: " + self._snapshot() + b"\n\n"
+                elif quiet_s >= KEEP_ALIVE_S:
+                    quiet_s = 0.0
+                    yield b": still here\n\n"
+                await asyncio.sleep(PUSH_EVERY_S)
+                quiet_s += PUSH_EVERY_S
+        finally:
+            self._streams -= 1
+
+    async def _openapi(self, _: Request) -> Response:
+        return JSONResponse(DOCUMENT)
+
+    async def _metrics(self, _: Request) -> Response:
+        text, kind = exposition(self.board)
+        return Response(text, headers={"content-type": kind})
+
+
+def _file(name: str) -> Response:
+    """One of the shipped files, by its plain name; nothing else can be asked for."""
+    known = {path.name: path for path in STATIC.iterdir()}
+    if name not in known:
+        return JSONResponse({"error": "no such file"}, 404)
+    path = known[name]
+    return Response(path.read_bytes(), media_type=TYPES.get(path.suffix, "text/plain"))
+
+
+class _Guard:
+    """Refuses what `guard.refusal` refuses, and says on every answer what a browser may do with it."""
+
+    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str]) -> None:
+        self._app, self._token, self._hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        bearer = request.headers.get("authorization", "")
+        given = (
+            request.query_params.get("token")
+            or request.cookies.get(COOKIE, "")
+            or (bearer[7:] if bearer.lower().startswith("bearer ") else "")
+        )
+        refused = refusal(request.headers, self._hosts, self._token, given)
+
+        async def safely(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(k.encode(), v.encode()) for k, v in SAFE.items()]
+            await send(message)
+
+        if refused is not None:
+            await JSONResponse({"error": refused[1]}, refused[0])(scope, receive, safely)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await JSONResponse({"error": "the dashboard only reads"}, 405)(scope, receive, safely)
+        else:
+            await self._app(scope, receive, safely)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn on a loop and with signals that are ours."""
+
+    def install_signal_handlers(self) -> None:
+        return
+
+
+async def serve(
+    dashboard: Dashboard, listening: socket.socket, tls: tuple[Path, Path] | None = None
+) -> tuple[uvicorn.Server, asyncio.Task[None]]:
+    """Serve on a socket that listens already, until the server is told `should_exit`."""
+    certificate, key = tls or (None, None)
+    config = uvicorn.Config(
+        dashboard.app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1,
+        ssl_certfile=certificate, ssl_keyfile=key, ws="none", server_header=False,
+    )  # fmt: skip
+    server = _Server(config)
+    server.config.load()
+    task = asyncio.get_running_loop().create_task(_quiet(server.serve, listening))
+    return server, task
+
+
+async def _quiet(run: Callable[..., Awaitable[None]], listening: socket.socket) -> None:
+    try:
+        await run(sockets=[listening])
+    except asyncio.CancelledError:
+        return

@@ -1,0 +1,96 @@
+// Follows the run: a snapshot with every change by server-sent events, curves and pictures asked for when due.
+import { $, el, table, digits, whole, bytes, seconds } from "./text.js";
+import { drawMap, drawLinks } from "./map.js";
+import { drawGrid, drawWorkers } from "./grid.js";
+import { Chart } from "./charts.js";
+import { drawTimeline } from "./timeline.js";
+
+const CURVES_EVERY_MS = 1000, PICTURES_EVERY_MS = 5000;
+const charts = {
+  loss: new Chart($("loss"), "Loss by step", [{ label: "training", colour: "--hue0" }, { label: "held out", colour: "--hue1", points: true }]),
+  speed: new Chart($("speed"), "Tokens a second by step", [{ label: "tokens/s", colour: "--hue2" }]),
+  seconds: new Chart($("seconds"), "Seconds of a step", [{ label: "measured", colour: "--hue0" }, { label: "predicted", colour: "--hue1", dash: [6, 4] }]),
+};
+let run = null, drawn = {}, links = [], curvesAt = 0, picturesAt = 0, picturedStep = -1;
+
+const numbers = () => [
+  ["Step", `${whole(run.step)}`, `of ${whole(run.steps)}`],
+  ["Loss", digits(run.loss, 4), ""],
+  ["Held-out loss", digits(run.eval_loss, 4), ""],
+  ["Tokens a second", whole(run.tokens_per_s), ""],
+  ["Step", seconds(run.step_s), run.predicted_step_s ? `predicted ${seconds(run.predicted_step_s)}` : ""],
+  ["Gradient norm", digits(run.grad_norm), ""],
+  ["Sent a step", bytes(run.sent_bytes), run.raw_bytes > run.sent_bytes ? `of ${bytes(run.raw_bytes)}` : ""],
+  ["Workers", whole(run.workers.filter((w) => w.state !== "gone").length), run.workers.some((w) => w.state === "gone") ? `${run.workers.filter((w) => w.state === "gone").length} gone` : ""],
+];
+
+// Draws a part only when what it shows has changed.
+function once(name, value, draw) {
+  const key = JSON.stringify(value);
+  if (drawn[name] !== key) { drawn[name] = key; draw(); }
+}
+
+function show() {
+  document.title = `${run.run || "Isthmus"} · ${run.phase}`;
+  $("run").textContent = run.run || "Isthmus";
+  $("phase").textContent = run.phase;
+  $("phase").className = `pill ${run.phase}`;
+  $("reason").textContent = run.reason;
+  $("progress").firstElementChild.style.width = `${(100 * run.step) / Math.max(1, run.steps)}%`;
+  $("progress").setAttribute("aria-valuemax", run.steps);
+  $("progress").setAttribute("aria-valuenow", run.step);
+  $("numbers").replaceChildren(...numbers().map(([name, value, more]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, more || "\u00a0")))));
+  once("map", [run.workers.map((w) => [w.name, w.region, w.state]), run.traffic, $("map").clientWidth], () => drawMap($("map"), run));
+  once("links", [links, run.traffic], () => drawLinks($("links"), run, links));
+  once("grid", [run.plan?.version, run.workers], () => drawGrid($("grid"), $("shape"), run));
+  once("workers", run.workers, () => drawWorkers($("workers"), run));
+  once("reasons", run.plan?.reasons, () => $("reasons").replaceChildren(...(run.plan?.reasons || ["No plan yet."]).map((r) => el("li", {}, r))));
+  once("plans", run.plans, () => $("plans").replaceChildren(run.plans.length > 1 ? table(["plan", "at step", "stages x replicas", "predicted step"],
+    run.plans.map((p) => [p.version, p.step, `${p.stages} x ${p.replicas}`, seconds(p.predicted_step_s)]), [0, 1, 3]) : ""));
+  once("events", run.events, () => $("events").replaceChildren(...[...run.events].reverse().map((e) =>
+    el("li", { class: e.bad ? "bad" : null }, el("time", { datetime: new Date(1000 * e.at_s).toISOString() }, new Date(1000 * e.at_s).toLocaleTimeString("en-GB")), el("span", {}, e.text)))));
+}
+
+async function ask(path) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  return answer.json();
+}
+
+async function curves() {
+  const { series, evals } = await ask("api/steps");
+  const held = new Map(evals);
+  const steps = [...new Set([...series.step, ...held.keys()])].sort((a, b) => a - b);
+  const at = new Map(series.step.map((s, i) => [s, i]));
+  const column = (name) => steps.map((s) => (at.has(s) ? series[name][at.get(s)] : null));
+  charts.loss.show([steps, column("loss"), steps.map((s) => held.get(s) ?? null)]);
+  charts.speed.show([steps, column("tokens_per_s")]);
+  charts.seconds.show([steps, column("step_s"), column("predicted_step_s")]);
+}
+
+async function pictures() {
+  drawTimeline($("timeline"), $("time"), await ask("api/timeline"));
+  links = await ask("api/links");
+  show();
+}
+
+async function tend() {
+  const now = performance.now();
+  if (!run || document.hidden) return;
+  if (run.step !== picturedStep && now - curvesAt > CURVES_EVERY_MS) { curvesAt = now; picturedStep = run.step; await curves(); }
+  if (picturesAt === 0 || (now - picturesAt > PICTURES_EVERY_MS && drawn.seq !== run.seq)) { picturesAt = now; drawn.seq = run.seq; await pictures(); }
+}
+
+function follow() {
+  const source = new EventSource("api/events");
+  source.onmessage = (message) => { run = JSON.parse(message.data); show(); tend().catch(console.error); };
+  source.onerror = () => {
+    $("phase").textContent = "no answer from the coordinator";
+    $("phase").className = "pill lost";
+  };
+}
+
+setInterval(() => tend().catch(console.error), 1000);
+addEventListener("resize", () => { if (run) { drawn = {}; show(); pictures().catch(console.error); } });
+await curves().catch(console.error);
+follow();

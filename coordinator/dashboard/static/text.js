@@ -1,0 +1,40 @@
+// Numbers and elements in words. Everything that comes from a run is put in as text, never as markup.
+export const $ = (id) => document.getElementById(id);
+
+export function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((c) => c !== null && c !== undefined));
+  return node;
+}
+
+export function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+const known = (x) => x !== null && x !== undefined;
+export const digits = (x, n = 3) => (known(x) ? Number(x.toPrecision(n)).toLocaleString("en-GB", { maximumFractionDigits: 6 }) : "–");
+export const whole = (x) => (known(x) ? Math.round(x).toLocaleString("en-GB") : "–");
+
+function scaled(x, units, base) {
+  if (!known(x)) return "–";
+  let i = 0;
+  while (x >= base && i < units.length - 1) { x /= base; i += 1; }
+  return `${digits(x)} ${units[i]}`;
+}
+export const bytes = (x) => scaled(x, ["B", "kB", "MB", "GB", "TB"], 1000);
+export const rate = (x) => (known(x) ? scaled(8 * x, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"], 1000) : "–");
+export const seconds = (x) => (!known(x) ? "–" : x < 1 ? `${digits(1000 * x)} ms` : `${digits(x)} s`);
+export const hue = (i) => `var(--hue${((i % 8) + 8) % 8})`;
+
+// A table whose rows are arrays of texts; columns of numbers stand to the right.
+export function table(head, rows, numbers = []) {
+  const cell = (tag, text, i) => el(tag, { class: numbers.includes(i) ? "n" : null, scope: tag === "th" ? "col" : null }, String(text));
+  return el("table", {}, el("thead", {}, el("tr", {}, ...head.map((t, i) => cell("th", t, i)))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((t, i) => cell("td", t, i))))));
+}

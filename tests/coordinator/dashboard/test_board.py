@@ -1,0 +1,197 @@
+"""The board is what the run told it; the web side refuses whom it must and answers as documented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+jsonschema = pytest.importorskip("jsonschema")
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families  # noqa: E402 (after the skip)
+from starlette.testclient import TestClient  # noqa: E402
+
+from coordinator.dashboard.attach import Where  # noqa: E402
+from coordinator.dashboard.board import Board  # noqa: E402
+from coordinator.dashboard.guard import local_names, refusal  # noqa: E402
+from coordinator.dashboard.openapi import DOCUMENT  # noqa: E402
+from coordinator.dashboard.server import STATIC, Dashboard  # noqa: E402
+
+
+def step(n: int, loss: float = 2.0) -> dict[str, Any]:
+    return {
+        "event": "step", "step": n, "steps": 9, "loss": loss, "tokens": 64, "tokens_per_s": 10.0,
+        "step_s": 0.5, "predicted_step_s": 0.4, "grad_norm": 1.0, "sent_bytes": 100, "raw_bytes": 400,
+    }  # fmt: skip
+
+
+def joined(name: str, region: str) -> dict[str, Any]:
+    return {
+        "event": "joined", "name": name, "region": region, "host": "h", "memory_bytes": 1 << 30, "members": 1,
+        "needed": 2,
+    }  # fmt: skip
+
+
+def plan(version: int, *replicas: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "event": "plan", "version": version, "placement": [list(r) for r in replicas],
+        "partition": [[i, i + 1] for i in range(len(replicas[0]))], "micro_batches": [2] * len(replicas),
+        "schedule": "1f1b", "micro_batch": 1, "predicted_step_s": 0.4, "reasons": ["the only one"],
+    }  # fmt: skip
+
+
+def use(a: str, b: str, sent: int) -> dict[str, Any]:
+    return {
+        "from": a, "to": b, "kind": "activation", "codec": "kbit:bits=4", "sent_bytes": sent,
+        "raw_bytes": 8 * sent, "relative_error": 0.01,
+    }  # fmt: skip
+
+
+LISTENING = {"event": "listening", "run": "r-1", "steps": 9, "step": 0, "min_workers": 2}
+
+
+def board_of(*events: Mapping[str, Any]) -> Board:
+    board = Board(job="j")
+    for i, event in enumerate(events):
+        board.take(event, 1000.0 + i)
+    return board
+
+
+@pytest.fixture
+def board() -> Board:
+    return board_of(
+        LISTENING, joined("a", "Oregon"), joined("b", "Tokyo"), joined("c", ""),
+        {"event": "phase", "phase": "running", "reason": "to step 9", "step": 0},
+        plan(1, ("a", "b")), step(1), step(2, 1.5),
+        {"event": "links", "links": [use("a", "b", 7), use("b", "a", 5)]},
+        {"event": "eval", "step": 2, "eval_loss": 1.7},
+        {"event": "left", "name": "c", "reason": "c is lost: no heartbeat"},
+    )  # fmt: skip
+
+
+def test_workers_have_their_place_and_their_reason(board: Board) -> None:
+    found = {w["name"]: (w["state"], w["stage"], w["reason"]) for w in board.snapshot()["workers"]}
+    assert found == {
+        "a": ("member", 0, ""),
+        "b": ("member", 1, ""),
+        "c": ("gone", -1, "c is lost: no heartbeat"),
+    }
+
+
+def test_traffic_is_told_by_region(board: Board) -> None:
+    [there, back] = board.traffic()
+    assert (there["from"], there["to"], there["sent_bytes"], there["raw_bytes"]) == ("Oregon", "Tokyo", 7, 56)
+    assert (back["from"], back["codec"]) == ("Tokyo", "kbit:bits=4")
+
+
+def test_steps_that_were_rolled_back_are_forgotten(board: Board) -> None:
+    for event in (step(3), step(4), step(3, 9.0)):
+        board.take(event, 0.0)
+    points = board.points(-1, 100)["series"]
+    assert points["step"] == [1, 2, 3]
+    assert points["loss"][-1] == 9.0
+
+
+def test_a_number_that_is_none_is_null_and_not_nan(board: Board) -> None:
+    board.take(step(3, math.nan), 0.0)
+    assert board.snapshot()["loss"] is None
+
+
+def test_points_are_thinned_to_the_limit_and_end_with_the_last_step() -> None:
+    board = board_of(LISTENING, *(step(n) for n in range(1, 1001)))
+    steps = board.points(-1, 50)["series"]["step"]
+    assert len(steps) == 50
+    assert steps[-1] == 1000
+    assert board.points(999, 50)["series"]["step"] == [1000]
+
+
+def test_who_leaves_after_the_end_is_not_lost(board: Board) -> None:
+    board.take({"event": "finished", "code": 0, "reason": "done"}, 0.0)
+    board.take({"event": "left", "name": "a", "reason": "a has left: the run is over"}, 0.0)
+    found = board.snapshot()
+    assert next(w for w in found["workers"] if w["name"] == "a")["state"] == "member"
+    assert not found["events"][-1]["bad"]
+
+
+@pytest.fixture
+def client(board: Board, tmp_path: Path) -> TestClient:
+    return TestClient(Dashboard(board, tmp_path).app)
+
+
+@pytest.mark.parametrize("path", sorted(DOCUMENT["paths"]))
+def test_answers_are_as_documented(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 200
+    schema = DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(answer.json(), schema)
+
+
+def test_metrics_parse_and_say_the_numbers(client: TestClient) -> None:
+    families = text_string_to_metric_families(client.get("/metrics").text)  # type: ignore[no-untyped-call]
+    found = {
+        (s.name, s.labels.get("from"), s.labels.get("region")): s.value
+        for family in families
+        for s in family.samples
+    }
+    assert found["isthmus_loss", None, None] == 1.5
+    assert found["isthmus_held_out_loss", None, None] == 1.7
+    assert found["isthmus_tokens_total", None, None] == 128
+    assert found["isthmus_workers", None, "Oregon"] == 1
+    assert found["isthmus_link_bytes", "Oregon", None] == 7
+
+
+def test_the_page_and_its_parts_come_from_here_alone(client: TestClient) -> None:
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    texts = [page.text, *(client.get(f"/static/{path.name}").text for path in STATIC.iterdir())]
+    assert len(texts) > 8
+    for text in texts[:1] + [path.read_text() for path in STATIC.glob("*.css") if path.name == "app.css"]:
+        assert "http://" not in text
+        assert "https://" not in text
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/..%2Fserver.py", "/static/../server.py", "/static/nothing.js", "/etc/passwd"]
+)
+def test_a_path_outside_the_static_folder_is_refused(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_it_only_reads(client: TestClient) -> None:
+    assert client.post("/api/run").status_code == 405
+    assert client.get("/api/steps?after=x").status_code == 400
+
+
+def test_beyond_this_machine_a_token_is_asked_for(board: Board, tmp_path: Path) -> None:
+    where = Where("0.0.0.0:0", "the run's own token")
+    client = TestClient(Dashboard(board, tmp_path, where.token).app)
+    assert not where.on_loopback
+    assert client.get("/api/run").status_code == 401
+    assert client.get("/api/run?token=wrong").status_code == 401
+    assert client.get("/api/run?token=the run's own token").status_code == 401
+    assert client.get("/api/run", headers={"authorization": f"Bearer {where.token}"}).status_code == 200
+    assert client.get(f"/?token={where.token}").status_code == 200
+    assert client.get("/api/run").status_code == 200, "the page's cookie carries it from then on"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:8265"}, None),
+        ({"host": "[::1]:8265"}, None),
+        ({"host": "evil.example:8265"}, 421),
+        ({"host": "localhost:8265", "sec-fetch-site": "cross-site"}, 403),
+        (
+            {"host": "localhost:8265", "sec-fetch-site": "same-origin", "origin": "http://localhost:8265"},
+            None,
+        ),
+        ({"host": "localhost:8265", "origin": "http://evil.example"}, 403),
+    ],
+)
+def test_on_this_machine_another_sites_page_is_refused(headers: dict[str, str], status: int | None) -> None:
+    found = refusal(headers, local_names("127.0.0.1:8265"), "", "")
+    assert (found[0] if found else None) == status
