@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -42,6 +44,19 @@ class JsonLines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+def while_heard(say: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """`say` as long as somebody reads standard output: a run does not end because its listener has. Once the
+    pipe is closed the output goes nowhere, also what the interpreter still flushes at its end."""
+
+    def carefully(event: dict[str, Any]) -> None:
+        try:
+            say(event)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return carefully
 
 
 def _finite(value: Any) -> Any:

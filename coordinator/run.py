@@ -21,6 +21,7 @@ from .certs import CA, TLS_DIR, ServerTls
 from .driver import Driver, Say
 from .events import Drain
 from .planning import Planner, make
+from .progress import while_heard
 from .records import Options
 from .resume import ADDRESS_FILE, OpenRun
 from .service import PortInUse, serve
@@ -90,7 +91,7 @@ async def run(
 ) -> ExitCode:
     """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
     state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
-    driver = Driver(job, opened, state, planner, say)
+    driver = Driver(job, opened, state, planner, while_heard(say))
     tokens = Tokens(opened.state_dir)
     try:
         server, port = await serve(driver, token[0], tokens, options.bind, options.tls, options.relay)

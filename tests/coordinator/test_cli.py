@@ -234,3 +234,23 @@ def test_the_process_says_how_to_join_drains_at_ctrl_c_and_resumes(job_file: Pat
         thread.join(30)
     assert [x["step"] for x in events if x["event"] == "step"] == list(range(end["step"] + 1, 9))
     assert events[-1]["step"] == 8
+
+
+def test_a_run_whose_output_nobody_reads_any_more_still_ends_when_told(job_file: Path) -> None:
+    state = str(job_file.parent / "state")
+    words = ["start", str(job_file), "--bind", "127.0.0.1:0", "--state-dir", state, "--json"]
+    coordinator = subprocess.Popen(
+        [sys.executable, "-m", "coordinator.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert coordinator.stdout is not None
+    assert coordinator.stderr is not None
+    with coordinator.stderr as errors:
+        with coordinator.stdout as lines:
+            assert "listening" in lines.readline()
+        coordinator.terminate()
+        said = errors.read()
+    assert coordinator.wait(60) == ExitCode.OK, said
+    assert "BrokenPipe" not in said
