@@ -45,7 +45,20 @@ class ReduceGradients:
     """Sum the stage's gradients over its replicas (sharded: each owns a part), then over tied layers.
 
     The exchange of a layer starts when that layer's last backward is done; this action waits for all.
+    Without `over_replicas` each replica keeps its own, as in local steps.
     """
+
+    over_replicas: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StartOuterStep:
+    """Send the replicas this step's piece of how far the weights have come; the stage goes on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishOuterStep:
+    """Wait for the sum of that piece; the optimizer's step then applies it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class OptimizerStep:
     """Clip by the global norm, step the optimizer, forget the gradients."""
 
 
-Action = Recv | Forward | Backward | Send | ReduceGradients | OptimizerStep
+Action = Recv | Forward | Backward | Send | ReduceGradients | StartOuterStep | FinishOuterStep | OptimizerStep
 Actions = tuple[Action, ...]
 
 
@@ -68,7 +81,11 @@ def label(action: Action) -> str:
             return f"F{mb}"
         case Backward(mb):
             return f"B{mb}"
-        case ReduceGradients():
-            return "R"
+        case ReduceGradients(over_replicas):
+            return "R" if over_replicas else "r"
+        case StartOuterStep():
+            return "U"
+        case FinishOuterStep():
+            return "W"
         case OptimizerStep():
             return "O"

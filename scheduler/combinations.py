@@ -55,6 +55,7 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
     yield from _impossible_shape(model, job)
     yield from misfits(job.compression, (job.profiled_micro_batch, job.sequence_length, model.hidden))
     yield from _impossible_momentum(job)
+    yield from _impossible_local_steps(job)
     if job.eval_every and (job.data.held_out == 0 or job.data.eval_samples == 0):
         key = "held_out" if job.data.held_out == 0 else "eval_samples"
         yield ("data", key), f"0 although eval_every is {job.eval_every}", "more than 0, or eval_every: 0"
@@ -85,6 +86,45 @@ def _impossible_momentum(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
             "it with parallelism.replicas 1, which exchanges no gradients of weights",
             "2 replicas or more, or compression.reduce: identity",
         )
+
+
+def _impossible_local_steps(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
+    local, reduce = job.local_steps, job.compression.reduce
+    if local is None:
+        return
+    if local.every > job.steps:
+        yield (
+            ("local_steps", "every"),
+            f"{local.every} for a run of {job.steps} steps, in which most weights are never exchanged",
+            f"at most {job.steps}, and better a tenth of it",
+        )
+    if job.parallelism != "auto" and job.parallelism.replicas == 1:
+        yield (
+            ("local_steps",),
+            "it with parallelism.replicas 1, whose steps are local anyway",
+            "2 replicas or more, or no local_steps",
+        )
+    path = ("compression", "reduce", reduce.family)
+    if reduce.auto is not None or reduce.momentum is not None:
+        why = "is left open" if reduce.auto is not None else "goes with every step"
+        yield (
+            path,
+            f"{reduce.family} beside local_steps, which {why}",
+            "identity, feedback, topk, kbit or fp16",
+        )
+    elif job.shape.tied and getattr(getattr(reduce, reduce.family), "rounding", "") == "stochastic":
+        yield (
+            (*path, "rounding"),
+            "stochastic beside local_steps and a tied weight, whose two copies must round alike",
+            "nearest, or model.tied: false",
+        )
+    for k, link in enumerate(job.compression.links):
+        if link.reduce is not None:
+            yield (
+                ("compression", "links", k, "reduce"),
+                "an exception beside local_steps",
+                "compression.reduce alone: both ends of a tied weight go by one codec",
+            )
 
 
 def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:

@@ -103,6 +103,8 @@ def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
             state_bytes -= min(a.state_bytes, b.state_bytes)
     saved_bytes, working_bytes = sum(x.saved_bytes for x in layers), sum(x.working_bytes for x in layers)
     largest = max((x.boundary_bytes for x in crossing), default=0)
+    if model.local_steps:
+        state_bytes += 2 * parameter_bytes  # where the weights were, and the outer momentum
     ends = (start > 0) + (stop < len(model.layers))
     kept = ends * model.buffer_bytes + (parameter_bytes if model.keeps_residuals else 0)
     if not model.recompute:
@@ -116,6 +118,12 @@ def stage_memory(model: ModelProfile, start: int, stop: int) -> StageMemory:
 def stage_memory_bytes(model: ModelProfile, start: int, stop: int, in_flight: int) -> int:
     """Bytes that layers start .. stop - 1 need with `in_flight` micro-batches saved at once."""
     return stage_memory(model, start, stop).total_bytes(in_flight)
+
+
+def exchanged_bytes(model: ModelProfile, parameter_bytes: int) -> int:
+    """Of so many bytes of weights, what replicas exchange in a step, before a codec: all gradients, or with
+    local steps one of so many pieces."""
+    return -(-parameter_bytes // (PARAMETER_BYTES * max(1, model.local_steps))) * PARAMETER_BYTES
 
 
 @lru_cache(maxsize=64)
@@ -201,7 +209,9 @@ def durations(
         optimizer_s=tuple(sum(p.optimizer_s[a:b]) for p, (a, b) in ranks),
         activation_bytes=tuple(sent("activation", r) for r in range(plan.n_ranks)),
         gradient_bytes=tuple(sent("gradient", r) for r in range(plan.n_ranks)),
-        reduce_bytes=tuple(reduced(s, stage_memory(model, *cut).parameter_bytes) for s, cut in cuts),
+        reduce_bytes=tuple(
+            reduced(s, exchanged_bytes(model, stage_memory(model, *cut).parameter_bytes)) for s, cut in cuts
+        ),
         tied_bytes=reduced(0, tied_bytes(model, plan.n_stages)),
         **_codec_seconds(plan, model, by_name),
         shared_cores=shared_cores(plan, topology),
@@ -220,7 +230,7 @@ class _CodecSeconds(TypedDict, total=False):
 def _codec_seconds(plan: Plan, model: ModelProfile, by_name: Mapping[str, DeviceProfile]) -> _CodecSeconds:
     """What encoding and decoding takes; nothing for traffic that has no codec."""
     stages = plan.n_stages
-    parameters = [stage_memory(model, *cut).parameter_bytes / PARAMETER_BYTES for cut in plan.partition]
+    exchanged = [exchanged_bytes(model, stage_memory(model, *cut).parameter_bytes) for cut in plan.partition]
     tied = tied_bytes(model, stages) / PARAMETER_BYTES
 
     def at(rank: int, name: str) -> CodecSpeed:
@@ -246,7 +256,9 @@ def _codec_seconds(plan: Plan, model: ModelProfile, by_name: Mapping[str, Device
         found["gradient_codec_s"] = tuple(crossing("gradient", r, -1) for r in ranks)
     if plan.codecs.reduce:
         own = [(r, plan.stage_of(r)) for r in ranks]
-        found["reduce_codec_s"] = tuple(summed(r, plan.codecs.of_stage(s), parameters[s]) for r, s in own)
+        found["reduce_codec_s"] = tuple(
+            summed(r, plan.codecs.of_stage(s), exchanged[s] / PARAMETER_BYTES) for r, s in own
+        )
         found["tied_codec_s"] = tuple(summed(r, plan.codecs.of_stage(0), tied) for r in ranks)
     return found
 

@@ -54,9 +54,10 @@ def describe(
     micro += f" of {count(plan.micro_batch or model.micro_batch, 'sample')}"
     recomputes = ", forward recomputed in backward" if plan.recompute else ""
     streams = f", {count(plan.streams, 'stream')} a link" if plan.streams else ""
+    local = f", local steps: each weight's change every {plan.local_steps}" if plan.local_steps else ""
     lines = [
         f"plan {plan.version}: {count(plan.n_stages, 'stage')} x {count(plan.n_replicas, 'replica')}, "
-        f"{plan.schedule}{warmup}{recomputes}{streams}, {micro} a step",
+        f"{plan.schedule}{warmup}{recomputes}{streams}{local}, {micro} a step",
         f"predicted step: {duration(step_s)}; devices idle in {bubble_fraction(timeline):.0%} of it",
         *([f"codecs by link: {plan.codecs.told}"] if plan.codecs.told else []),
         "",

@@ -30,13 +30,13 @@ class Durations:
     gradient_bytes: tuple[int, ...]
     """Likewise, to the stage before."""
     reduce_bytes: tuple[int, ...]
-    """[stage]: all gradients of the stage, which its replicas exchange."""
+    """[stage]: what its replicas exchange: all gradients, or a piece of the weights' change."""
     activation_codec_s: tuple[CodecSeconds, ...] = ()
     """Of one micro-batch, by the rank that sends it to the next stage: encoding there, decoding at the other
     end; (): none has a codec. Likewise `gradient_codec_s`."""
     gradient_codec_s: tuple[CodecSeconds, ...] = ()
     reduce_codec_s: tuple[CodecSeconds, ...] = ()
-    """By rank: encoding, and decoding, as many values as the stage has; (): none has a codec. Likewise
+    """By rank: encoding, and decoding, as many values as the stage exchanges; (): none has a codec. Likewise
     `tied_codec_s`, as many as the shared weight has."""
     tied_codec_s: tuple[CodecSeconds, ...] = ()
     tied_bytes: int = 0

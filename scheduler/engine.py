@@ -21,6 +21,8 @@ link is made of (`network.py`, `flows.py`). The model:
   That is DT-FM's sum, and exact where a member's shards share its way out. Workers hand over all
   shards at once, and a layer's when that layer is done: where every link has a rate of its own, this
   is pessimistic by what they overlap.
+- With local steps the exchange, of a piece of the weights' change, begins with the step; links carry it
+  beside the rest, and the optimizer waits for it.
 - First and last stage then swap the gradient of a tied embedding within each replica.
 - The optimizer starts once all stages of the replica have told each other their gradient norms.
 """
@@ -42,12 +44,14 @@ from scheduler.plan import Plan
 from scheduler.schedule import (
     Actions,
     Backward,
+    FinishOuterStep,
     Forward,
     Kind,
     OptimizerStep,
     Recv,
     ReduceGradients,
     Send,
+    StartOuterStep,
 )
 from scheduler.speed import Speed
 from scheduler.timeline import Span, SpanKind, Timeline
@@ -112,6 +116,9 @@ class _Replay:
         self._spans: list[Span] = []
         self._arrived: set[_Tensor] = set()
         self._at_reduce: dict[int, list[int]] = defaultdict(list)
+        self._at_outer: dict[int, list[int]] = defaultdict(list)
+        """Ranks of a stage that have sent their piece."""
+        self._outer_done: set[int] = set()
         self._at_tied: dict[int, list[int]] = defaultdict(list)
         self._at_optimizer: dict[int, list[int]] = defaultdict(list)
         self._speed = tuple(speeds.get(name) for name in self._device)
@@ -166,9 +173,19 @@ class _Replay:
                 case Backward(mb):
                     self._compute(rank, "backward", self._durations.backward_s[rank], mb)
                     return
-                case ReduceGradients():
-                    self._reach_reduce(rank)
+                case ReduceGradients(over_replicas):
+                    if over_replicas:
+                        self._reach_reduce(rank)
+                    else:
+                        self._go_on_to_tied(rank)
                     return
+                case StartOuterStep():
+                    state.next_action += 1
+                    self._start_outer(self._plan.stage_of(rank), rank)
+                case FinishOuterStep():
+                    if self._plan.stage_of(rank) not in self._outer_done:
+                        return
+                    state.next_action += 1
                 case OptimizerStep():
                     self._reach_optimizer(rank)
                     return
@@ -275,13 +292,18 @@ class _Replay:
         group = self._plan.group(stage)
         for member in group:
             self._wait_span(member, self._clock.now_s, peer=rank)
+        self._exchange(stage, partial(self._reduced, stage, self._clock.now_s))
+
+    def _exchange(self, stage: int, done: Happening) -> None:
+        """Both rounds among the replicas of a stage."""
+        group = self._plan.group(stage)
         shard_bytes = self._durations.reduce_bytes[stage] / len(group)
         send = again = self._transfer
         if self._durations.reduce_codec_s:
             shard, others = 1 / len(group), max(1, len(group) - 1)
             send = partial(self._coded, "reduce", shard, shard)
             again = partial(self._coded, "reduce", shard / others, shard)
-        sharded(group, shard_bytes, send, again, partial(self._reduced, stage, self._clock.now_s))
+        sharded(group, shard_bytes, send, again, done)
 
     def _coded(
         self, kind: str, encoded: float, decoded: float, src: int, dst: int, n_bytes: float, done: Happening
@@ -299,15 +321,35 @@ class _Replay:
         self._clock.at(self._clock.now_s + encode_s, hand_over)
 
     def _reduced(self, stage: int, start_s: float) -> None:
-        now_s, last = self._clock.now_s, self._plan.n_stages - 1
-        n_bytes = self._durations.reduce_bytes[stage]
+        now_s, n_bytes = self._clock.now_s, self._durations.reduce_bytes[stage]
         for rank in self._plan.group(stage):
             if now_s > start_s:
                 self._span(rank, "reduce", start_s, now_s, n_bytes=n_bytes)
             self._ranks[rank].since_s = now_s
-            if self._durations.tied_bytes and last > 0 and stage in (0, last):
-                self._reach_tied(rank)
-            else:
+            self._go_on_to_tied(rank)
+
+    def _go_on_to_tied(self, rank: int) -> None:
+        last = self._plan.n_stages - 1
+        if self._durations.tied_bytes and last > 0 and self._plan.stage_of(rank) in (0, last):
+            self._reach_tied(rank)
+        else:
+            self._finish_action(rank)
+
+    def _start_outer(self, stage: int, rank: int) -> None:
+        here = self._at_outer[stage]
+        here.append(rank)
+        if len(here) == self._plan.n_replicas:
+            self._exchange(stage, partial(self._finish_outer, stage))
+
+    def _finish_outer(self, stage: int) -> None:
+        self._outer_done.add(stage)
+        for rank in self._plan.group(stage):
+            state = self._ranks[rank]
+            waits = state.next_action < len(state.actions) and isinstance(
+                state.actions[state.next_action], FinishOuterStep
+            )
+            if waits:
+                self._wait_span(rank, self._clock.now_s)
                 self._finish_action(rank)
 
     def _reach_tied(self, rank: int) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "DataSpec",
     "JobError",
     "JobSpec",
+    "LocalStepsSpec",
     "ModelSpec",
     "OptimizerSpec",
     "ParallelismSpec",
@@ -135,6 +136,21 @@ class ScheduleSpec(_Strict):
     cost memory."""
 
 
+class LocalStepsSpec(_Strict):
+    """Replicas step alone and exchange their weights' change, not gradients: a piece of it every step.
+
+    DiLoCo (Douillard et al., 2023) with the parameters in `every` pieces that take turns (Streaming DiLoCo,
+    2025). In step s piece s mod `every` sets out as it stands at the step's beginning and travels beside the
+    step's forwards and backwards; the outer step by Nesterov momentum is applied at the step's end, one step
+    late. `compression.reduce` says in how many bits the change goes.
+    """
+
+    every: Annotated[int, Field(ge=2)]
+    """Steps between two exchanges of the same weight."""
+    lr: Annotated[float, Field(gt=0)] = 0.7
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
 class CheckpointSpec(_Strict):
     every: Annotated[int, Field(ge=0)] = 50
     """Steps between checkpoints; 0: only at the end."""
@@ -164,6 +180,8 @@ class JobSpec(_Strict):
     streams: Auto | Annotated[int, Field(ge=1, le=64)] = "auto"
     """Streams of a link that frames are striped over; at most what `worker join --streams` allows."""
     compression: CompressionSpec = CompressionSpec()
+    local_steps: LocalStepsSpec | None = None
+    """Off unless it is here."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     prompt: str = ""

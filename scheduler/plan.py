@@ -38,6 +38,9 @@ class Plan:
     """Whether stages save their inputs only, and do each forward again in front of its backward."""
     streams: int = 0
     """Streams that carry each link's frames; 0: as many as the worker allows, priced as the link's all."""
+    local_steps: int = 0
+    """Steps between two exchanges of a weight's change, a piece of all weights a step; 0: gradients are
+    exchanged in every step."""
     codecs: PlanCodecs = NO_CODECS
     predicted_step_s: float = 0.0
     reasons: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class Plan:
             n_micro_batches=self.micro_batches[replica],
             first_rank=replica * self.n_stages,
             warmup_extra=self.warmup_extra,
+            local=self.local_steps > 0,
         )
 
     def explain(self) -> str:

@@ -54,7 +54,7 @@ class Ways:
     devices: tuple[DeviceProfile, ...]
     topology: Topology
     """Of the devices, in their order."""
-    _pricings: dict[tuple[int, bool, int, int], tuple[Pricing, Grounds, LinkCodecs]] = field(
+    _pricings: dict[tuple[int, bool, int, int, int], tuple[Pricing, Grounds, LinkCodecs]] = field(
         default_factory=dict
     )
     _cases: list[tuple[Case, Setting]] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Ways:
 
     def _priced(self, setting: Setting, n_replicas: int) -> tuple[Pricing, Grounds, LinkCodecs]:
         sharing = n_replicas if may_remember_samples(self.job, self.model) else 1
-        key = (setting.micro_batch, setting.recompute, setting.streams, sharing)
+        key = (setting.micro_batch, setting.recompute, setting.streams, setting.local_steps, sharing)
         if key not in self._pricings:
             model, devices, topology = priced(setting, self.model, self.devices, self.topology)
             codecs = link_codecs(self.job, model, devices, topology, sharing)

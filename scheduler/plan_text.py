@@ -79,6 +79,6 @@ def _check(plan: Plan, source: str) -> None:
     mbs = plan.micro_batches
     require(len(mbs) == len(rows) and all(isinstance(m, int) and m >= 1 for m in mbs), "micro_batches", mbs)
     require(plan.schedule in NAMES, "schedule", plan.schedule)
-    for name in ("version", "warmup_extra", "micro_batch", "streams"):
+    for name in ("version", "warmup_extra", "micro_batch", "streams", "local_steps"):
         value = getattr(plan, name)
         require(isinstance(value, int) and value >= 0, name, value)

@@ -77,6 +77,8 @@ class ModelProfile:
     sequence_length: int
     recompute: bool = False
     """Whether stages save their inputs only and do the forward again for the backward."""
+    local_steps: int = 0
+    """In how many pieces, one a step, the weights' change is exchanged instead of gradients; 0: it is not."""
     visits: Visits = UNKNOWN
     """Of samples in the whole run, for codecs that remember them."""
     buffer_bytes: int = 0

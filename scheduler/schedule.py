@@ -15,6 +15,7 @@ from scheduler.actions import (
     Action,
     Actions,
     Backward,
+    FinishOuterStep,
     Forward,
     Kind,
     OptimizerStep,
@@ -22,6 +23,7 @@ from scheduler.actions import (
     ReduceGradients,
     ScheduleError,
     Send,
+    StartOuterStep,
 )
 from scheduler.schedule_check import check, grid
 
@@ -30,6 +32,7 @@ __all__ = [
     "Action",
     "Actions",
     "Backward",
+    "FinishOuterStep",
     "Forward",
     "Kind",
     "OptimizerStep",
@@ -37,6 +40,7 @@ __all__ = [
     "ReduceGradients",
     "ScheduleError",
     "Send",
+    "StartOuterStep",
     "check",
     "compute_order",
     "grid",
@@ -49,7 +53,14 @@ NAMES = ("gpipe", "1f1b")
 
 
 def stage_actions(
-    name: str, *, stage: int, n_stages: int, n_micro_batches: int, first_rank: int, warmup_extra: int = 0
+    name: str,
+    *,
+    stage: int,
+    n_stages: int,
+    n_micro_batches: int,
+    first_rank: int,
+    warmup_extra: int = 0,
+    local: bool = False,
 ) -> Actions:
     """One step of one stage; its pipeline is ranks first_rank .. first_rank + n_stages - 1.
 
@@ -57,7 +68,9 @@ def stage_actions(
     the backwards that are left; gpipe's warm-up is all of the step. Backwards go in
     micro-batch order, so gradients accumulate in the same order under every schedule.
     1F1B: Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (PipeDream-Flush);
-    GPipe: Huang et al., 2019. Raises ScheduleError for an unknown name and for sizes out of range.
+    GPipe: Huang et al., 2019. `local`: gradients stay with the replica, and a piece of the outer step goes
+    beside the forwards and backwards, in every step another.
+    Raises ScheduleError for an unknown name and for sizes out of range.
     """
     order = compute_order(
         name, stage=stage, n_stages=n_stages, n_micro_batches=n_micro_batches, warmup_extra=warmup_extra
@@ -82,6 +95,9 @@ def stage_actions(
     actions: list[Action] = []
     for is_backward, mb in order.tolist():
         actions += backward(mb) if is_backward else forward(mb)
+    if local:
+        end = (ReduceGradients(over_replicas=False), FinishOuterStep(), OptimizerStep())
+        return (StartOuterStep(), *actions, *end)
     return (*actions, ReduceGradients(), OptimizerStep())
 
 

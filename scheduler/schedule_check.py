@@ -10,6 +10,7 @@ from scheduler.actions import (
     Action,
     Actions,
     Backward,
+    FinishOuterStep,
     Forward,
     Kind,
     OptimizerStep,
@@ -17,6 +18,7 @@ from scheduler.actions import (
     ReduceGradients,
     ScheduleError,
     Send,
+    StartOuterStep,
     label,
 )
 
@@ -187,6 +189,10 @@ def _local_fault(actions_by_rank: Mapping[int, Actions]) -> _Fault | None:
                     return rank, i, "comes before the last backward"
                 case OptimizerStep() if i < last.get(ReduceGradients, -1):
                     return rank, i, "comes before the gradients are reduced"
+                case OptimizerStep() if i < last.get(FinishOuterStep, -1):
+                    return rank, i, "comes before the piece that it applies is there"
+                case FinishOuterStep() if StartOuterStep() not in done:
+                    return rank, i, "waits for a piece that was not sent"
             if isinstance(action, Forward | Backward) and action in done:
                 return rank, i, "happens twice"
             done.add(action)

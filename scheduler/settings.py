@@ -32,6 +32,7 @@ class Knobs(TypedDict):
     micro_batch: int
     recompute: bool
     streams: int
+    local_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,14 @@ class Setting:
     recompute: bool = False
     streams: int = 0
     """0: as many as there are."""
+    local_steps: int = 0
     reason: str = field(default="", compare=False)
 
     @staticmethod
     def of(plan: Plan) -> Setting:
         """The setting that `plan` runs under."""
-        return Setting(plan.schedule, plan.warmup_extra, plan.micro_batch, plan.recompute, plan.streams)
+        p = plan
+        return Setting(p.schedule, p.warmup_extra, p.micro_batch, p.recompute, p.streams, p.local_steps)
 
     @property
     def knobs(self) -> Knobs:
@@ -61,6 +64,7 @@ class Setting:
             "micro_batch": self.micro_batch,
             "recompute": self.recompute,
             "streams": self.streams,
+            "local_steps": self.local_steps,
         }
 
 
@@ -85,6 +89,8 @@ def priced(
         model, devices = model.scaled(setting.micro_batch), [d.scaled(ratio) for d in devices]
     if setting.recompute and not model.recompute:
         model, devices = replace(model, recompute=True), [d.recomputing() for d in devices]
+    if setting.local_steps:
+        model = replace(model, local_steps=setting.local_steps)
     if setting.streams:
         topology = topology.striped(setting.streams)
     return Priced(model, tuple(devices), topology)
@@ -100,6 +106,8 @@ class Choices:
     orders: tuple[tuple[str, int], ...]
     """(schedule, warmup_extra)."""
     recompute: tuple[bool, ...]
+    local_steps: int = 0
+    """As the job says; 0 where there is one replica."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -123,7 +131,7 @@ class Choices:
             why.append(f"{schedule} {ahead if extra else 'keeps all in flight'}")
         if m:
             why.append("doing forwards again saves memory")
-        return Setting(schedule, extra, size, recompute, streams, "; ".join(why))
+        return Setting(schedule, extra, size, recompute, streams, self.local_steps, "; ".join(why))
 
 
 def choices(job: JobSpec, topology: Topology, n_stages: int, n_replicas: int) -> Choices:
@@ -141,6 +149,7 @@ def choices(job: JobSpec, topology: Topology, n_stages: int, n_replicas: int) ->
         sizes,
         orders if n_stages > 1 else orders[:1],  # of one stage, every order takes as long
         (False, True) if job.recompute == "auto" else (job.recompute,),
+        job.local_steps.every if job.local_steps is not None and n_replicas > 1 else 0,
     )
 
 

@@ -89,7 +89,8 @@ def _bound(case: Case, g: _Grounds) -> float:
         p.activation_bytes.min(axis=0) / hop_Bps + hop_latency_s,
         p.gradient_bytes.min(axis=0) / hop_Bps + hop_latency_s,
         p.reduce_bytes.min(axis=0),
-        np.array([g.peers_latency_s[r - 1], g.peers_s_a_byte[r - 1] / r]),
+        # An exchange beside the step bounds nothing behind its backwards.
+        np.array([g.peers_latency_s[r - 1], g.peers_s_a_byte[r - 1] / r]) * (1 - p.beside),
         s,
         -(-case.micro_batches // r),
     )

@@ -68,6 +68,8 @@ class Prices(NamedTuple):
     fixed_bytes: Floats
     """[L + 1, L + 1]: needed whatever is in flight; `saved_bytes`: once more for each micro-batch."""
     saved_bytes: Floats
+    beside: float
+    """1: the exchange begins with the step and goes beside it (local steps); 0: behind the backwards."""
 
 
 class Tables(NamedTuple):
@@ -101,7 +103,7 @@ class State(NamedTuple):
     exchange_s: Floats
     """[S]"""
     tail_s: Floats
-    """[R, 3]: tied swap, norm, optimizer of each replica."""
+    """[R, 4]: tied swap, norm, optimizer of each replica; and `Prices.beside`."""
 
 
 @compiled
@@ -189,6 +191,7 @@ def group_codec(prices: Prices, layout: Layout, stage: int) -> int:
 @compiled
 def price_tail(prices: Prices, layout: Layout, replica: int, tail_s: Floats) -> None:
     """Fill tail_s[replica]: the tied swap, the slowest norm message, the slowest optimizer."""
+    tail_s[replica, 3] = prices.beside
     cells, cut = layout.cells[replica], layout.cut
     last = len(cells) - 1
     tied_s, norm_s, optimizer_s = 0.0, 0.0, 0.0
@@ -250,12 +253,17 @@ def total_s(state: State) -> tuple[float, float]:
     """
     n_replicas, n_stages = state.ends_s.shape
     last = n_stages - 1
-    reduced_s, tied_from_s, mean_s = 0.0, 0.0, 0.0
+    beside = state.tail_s[0, 3] > 0
+    reduced_s, tied_from_s, mean_s, outer_s = 0.0, 0.0, 0.0, 0.0
     for s in range(n_stages):
         slowest_s = 0.0
         for r in range(n_replicas):
             slowest_s = max(slowest_s, state.ends_s[r, s])
-        slowest_s += state.exchange_s[s]
+        if beside:
+            slowest_s = max(slowest_s, state.exchange_s[s])
+            outer_s = max(outer_s, state.exchange_s[s])
+        else:
+            slowest_s += state.exchange_s[s]
         mean_s += slowest_s
         reduced_s = max(reduced_s, slowest_s)
         if s in (0, last):
@@ -264,6 +272,10 @@ def total_s(state: State) -> tuple[float, float]:
     step_s, own_s = 0.0, 0.0
     for r in range(n_replicas):
         start_s = max(reduced_s, tied_from_s + state.tail_s[r, 0])
+        if beside:  # replicas wait for one another's pieces, not for one another's backwards
+            start_s = max(outer_s, max(state.ends_s[r, 0], state.ends_s[r, last]) + state.tail_s[r, 0])
+            for s in range(n_stages):
+                start_s = max(start_s, state.ends_s[r, s])
         end_s = start_s + state.tail_s[r, 1] + state.tail_s[r, 2]
         step_s = max(step_s, end_s)
         slowest_s = 0.0

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from compression.spec import codec_spec
 from scheduler.action_table import pipeline_table
 from scheduler.codec_speed import speed_of
-from scheduler.cost import PARAMETER_BYTES, flat_wire_bytes_of, stage_memory, tied_bytes, wire_bytes_of
+from scheduler.cost import (
+    PARAMETER_BYTES,
+    exchanged_bytes,
+    flat_wire_bytes_of,
+    stage_memory,
+    tied_bytes,
+    wire_bytes_of,
+)
 from scheduler.limits import limits_of
 from scheduler.link_codecs import CodecTable, LinkCodecs
 from scheduler.plan import Plan
@@ -108,6 +115,7 @@ def pricing_of(
         memory_bytes=np.array([d.memory_bytes or np.inf for d in chosen], dtype=np.float64),
         fixed_bytes=fixed,
         saved_bytes=saved,
+        beside=float(model.local_steps > 0),
     )
     shared = capped or bool(topology.egress_Bps) or any(n > 1 for n in hosts.values())
     return Pricing(tuple(p.device for p in devices), prices, not shared, crowd)
@@ -129,7 +137,7 @@ def _sums(seconds: Sequence[tuple[float, ...]]) -> Floats:
 
 
 def _ranges(model: ModelProfile) -> tuple[Floats, Floats, list[list[int]]]:
-    """[i, j] of layers i .. j - 1: needed always, more a micro-batch in flight, parameters (bytes)."""
+    """[i, j] of layers i .. j - 1: needed always, more a micro-batch in flight, exchanged (bytes)."""
     n = len(model.layers)
     fixed, saved = (np.zeros((n + 1, n + 1)) for _ in range(2))
     parameters = [[0] * (n + 1) for _ in range(n + 1)]
@@ -137,7 +145,7 @@ def _ranges(model: ModelProfile) -> tuple[Floats, Floats, list[list[int]]]:
         for j in range(i + 1, n + 1):
             memory = stage_memory(model, i, j)
             fixed[i, j], saved[i, j] = memory.total_bytes(0), memory.saved_bytes
-            parameters[i][j] = memory.parameter_bytes
+            parameters[i][j] = exchanged_bytes(model, memory.parameter_bytes)
     return fixed, saved, parameters
 
 
@@ -163,7 +171,7 @@ def _tables(schedule: str, n_stages: int, micro_batches: tuple[int, ...], warmup
 
 
 def new_state(n_replicas: int, n_stages: int) -> State:
-    return State(np.zeros((n_replicas, n_stages)), np.zeros(n_stages), np.zeros((n_replicas, 3)))
+    return State(np.zeros((n_replicas, n_stages)), np.zeros(n_stages), np.zeros((n_replicas, 4)))
 
 
 def layout_of(pricing: Pricing, plan: Plan) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compression.spec import codec_spec
-from scheduler.job import JobError, JobSpec, job_from_json, job_to_json, parse_job
+from scheduler.job import JobError, JobSpec, LocalStepsSpec, job_from_json, job_to_json, parse_job
 from scheduler.job_compression import Kind
 
 BASE = """name: c
@@ -148,6 +148,44 @@ def test_momentum_reduces_behind_a_warm_up() -> None:
 def test_what_cannot_be_with_momentum(text: str, said: str) -> None:
     with pytest.raises(JobError) as e:
         parsed("fp16\n  reduce: " + text)
+    assert said in str(e.value)
+
+
+def test_local_steps_are_off_unless_they_are_asked_for() -> None:
+    assert parsed("fp16").local_steps is None
+    job = parsed("fp16\n  reduce: {feedback: {bits: 8}}\nlocal_steps: {every: 2}")
+    assert job.local_steps == LocalStepsSpec(every=2, lr=0.7, momentum=0.9)
+    assert job_from_json(job_to_json(job)) == job
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\nlocal_steps: {every: 1}", "local_steps.every: found 1; required greater than or equal to 2"),
+        ("\nlocal_steps: {every: 3}", "local_steps.every: found 3 for a run of 2 steps"),
+        ("\nlocal_steps: {every: 2, often: 1}", "local_steps.often: found an unknown key; required one of"),
+        (
+            "\nlocal_steps: {every: 2}\nparallelism: {stages: 1, replicas: 1}",
+            "local_steps: found it with parallelism.replicas 1, whose steps are local anyway",
+        ),
+        ("\n  reduce: auto\nlocal_steps: {every: 2}", "reduce.auto: found auto beside local_steps, which is"),
+        (
+            "\n  reduce: {feedback: {bits: 9}}\nlocal_steps: {every: 2}",
+            "reduce.feedback.bits: found 9; required less than or equal to 8",
+        ),
+        (
+            "\n  reduce: {feedback: {rounding: stochastic}}\nlocal_steps: {every: 2}",
+            "reduce.feedback.rounding: found stochastic beside local_steps and a tied weight",
+        ),
+        (
+            "\n  links: [{between: hosts, reduce: fp16}]\nlocal_steps: {every: 2}",
+            "links[0].reduce: found an exception beside local_steps",
+        ),
+    ],
+)
+def test_what_cannot_be_with_local_steps(text: str, said: str) -> None:
+    with pytest.raises(JobError) as e:
+        parsed("fp16" + text)
     assert said in str(e.value)
 
 

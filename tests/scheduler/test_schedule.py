@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from scheduler.schedule import (
     Actions,
     Backward,
+    FinishOuterStep,
     Forward,
     OptimizerStep,
     Recv,
     ReduceGradients,
     ScheduleError,
     Send,
+    StartOuterStep,
     check,
     grid,
     in_flight,
@@ -77,6 +79,20 @@ def test_gpipe_does_all_forwards_then_all_backwards_in_order() -> None:
 def test_one_stage_sends_and_receives_nothing() -> None:
     actions = stage_actions("1f1b", stage=0, n_stages=1, n_micro_batches=2, first_rank=5)
     assert actions == (Forward(0), Backward(0), Forward(1), Backward(1), ReduceGradients(), OptimizerStep())
+
+
+def test_local_steps_send_a_piece_first_and_keep_their_gradients() -> None:
+    for stage in range(3):
+        whole = stage_actions("1f1b", stage=stage, n_stages=3, n_micro_batches=4, first_rank=0)
+        local = stage_actions("1f1b", stage=stage, n_stages=3, n_micro_batches=4, first_rank=0, local=True)
+        end = (ReduceGradients(over_replicas=False), FinishOuterStep(), OptimizerStep())
+        assert local == (StartOuterStep(), *whole[:-2], *end)
+    ranks = {
+        s: stage_actions("1f1b", stage=s, n_stages=2, n_micro_batches=1, first_rank=0, local=True)
+        for s in range(2)
+    }
+    check(ranks)
+    assert grid(ranks).splitlines()[0] == "rank 0 | U F0 .  .  B0 r W O"
 
 
 @given(
@@ -142,6 +158,8 @@ def test_any_lost_or_doubled_transfer_is_an_error_with_a_marked_cell() -> None:
         ((Forward(0),), "has no backward"),
         ((Forward(0), ReduceGradients(), Backward(0)), "before the last backward"),
         ((Forward(0), Backward(0), OptimizerStep(), ReduceGradients()), "before the gradients are reduced"),
+        ((StartOuterStep(), OptimizerStep(), FinishOuterStep()), "before the piece that it applies"),
+        ((FinishOuterStep(), OptimizerStep()), "waits for a piece that was not sent"),
     ],
 )
 def test_an_order_that_uses_what_is_not_there_is_an_error(actions: Actions, says: str) -> None:

@@ -17,6 +17,7 @@ from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs, Rows, plan_codecs
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.schedule import NAMES, ScheduleError, in_flight, stage_actions
+from scheduler.settings import Setting, priced
 from scheduler.step_time import layout_missing_bytes, layout_of, plan_step_s, pricing_of, tables_for
 from scheduler.topology import Topology
 from tests.scheduler.placements import network
@@ -87,6 +88,22 @@ def test_the_twin_is_the_engine_where_nothing_is_shared(kind: str) -> None:
         assert pricing.exact
         expected = step_time_s(plan, model, devices, topology)
         assert plan_step_s(pricing, plan) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "random", "asymmetric"])
+def test_the_twin_is_the_engine_for_local_steps(kind: str) -> None:
+    rng = np.random.default_rng(8)
+    faster = 0
+    for _ in range(60):
+        plan, model, devices, topology = random_case(rng, kind)
+        every = step_time_s(plan, model, devices, topology)
+        plan = replace(plan, local_steps=int(rng.integers(2, 9)))
+        pricing = pricing_of(*priced(Setting.of(plan), model, devices, topology))
+        expected = step_time_s(plan, model, devices, topology)
+        assert plan_step_s(pricing, plan) == pytest.approx(expected, rel=1e-9)
+        assert expected <= every * (1 + 1e-9)
+        faster += expected < every * (1 - 1e-9)
+    assert faster > 30
 
 
 def test_memory_is_counted_as_the_cost_model_counts_it() -> None:
