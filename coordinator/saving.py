@@ -26,7 +26,8 @@ def on_stored(state: State, event: LayerStored) -> Transition:
 def on_saved(state: State, event: Saved, now: float) -> Transition:
     """Once all who have something to save did, and the store holds what they say, the manifest is written.
 
-    Weights are replica 0's to save; with error feedback every rank has residuals of its own.
+    Weights are replica 0's to save; with error feedback every rank has residuals of its own, with local
+    steps weights of its own.
     """
     saving = state.saving
     if saving is None or saving.step != event.step or saving.writing or event.worker not in state.ranks:
@@ -35,7 +36,7 @@ def on_saved(state: State, event: Saved, now: float) -> Transition:
     assert plan is not None
     saving = replace(saving, said=put(saving.said, event.worker, event.files))
     state = replace(state, saving=saving)
-    saving_replicas = plan.n_replicas if plan.codecs.has_residuals else 1
+    saving_replicas = plan.n_replicas if plan.codecs.has_residuals or plan.local_steps else 1
     savers = [plan.device(plan.rank(r, s)) for r in range(saving_replicas) for s in range(plan.n_stages)]
     waiting = [n for n in savers if n not in saving.said]
     if waiting:

@@ -3,6 +3,7 @@
     checkpoints/step-000123/layer-0000.safetensors            weights of layer 0
     checkpoints/step-000123/layer-0000.optimizer.safetensors  its optimizer state
     checkpoints/step-000123/layer-0000.residual-1.safetensors what replica 1's error feedback still owes
+    checkpoints/step-000123/layer-0000.local-1.safetensors    what replica 1 alone knows, with local steps
     checkpoints/step-000123/manifest.json                     written last: with it, the checkpoint exists
 
 The step in a name is the number of steps done, so training continues at that step. Layers are
@@ -24,7 +25,7 @@ MAX_FILE_BYTES = 64 << 30
 """No layer's file is larger; an announcement beyond it is refused before a byte is taken."""
 
 _STEP_DIR = re.compile(r"step-(\d{6,})")
-_LAYER = re.compile(r"layer-(\d{4,})(\.optimizer|\.residual-\d{1,6})?\.safetensors")
+_LAYER = re.compile(r"layer-(\d{4,})(\.optimizer|\.(residual|local)-\d{1,6})?\.safetensors")
 
 
 class ManifestError(ValueError):
@@ -123,6 +124,11 @@ def optimizer_file(layer: int) -> str:
 def residual_file(layer: int, replica: int) -> str:
     """File of what a replica's error feedback of a layer has not sent yet."""
     return f"layer-{layer:04d}.residual-{replica}.safetensors"
+
+
+def local_file(layer: int, replica: int) -> str:
+    """File of a replica's own weights and state of a layer, where replicas step alone."""
+    return f"layer-{layer:04d}.local-{replica}.safetensors"
 
 
 def layer_of_file(name: str) -> int | None:

@@ -33,6 +33,7 @@ def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
     told = [
         _shape(ways, chosen),
         *_left_out(ways, chosen),
+        *_local_steps(ways, chosen),
         *_setting(ways, chosen),
         *_placement(chosen),
         *_cut(chosen.found),
@@ -63,6 +64,17 @@ def _shape(ways: Ways, chosen: Chosen) -> str:
     what = f"{count(plan.n_stages, 'stage')} x {count(plan.n_replicas, 'replica')}"
     rest = f", against {told}{more}" if against else ""
     return f"{what}: {duration(plan.predicted_step_s)} a step predicted{rest}."
+
+
+def _local_steps(ways: Ways, chosen: Chosen) -> Iterator[str]:
+    local, plan = ways.job.local_steps, chosen.plan
+    if local is not None and not plan.local_steps:
+        yield "No local steps, though the job asks for them: one replica has nobody to exchange with."
+    elif local is not None:
+        yield (
+            f"Replicas step alone; each weight's change is exchanged every {plan.local_steps} steps, a piece"
+            " of all weights in each, beside the step."
+        )
 
 
 def _left_out(ways: Ways, chosen: Chosen) -> Iterator[str]:

@@ -112,7 +112,8 @@ def _price(standing: Standing, way: Way, plan: Plan, now: Measured) -> tuple[flo
         standing.step,
         layer_sources(plan, standing.step, standing.holdings, now.model, now.topology),
     )
-    lost = orphans(sources)
+    # Replicas that step alone hold no layer that another could go on with.
+    lost = tuple(range(len(now.model.layers))) if plan.local_steps else orphans(sources)
     if lost:
         step = standing.saved or 0
         sources = _all_from_checkpoint(sources)

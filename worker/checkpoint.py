@@ -7,15 +7,17 @@ tensors only. Nothing is ever unpickled.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scheduler.checkpoint_layout import LayerFileInfo, optimizer_file, weights_file
+from scheduler.checkpoint_layout import LayerFileInfo, local_file, optimizer_file, weights_file
+from scheduler.plan import Plan
 from worker.model import Layer
 from worker.optimizer import OptimizerStateError, StageOptimizer
+from worker.outer import OuterOptimizer
 from worker.stage import Stage
 
 
@@ -53,14 +55,56 @@ def check(data: bytes, expected: LayerFileInfo) -> None:
         )
 
 
-def stage_files(stage: Stage, optimizer: StageOptimizer, first_layer: int) -> dict[str, bytes]:
-    """The stage's layers and their optimizer state by file name; without state before the first step."""
+def stage_files(
+    stage: Stage, optimizer: StageOptimizer, first_layer: int, outer: OuterOptimizer | None = None
+) -> dict[str, bytes]:
+    """The stage's layers and their optimizer state by file name; without state before the first step.
+
+    With an outer optimizer the weights are those that all replicas hold alike.
+    """
     files: dict[str, bytes] = {}
     for i, layer in enumerate(stage.layers):
-        files[weights_file(first_layer + i)] = to_bytes(layer.state_dict())
+        weights = layer.state_dict() if outer is None else outer.anchored(i)
+        files[weights_file(first_layer + i)] = to_bytes(weights)
         if state := optimizer.layer_state(i):
             files[optimizer_file(first_layer + i)] = to_bytes(state)
     return files
+
+
+def local_files(
+    outer: OuterOptimizer, stage: Stage, optimizer: StageOptimizer, plan: Plan, rank: int
+) -> dict[str, bytes]:
+    """What a rank of a plan of local steps alone knows of its layers, by file name."""
+    replica, first = plan.replica_of(rank), plan.partition[plan.stage_of(rank)][0]
+    return {
+        local_file(first + i, replica): to_bytes(outer.layer_state(i, optimizer))
+        for i in range(len(stage.layers))
+    }
+
+
+def load_local(
+    outer: OuterOptimizer,
+    optimizer: StageOptimizer,
+    plan: Plan,
+    rank: int,
+    fetch: Callable[[str], Mapping[str, Tensor] | None],
+) -> int:
+    """Give a rank what `local_files` saved; how many layers had it. `fetch`: a file's tensors.
+
+    Of a checkpoint of more or fewer replicas only the outer momentum is taken: all begin at the anchor.
+    """
+    replica, (first, stop) = plan.replica_of(rank), plan.partition[plan.stage_of(rank)]
+    same = fetch(local_file(first, plan.n_replicas)) is None  # there was no replica more
+    same = same and fetch(local_file(first, plan.n_replicas - 1)) is not None
+    loaded = 0
+    for layer in range(first, stop):
+        state = fetch(local_file(layer, replica if same else 0))
+        if state is not None and same:
+            outer.load_layer_state(layer - first, state, optimizer)
+        elif state is not None:
+            outer.load_momentum(layer - first, state)
+        loaded += state is not None
+    return loaded
 
 
 def load_weights(layer: Layer, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -7,7 +7,7 @@ under another number the run goes on without it, as after a reset. Each belongs 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def residual_files(codecs: LinkCodecs, plan: Plan, rank: int) -> dict[str, bytes
     for (kind, peer), codec in codecs.feedback_senders().items():
         for key, residual in codec.residuals.items():
             layer = _layer(kind, key[0], plan, rank)
-            by_layer[layer][_name(kind, peer, plan)] = residual
+            by_layer[layer][_name(kind, peer, key[0], plan)] = residual
     replica = plan.replica_of(rank)
     return {residual_file(layer, replica): to_bytes(tensors) for layer, tensors in by_layer.items()}
 
@@ -39,23 +39,38 @@ def load_residuals(
     for layer in range(start, stop):
         tensors = fetch(residual_file(layer, plan.replica_of(rank))) or {}
         for kind, peers in owed:
+            tags = (0,) if kind == "tied" else tuple(_tags(layer, plan))
             for peer in peers:
-                tensor = tensors.get(_name(kind, peer, plan))
-                codec = codecs.sender(kind, peer) if tensor is not None else None
-                if tensor is not None and isinstance(codec, FeedbackCodec):
-                    codec.restore((0 if kind == "tied" else layer,), tensor)
-                    loaded += 1
+                for tag in tags:
+                    tensor = tensors.get(_name(kind, peer, tag, plan))
+                    codec = codecs.sender(kind, peer) if tensor is not None else None
+                    if tensor is not None and isinstance(codec, FeedbackCodec):
+                        codec.restore((tag,), tensor)
+                        loaded += 1
     return loaded
 
 
+def _tags(layer: int, plan: Plan) -> Iterator[int]:
+    """What frames of the layer's sums are told apart by: with local steps its pieces, and a tied weight's."""
+    if not plan.local_steps:
+        yield layer
+        return
+    n_layers = plan.partition[-1][1]
+    ends = (layer, n_layers) if layer in (0, n_layers - 1) else (layer,)
+    for of in ends:
+        yield from range(of * plan.local_steps, (of + 1) * plan.local_steps)
+
+
 def _layer(kind: str, tag: int, plan: Plan, rank: int) -> int:
-    if kind != "tied":
-        return tag
+    layer = tag // plan.local_steps if plan.local_steps else tag
+    if kind != "tied" and layer < plan.partition[-1][1]:
+        return layer
     start, stop = plan.partition[plan.stage_of(rank)]
     return start if plan.stage_of(rank) == 0 else stop - 1
 
 
-def _name(kind: str, peer: int, plan: Plan) -> str:
-    """`shard-1-of-3`: what is owed to replica 1 of 3."""
+def _name(kind: str, peer: int, tag: int, plan: Plan) -> str:
+    """`shard-1-of-3`: what is owed to replica 1 of 3; with local steps, of the piece with this tag."""
     to = "all" if peer == EVERYBODY else str(plan.replica_of(peer))
-    return f"{kind}-{to}-of-{plan.n_replicas}"
+    piece = f"-piece-{tag}" if plan.local_steps and kind != "tied" else ""
+    return f"{kind}-{to}-of-{plan.n_replicas}{piece}"

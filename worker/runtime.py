@@ -34,6 +34,8 @@ from worker.addresses import PeerAddress
 from worker.checkpoint import (
     LayerFileError,
     file_info,
+    load_local,
+    local_files,
     stage_files,
 )
 from worker.data import DataError, Dataset, open_dataset
@@ -45,6 +47,7 @@ from worker.loading import Serving, build_stage, fetched, load_checkpoint, load_
 from worker.model import ModelError
 from worker.model_of_job import model_of
 from worker.optimizer import OptimizerStateError, StageOptimizer
+from worker.outer import OuterOptimizer
 from worker.probe import LinkMeasurement
 from worker.profiler import profile_model
 from worker.residuals import load_residuals, residual_files
@@ -100,6 +103,7 @@ class Runtime:
         self._context: StepContext | None = None
         self._stage: Stage | None = None
         self._optimizer: StageOptimizer | None = None
+        self._outer: OuterOptimizer | None = None
         self._done = 0
         """Steps that the stage has seen."""
         self._held: HeldLayers | None = None
@@ -289,14 +293,24 @@ class Runtime:
             load_checkpoint(stage, optimizer, start, take.restore_step, files, self._files.get)
         job = self._job.model_copy(update={"model": model})
         codecs = LinkCodecs(plan, rank, job.seed, self._cache_dir / "buffers")
+
+        def fetch(name: str) -> dict[str, Tensor] | None:
+            return fetched(self._files.get, take.restore_step, files[name]) if name in files else None
+
         if plan.codecs.has_residuals and files:
-
-            def fetch(name: str) -> dict[str, Tensor] | None:
-                return fetched(self._files.get, take.restore_step, files[name]) if name in files else None
-
             self._say("residuals", loaded=load_residuals(codecs, plan, rank, fetch))
+        outer = None
+        if plan.local_steps:
+            if job.local_steps is None or job.local_steps.every != plan.local_steps:
+                asked = job.local_steps.every if job.local_steps is not None else "none"
+                raise ModelError(
+                    f"found a plan of {plan.local_steps} local steps; required the job's: {asked}"
+                )
+            outer = OuterOptimizer(stage, job.local_steps, start, plan.partition[-1][1])
+            if files:
+                self._say("local steps", loaded=load_local(outer, optimizer, plan, rank, fetch))
         assert self._votes is not None
-        self._stage, self._optimizer, self._done = stage, optimizer, take.step
+        self._stage, self._optimizer, self._outer, self._done = stage, optimizer, outer, take.step
         self._context = StepContext(
             plan, rank, job, transport, codecs, self._votes, RECEIVE_TIMEOUT_S, self._reached, device
         )
@@ -322,7 +336,7 @@ class Runtime:
             self._held.keep(self._stage, self._optimizer, first_layer)
         with self._changing:
             self._transport = self._votes = None
-        self._context = self._stage = self._optimizer = None
+        self._context = self._stage = self._optimizer = self._outer = None
 
     def close(self) -> None:
         """Leave the plan; the endpoint is whoever made it's to close."""
@@ -359,7 +373,8 @@ class Runtime:
             own = plan.micro_batches[context.replica] * plan.micro_batch
             following = step_samples(job.seed, self.dataset.n_samples, job.global_batch, step + 1)
             context.codecs.prefetch(following[at : at + own])
-        done = run_step(context, stage, optimizer, step, batch, time.perf_counter, samples, record)
+        clock = time.perf_counter
+        done = run_step(context, stage, optimizer, step, batch, clock, samples, record, self._outer)
         self._done = step + 1
         if record:
             spans = [span_to_message(s) for s in done.spans]
@@ -387,7 +402,9 @@ class Runtime:
         first_layer = context.plan.partition[context.stage][0]
         files = residual_files(context.codecs, context.plan, context.rank)
         if context.replica == 0:
-            files |= stage_files(self._stage, self._optimizer, first_layer)
+            files |= stage_files(self._stage, self._optimizer, first_layer, self._outer)
+        if self._outer is not None:
+            files |= local_files(self._outer, self._stage, self._optimizer, context.plan, context.rank)
         stored = []
         for name, data in files.items():
             self._files.put(step, name, data)

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from compression.codec import Key
 from scheduler.link_use import LinkUse
-from scheduler.schedule import Action, Backward, Forward, OptimizerStep, Recv, ReduceGradients, Send
+from scheduler.schedule import (
+    Action,
+    Backward,
+    FinishOuterStep,
+    Forward,
+    OptimizerStep,
+    Recv,
+    ReduceGradients,
+    Send,
+    StartOuterStep,
+)
 from scheduler.timeline import Span, SpanKind
 from worker.agreement import Vote
 from worker.diverged import Diverged
@@ -23,9 +33,11 @@ from worker.faults import Phase
 from worker.grad_norm import clip, layer_squares
 from worker.link_codecs import LinkCodecs
 from worker.optimizer import StageOptimizer, learning_rate
+from worker.outer import OuterOptimizer
 from worker.peers import Peers
 from worker.recorder import Recorder
 from worker.reduce import GradientReduction
+from worker.sharded import ShardedSum
 from worker.stage import Stage
 from worker.step_context import StepContext
 from worker.tied import exchange_tied
@@ -82,13 +94,15 @@ def run_step(
     clock: Callable[[], float],
     samples: Callable[[int], Key] | None = None,
     measure_errors: bool = False,
+    outer: OuterOptimizer | None = None,
 ) -> StepResult:
     """Run the rank's actions of step `step` (0 .. job.steps - 1).
 
     `batch` is asked in first and last stage only. `samples(mb)` are the ids of a micro-batch's samples,
     for codecs that remember them; `measure_errors`: look at what codecs change. Every micro-batch weighs
     1 / (global_batch x sequence_length) of its summed cross entropy, so the mean over the global batch is
-    exact whatever the replicas' shares.
+    exact whatever the replicas' shares; with local steps, whose plans need an `outer` optimizer, each
+    replica's mean is over its own samples.
 
     Weights change only once every rank has voted for the step (`context.agreement`). Raises Diverged before
     any weight is changed, and what the transport and the agreement raise; the stage then holds no
@@ -97,7 +111,7 @@ def run_step(
     try:
         recorder = Recorder(context.rank, clock, measure_errors)
         with stage.copies_held():
-            return _Step(context, stage, optimizer, step, batch, recorder, samples).run()
+            return _Step(context, stage, optimizer, step, batch, recorder, samples, outer).run()
     except BaseException:
         stage.clear()
         raise
@@ -118,6 +132,7 @@ class _Step:
         batch: Batch,
         recorder: Recorder,
         samples: Callable[[int], Key] | None,
+        outer: OuterOptimizer | None,
     ) -> None:
         self._context, self._stage, self._optimizer, self._step = context, stage, optimizer, step
         self._batch, self._samples = batch, samples or (lambda _: ())
@@ -130,9 +145,15 @@ class _Step:
         first = context.codecs.momentum_from()
         self._frozen_after = None if first is None or step < first else first
         """Where momentum is exchanged in this step: after how many steps the variance was frozen."""
-        self._reduction = None
-        if plan.n_replicas > 1:
-            group, first_layer = plan.group(context.stage), plan.partition[context.stage][0]
+        self._reduction, self._outer, self._outer_sum = None, outer, None
+        self._outer_sums: dict[int, Tensor] = {}
+        group, first_layer = plan.group(context.stage), plan.partition[context.stage][0]
+        samples_of_loss = context.job.global_batch
+        if plan.local_steps:
+            assert outer is not None, "a plan of local steps is run with an outer optimizer"
+            self._outer_sum = ShardedSum(self._peers, self._recorder, context.rank, group, outer.units(step))
+            samples_of_loss = plan.micro_batches[context.replica] * plan.micro_batch
+        elif plan.n_replicas > 1:
             self._reduction = GradientReduction(
                 self._peers, self._recorder, context.rank, group, stage.owned, first_layer
             )
@@ -140,6 +161,7 @@ class _Step:
             _boundary_shape(context, plan.micro_batch),
             boundary_dtype(context.job.precision),
         )
+        self._loss_scale = 1.0 / (samples_of_loss * context.job.sequence_length)
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
         self._bad_loss = ""
         self._received = {k: torch.zeros((), device=context.device) for k in ("activation", "gradient")}
@@ -181,9 +203,14 @@ class _Step:
             case Send(kind, mb, dst):
                 x = self._tensors.pop((kind, mb))
                 self._peers.send(kind, dst, x, mb, samples=self._samples(mb))
-            case ReduceGradients():
+            case ReduceGradients():  # without replicas, in a plan of local steps, there is no reduction
                 self._reached("reduction")
                 self._reduce()
+            case StartOuterStep():
+                self._start_outer()
+            case FinishOuterStep():
+                assert self._outer_sum is not None
+                self._outer_sums = self._outer_sum.finish()
             case OptimizerStep():
                 self._optimize()
 
@@ -194,6 +221,16 @@ class _Step:
                 self._peers.expect(kind, src, self._boundary, self._dtype, mb, samples=self._samples(mb))
         if self._reduction is not None:
             self._reduction.expect()
+        if self._outer_sum is not None:
+            self._outer_sum.expect()
+
+    def _start_outer(self) -> None:
+        assert self._outer is not None
+        assert self._outer_sum is not None
+        plan = self._context.plan
+        share = plan.micro_batches[self._context.replica] / sum(plan.micro_batches)
+        for tag, change in self._outer.begin(self._step, share).items():
+            self._outer_sum.start(tag, change)
 
     def _forward(self, mb: int) -> None:
         stage = self._stage
@@ -217,15 +254,17 @@ class _Step:
             self._tensors["activation", mb] = y
 
     def _backward(self, mb: int) -> None:
-        stage, job = self._stage, self._context.job
+        stage = self._stage
         self._backwards_left -= 1
         is_last_backward = self._backwards_left == 0
         exchanges = self._reduction is not None or self._frozen_after is not None
         done = self._layer_done if exchanges and is_last_backward else None
         gradient = None if stage.is_last else self._tensors.pop(("gradient", mb))
         start_s = self._recorder.now_s()
-        x_gradient = stage.backward(mb, gradient, 1.0 / (job.global_batch * job.sequence_length), done)
+        x_gradient = stage.backward(mb, gradient, self._loss_scale, done)
         self._computed("backward", start_s, mb)
+        if self._outer_sum is not None:
+            self._outer_sum.add_what_is_there()
         if x_gradient is not None:
             self._tensors["gradient", mb] = x_gradient
 
@@ -270,6 +309,8 @@ class _Step:
             self._optimizer.step(lr)
         else:
             self._optimizer.step_by_momentum(lr, self._frozen_after)
+        if self._outer is not None and self._outer_sum is not None:
+            self._outer.apply(self._step, self._outer_sums)
         self._computed("optimizer", start_s)
 
     def _agree(self, squares: tuple[float, ...]) -> float:

@@ -27,6 +27,7 @@ from worker.generate import generate
 from worker.memory_transport import MemoryHub, MemoryTransport
 from worker.model import Layer, build_layers, initialize
 from worker.optimizer import StageOptimizer
+from worker.outer import OuterOptimizer
 from worker.stage import Stage
 from worker.step import LinkCodecs, StepContext, run_eval, run_step
 from worker.tokenizer import ByteTokenizer
@@ -41,9 +42,10 @@ sequence_length: %(length)d
 global_batch: 8
 micro_batch: 4
 steps: %(steps)d
-optimizer: {lr: 4e-3, warmup_steps: 10%(optimizer)s}
+optimizer: {lr: 4e-3, warmup_steps: 10}
 compression: {%(compression)s}
 seed: %(seed)d
+%(extra)s
 """
 PROMPT = "KING. "
 
@@ -65,13 +67,14 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A row of the table: stages x replicas, and what the job says of compression and the optimizer."""
+    """A row of the table: stages x replicas, and what the job says of compression and local steps."""
 
     name: str
     stages: int = 2
     replicas: int = 1
     compression: str = ""
-    optimizer: str = ""
+    extra: str = ""
+    """Another section of the job."""
 
     @property
     def label(self) -> str:
@@ -121,6 +124,9 @@ def _settings() -> Iterator[Setting]:
     for bits in (1, 4):
         momentum = f"reduce: {{momentum: {{bits: {bits}, warmup_steps: 64}}}}"
         yield Setting(f"momentum {bits} bits", 2, 2, momentum)
+    for bits in (8, 4):
+        change = f"reduce: {{feedback: {{bits: {bits}}}}}"
+        yield Setting(f"local steps, every 8, {bits} bits", 2, 2, change, "local_steps: {every: 8}")
     for name in JUDGED:
         yield Setting(name, 4, 1, BOUNDARIES[name])
     for name, text in BOUNDARIES.items():
@@ -167,7 +173,7 @@ def job_of(setting: Setting, size: Size, seed: int, files: str) -> JobSpec:
         "eval_samples": size.eval_samples,
         "length": size.length,
         "steps": size.steps,
-        "optimizer": setting.optimizer and f", {setting.optimizer}",
+        "extra": setting.extra,
         "compression": setting.compression,
         "seed": seed,
     }
@@ -187,6 +193,7 @@ def plan_of(setting: Setting, job: JobSpec) -> Plan:
         micro_batches=(job.micro_batches // setting.replicas,) * setting.replicas,
         schedule="1f1b",
         micro_batch=job.profiled_micro_batch,
+        local_steps=job.local_steps.every if job.local_steps is not None else 0,
         codecs=same_everywhere(
             n, setting.replicas, names["activations"], names["gradients"], names["reduce"]
         ),
@@ -240,6 +247,9 @@ class _Rank:
         for i, layer in enumerate(self.layers):
             initialize(layer, job.seed, start + i)
         self._stage = Stage(self.layers, self._context.stage == 0, self._context.stage == plan.n_stages - 1)
+        self._outer = None
+        if job.local_steps is not None:
+            self._outer = OuterOptimizer(self._stage, job.local_steps, start, job.n_layers)
         self.sent_bytes = 0
         self.evaluations: list[tuple[float, int]] = []
         """After every epoch: (cross entropy summed, tokens)."""
@@ -259,7 +269,16 @@ class _Rank:
             def batch(mb: int, ids_of: Callable[[int], tuple[int, ...]] = samples) -> Tensor:
                 return _stacked([data.sample(i) for i in ids_of(mb)])
 
-            done = run_step(self._context, self._stage, optimizer, step, batch, time.monotonic, samples)
+            done = run_step(
+                self._context,
+                self._stage,
+                optimizer,
+                step,
+                batch,
+                time.monotonic,
+                samples,
+                outer=self._outer,
+            )
             self.sent_bytes = done.sent_bytes
             if (step + 1) % each_epoch == 0:
                 self._evaluate(step)

@@ -19,6 +19,7 @@ from worker.agreement import Committee
 from worker.memory_transport import MemoryHub, MemoryTransport
 from worker.model import Head, Layer, build_layers, initialize, tied_parameter
 from worker.optimizer import StageOptimizer, learning_rate
+from worker.outer import OuterOptimizer
 from worker.stage import Stage
 from worker.step import LinkCodecs, StepContext, StepResult, boundary_dtype, run_step
 from worker.transport import Transport
@@ -113,6 +114,7 @@ class Rank:
     committee: Committee
     measure_errors: bool = False
     n_samples: int = N_SAMPLES
+    outer: OuterOptimizer | None = None
 
     def run_first(self) -> StepResult:
         return self.run_step(0)
@@ -134,7 +136,15 @@ class Rank:
             return ids[(first + mb) * plan.micro_batch : (first + mb + 1) * plan.micro_batch]
 
         return run_step(
-            self.context, self.stage, self.optimizer, step, batch, clock, samples, self.measure_errors
+            self.context,
+            self.stage,
+            self.optimizer,
+            step,
+            batch,
+            clock,
+            samples,
+            self.measure_errors,
+            self.outer,
         )
 
 
@@ -144,7 +154,12 @@ def make_rank(
     codecs = LinkCodecs(plan, rank, job.seed)
     context = StepContext(plan, rank, job, transport, codecs, committee.seat(rank), timeout_s)
     stage = make_stage(job, plan, rank)
-    return Rank(context, stage, StageOptimizer(stage.layers, job.optimizer), committee)
+    made = Rank(context, stage, StageOptimizer(stage.layers, job.optimizer), committee)
+    if plan.local_steps:
+        assert job.local_steps is not None
+        first = plan.partition[context.stage][0]
+        made.outer = OuterOptimizer(stage, job.local_steps, first, job.n_layers)
+    return made
 
 
 def make_ranks(job: JobSpec, plan: Plan, timeout_s: float = 60.0) -> list[Rank]:

@@ -14,7 +14,7 @@ from tests.worker.test_compressed import compressed
 from tests.worker.test_residuals import resumed, run_steps, saved
 from worker.model import Head
 from worker.optimizer import learning_rate
-from worker.reduce import shard_bounds
+from worker.sharded import shard_bounds
 
 WARMUP = 5
 REDUCE = f"momentum:bits=4,group=32,warmup_steps={WARMUP}"

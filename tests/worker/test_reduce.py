@@ -13,7 +13,8 @@ from torch import nn
 from tests.worker.pipelines import Rank, in_threads, make_job, make_plan, make_ranks
 from worker.peers import Peers
 from worker.recorder import Recorder
-from worker.reduce import GradientReduction, shard_bounds
+from worker.reduce import GradientReduction
+from worker.sharded import shard_bounds
 from worker.transport import FrameKey, TransportTimeout
 
 
