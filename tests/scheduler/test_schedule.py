@@ -199,4 +199,4 @@ def test_sizes_out_of_range_say_what_is_required(change: dict[str, object], says
     name = str(arguments.pop("name"))
     numbers = {k: int(str(v)) for k, v in arguments.items()}
     with pytest.raises(ScheduleError, match=says):
-        stage_actions(name, **numbers)
+        stage_actions(name, **numbers)  # type: ignore[arg-type]

@@ -74,16 +74,16 @@ def diloco(
             momenta[i][a:b] = local.momentum * momenta[i][a:b] + d
             anchors[i][a:b] -= local.lr * (d + local.momentum * momenta[i][a:b])
             moves.append((i, a, b, [anchors[i][a:b] - now for now in began]))
-        tokens, loss_sum = tokens_of(job, step), 0.0
+        batch, loss_sum = tokens_of(job, step), 0.0
         for r, layers in enumerate(models):
             head = layers[-1]
             assert isinstance(head, Head)
             for start in range(r * each, (r + 1) * each, job.profiled_micro_batch):
-                part = tokens[start : start + job.profiled_micro_batch]
-                x = part[:, :-1]
+                part = batch[start : start + job.profiled_micro_batch]
+                h = part[:, :-1]
                 for layer in layers[:-1]:
-                    x, _ = layer(x)
-                loss = head.loss(x, part[:, 1:])
+                    h, _ = layer(h)
+                loss = head.loss(h, part[:, 1:])
                 loss_sum += loss.item()
                 torch.autograd.backward(loss / (each * job.sequence_length))
             ps = [p for own in owned(r) for p in own]
@@ -113,7 +113,7 @@ def test_the_ranks_do_what_one_process_does(codec: str) -> None:
 
 
 def anchors(run: Run | list[Rank], replica: int) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for rank in run.ranks if isinstance(run, Run) else run:
         if rank.context.replica == replica:
             assert rank.outer is not None
