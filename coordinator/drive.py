@@ -63,11 +63,14 @@ def proceed(state: State, now: float) -> Transition:
 
 
 def _hand_over(state: State, now: float) -> Transition:
-    """Somebody leaves: run what is granted to its end, then make a plan without it."""
+    """Somebody leaves: run what is granted to its end, then plan without it; if all leave, save first."""
     names = [n for n in state.ranks if n in state.leaving]
     reason = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} to leave"
     if state.done < state.granted:
         return step_to(state, reason, phase="running")
+    nobody_stays = all(name in state.leaving for name in state.connected)
+    if nobody_stays and state.done not in (0, state.saved_at, state.save_failed_at):
+        return _save(state)
     assert state.plan is not None
     held = holdings_of(state.plan, state.done, state.connected)
     return plan_anew(state, held, reason, now)

@@ -44,6 +44,8 @@ def advance(state: State) -> Transition:
     are known.
     """
     team = tuple(n for n in state.connected if n not in state.leaving)
+    if state.connected and not team:
+        return _let_go(state)
     if state.ran is not None and not state.awaited and state.known and state.known != state.refused:
         return _plan(state, state.known)
     need = 1 if state.ran is not None and not state.awaited else state.options.min_workers
@@ -65,6 +67,13 @@ def advance(state: State) -> Transition:
     if away and state.held:  # who is back still has its layers: the others may have theirs
         return step_to(state, f"waiting for {', '.join(away)} to come back", phase="gathering")
     return _plan(state, team)
+
+
+def _let_go(state: State) -> Transition:
+    """All who are here are to leave: nobody is there to take their layers; the next read the checkpoint."""
+    stop = Stop(ExitCode.OK, "it left, with all the others")
+    orders = (Order(n, stop) for n in state.connected)
+    return step_to(state, "all workers leave; waiting for others", *orders, phase="gathering")
 
 
 def background(state: State) -> Transition:

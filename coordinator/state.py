@@ -363,6 +363,10 @@ def _drain(state: State, event: Drain, now: float) -> Transition:
     if state.draining:
         return ignored(state, f"already draining: {state.draining}")
     state = replace(state, draining=event.reason)
+    if state.ran is not None and state.phase in PREPARING and not state.connected:
+        return finish(
+            state, f"drained while no worker was there: {event.reason}; step {state.saved_at} is saved"
+        )
     if state.ran is not None and (state.phase in PREPARING or state.phase == "loading"):
         return Transition(state, (), f"draining once the run goes on: {event.reason}")
     if state.phase in PREPARING or state.phase == "loading":

@@ -410,6 +410,45 @@ def test_a_worker_that_leaves_finishes_its_steps_and_hands_its_layers_over(phase
     assert take.step >= granted
 
 
+def test_all_who_leave_at_once_save_first_and_others_go_on_from_there() -> None:
+    w = at_step(running(World(least=2)), 2)
+    for name in ("a", "b"):
+        w.feed(e.Leaving(name, "its machine is taken back"))
+    w.settle()
+    assert w.phase == "gathering"
+    assert not w.state.members
+    assert w.state.saved_at == w.state.done > 0
+    assert w.orders("a")[-1] == c.Stop(ExitCode.OK, "it left, with all the others")
+    done = w.state.done
+    w.join("c", "d")
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert [s.step for s in w.steps()] == list(range(12)), f"nothing is done twice from step {done} on"
+
+
+def test_a_run_that_all_have_left_is_drained_at_once() -> None:
+    w = at_step(running(World(least=2)), 2)
+    for name in ("a", "b"):
+        w.feed(e.Leaving(name, "asked to"))
+    w.settle()
+    w.feed(e.Drain("asked to"))
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert f"step {w.state.done} is saved" in w.state.reason
+
+
+def test_the_last_who_stays_may_leave_while_the_others_hand_over() -> None:
+    w = at_step(running(World(least=1)), 2)
+    w.feed(e.Leaving("a", "asked to"))
+    w.settle(until="planning")
+    w.feed(e.Leaving("b", "asked to"))
+    w.settle()
+    assert w.phase == "gathering"
+    assert not w.state.members
+    w.join("c", "d")
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+
+
 def test_who_stands_by_is_profiled_and_measured_beside_the_run() -> None:
     w = at_step(running(World(least=2)), 1)
     w.join("c")
