@@ -14,7 +14,7 @@ JOB = """
 name: again
 model: {preset: gpt2}
 data: {files: ["-"], eval_samples: 0, samples: %d}
-sequence_length: 256
+sequence_length: 1024
 global_batch: 16
 micro_batch: 1
 steps: 1000
