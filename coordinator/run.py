@@ -101,23 +101,23 @@ async def run(
     address = advertised(options.bind, port)
     address_file = opened.state_dir / ADDRESS_FILE
     address_file.write_text(f"{_beside(address)}\n")
-    driver.tell(
-        "listening",
-        address=address,
-        token_file=str(token[1]),
-        run=opened.run,
-        pid=os.getpid(),
-        state_dir=str(opened.state_dir),
-        step=state.done,
-        steps=job.steps,
-        min_workers=options.min_workers,
-        tls=options.tls is not None,
-        join=f"worker join {address} --token-file {token[1]}{_ca(opened.state_dir, options.tls)}",
-    )
-    for note in opened.notes:
-        driver.tell("note", reason=note)
     try:
-        with _signals(driver):
+        with _signals(driver):  # before anybody is told, so that whoever was told can end the run
+            driver.tell(
+                "listening",
+                address=address,
+                token_file=str(token[1]),
+                run=opened.run,
+                pid=os.getpid(),
+                state_dir=str(opened.state_dir),
+                step=state.done,
+                steps=job.steps,
+                min_workers=options.min_workers,
+                tls=options.tls is not None,
+                join=f"worker join {address} --token-file {token[1]}{_ca(opened.state_dir, options.tls)}",
+            )
+            for note in opened.notes:
+                driver.tell("note", reason=note)
             await driver.tick()
             await driver.settle(GRACE_S)
     finally:

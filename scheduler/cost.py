@@ -123,7 +123,9 @@ def stage_memory_bytes(model: ModelProfile, start: int, stop: int, in_flight: in
 def exchanged_bytes(model: ModelProfile, parameter_bytes: int) -> int:
     """Of so many bytes of weights, what replicas exchange in a step, before a codec: all gradients, or with
     local steps one of so many pieces."""
-    return -(-parameter_bytes // (PARAMETER_BYTES * max(1, model.local_steps))) * PARAMETER_BYTES
+    if not model.local_steps:
+        return parameter_bytes
+    return -(-parameter_bytes // (PARAMETER_BYTES * model.local_steps)) * PARAMETER_BYTES
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from worker.splice import COPY_BYTES, Ends, splice
+from worker.splice import COPY_BYTES, Ends, closed, splice
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Relay:
         self._key = key
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._waiting: dict[bytes, deque[_Spot]] = {}
         self._changed = asyncio.Condition()
         self.joined = 0
@@ -84,15 +85,17 @@ class Relay:
 
     async def close(self) -> None:
         """Cut everything."""
+        self._closing = True
         if self._server is not None:
             self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = Ends(reader, writer)
-        if len(self._tasks) >= MAX_CONNECTIONS:
+        if self._closing or len(self._tasks) >= MAX_CONNECTIONS:
             self.refused += 1
             ends.close()
             return
@@ -100,14 +103,12 @@ class Relay:
         task = asyncio.create_task(self._serve(ends))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: ends.close())  # also of one that was cancelled before it began
 
     async def _serve(self, ends: Ends) -> None:
-        try:
-            ends.tune()
-            with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):  # it left, or never spoke
-                await self._welcome(ends)
-        finally:
-            ends.close()
+        ends.tune()
+        with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):  # it left, or never spoke
+            await self._welcome(ends)
 
     async def _welcome(self, ends: Ends) -> None:
         nonce = secrets.token_bytes(NONCE_BYTES)

@@ -35,6 +35,12 @@ class Ends:
                 s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
 
 
+async def closed() -> None:
+    """Let the loop do what closing left it to do, which takes some turns, before it is stopped."""
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
 async def connect(host_port: str) -> Ends:
     """Raises OSError."""
     host, _, port = host_port.rpartition(":")

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from worker.relay import DIAL, JOINED, LISTEN, NONCE_BYTES, answer
-from worker.splice import COPY_BYTES, Ends, connect, splice
+from worker.splice import COPY_BYTES, Ends, closed, connect, splice
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Tunnels:
         self._own = f"{_EVERYWHERE.get(host, host)}:{port}"
         self._ports: dict[bytes, str] = {}
         self._servers: list[asyncio.Server] = []
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="tunnels", daemon=True)
@@ -67,18 +68,23 @@ class Tunnels:
 
     # ---- in the loop
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], owned: Ends | None = None) -> None:
+        """Run `work`; the connection it owns is closed after it, also if it never began."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if owned is not None:
+            task.add_done_callback(lambda _: owned.close())
 
     async def _close(self) -> None:
+        self._closing = True
         for server in self._servers:
             server.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await closed()
 
     async def _hello(self, role: bytes, public: bytes) -> Ends:
         """A connection to the relay that has said what it is for. Raises OSError, IncompleteReadError."""
@@ -115,25 +121,24 @@ class Tunnels:
                 raise
             wait_s = FIRST_WAIT_S
             if taken == JOINED:
-                self._spawn(self._to_endpoint(ends))
+                self._spawn(self._to_endpoint(ends), ends)
             else:
                 ends.close()
 
     async def _to_endpoint(self, ends: Ends) -> None:
-        try:
-            own = await connect(self._own)
-        except OSError:
-            ends.close()
-            return
-        await splice(ends, own)
+        with suppress(OSError):
+            await splice(ends, await connect(self._own))
 
     async def _port_to(self, public: bytes) -> str:
         if public not in self._ports:
 
             async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 local = Ends(reader, writer)
+                if self._closing:
+                    local.close()
+                    return
                 local.tune()
-                self._spawn(self._dial(local, public))
+                self._spawn(self._dial(local, public), local)
 
             server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=COPY_BYTES)
             self._servers.append(server)
@@ -141,11 +146,10 @@ class Tunnels:
         return self._ports[public]
 
     async def _dial(self, local: Ends, public: bytes) -> None:
-        remote = None
         with suppress(OSError, asyncio.IncompleteReadError):
             remote = await self._hello(DIAL, public)
-            if await remote.reader.readexactly(1) == JOINED:
-                await splice(local, remote)
-        local.close()
-        if remote is not None:
-            remote.close()
+            try:
+                if await remote.reader.readexactly(1) == JOINED:
+                    await splice(local, remote)
+            finally:
+                remote.close()
