@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from protos.tls import is_loopback
 
 from ..progress import Show
 from .board import Board
@@ -40,13 +41,7 @@ class Where:
 
     @property
     def on_loopback(self) -> bool:
-        host = self.bind.rpartition(":")[0].strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.bind.rpartition(":")[0])
 
 
 def listen(where: Where) -> socket.socket:
