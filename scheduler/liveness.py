@@ -1,8 +1,9 @@
 """How long silence may last before it means something. Pure: intervals in, seconds out.
 
-deadline = max(floor, median + k x deviation), where deviation is the median absolute
-deviation, scaled by 1.4826 so that it equals the standard deviation of normal noise: a link
-that is slow but steady earns a short deadline, one that is erratic a long one.
+deadline = max(floor, median + k x deviation, times x median), where deviation is the median
+absolute deviation, scaled by 1.4826 so that it equals the standard deviation of normal noise: a
+link that is slow but steady earns a short deadline, one that is erratic a long one. What was
+perfectly steady has no deviation at all, so that being late means some times the median at least.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Patience:
     floor_s: float
     unknown_s: float
     """The deadline until three intervals were seen."""
+    times: float = 1.0
 
     def deadline_s(self, intervals_s: Sequence[float]) -> float:
         """Seconds to wait, from the intervals observed so far."""
@@ -31,14 +33,15 @@ class Patience:
             return max(self.floor_s, self.unknown_s)
         middle = median(intervals_s)
         spread = MAD_TO_DEVIATION * median(abs(x - middle) for x in intervals_s)
-        return max(self.floor_s, middle + self.k * spread)
+        return max(self.floor_s, middle + self.k * spread, self.times * middle)
 
 
 HEARTBEAT_S = 1.0
 SILENCE = Patience(k=8.0, floor_s=15.0, unknown_s=30.0)
 """With a worker that beats every HEARTBEAT_S."""
-STEP = Patience(k=20.0, floor_s=120.0, unknown_s=1800.0)
-"""With a step; the first builds kernels and fills caches."""
+STEP = Patience(k=20.0, floor_s=120.0, unknown_s=1800.0, times=3.0)
+"""With a step; the first builds kernels and fills caches. Steps of minutes follow their links: one that takes
+half as long again is late, not stuck."""
 
 
 def remember(intervals_s: tuple[float, ...], latest_s: float) -> tuple[float, ...]:

@@ -3,17 +3,19 @@
     faults:
       - {fail: 3, step: 7}                                # the device of rank 3 crashes during step 7
       - {leave: Tokyo-1, at_s: 300}
-      - {join: Tokyo-1, at_s: 900}
+      - {join: Tokyo-1, at_s: 900}                        # without a leave before: for the first time
       - {partition: [Tokyo, Seoul], from_s: 100, until_s: 160}
       - {slow: Ohio-3, factor: 0.5, from_s: 10, until_s: 100}
-    rate: {mean_hours_between: 24, mean_hours_away: 1}     # of each device, exponential
+    rate: {mean_hours_between: 24, mean_hours_away: 1, away_at_first: [Tokyo-1]}    # each device, exponential
 
-Strict: an unknown key, device or region is an error that names the entry.
+Times are seconds of the network's clock. Strict: an unknown key, device or region is an error that names the
+entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sim.faults import Faults, drawn
+from sim.faults import Faults, Rate
 
 
 class FaultError(ValueError):
@@ -37,10 +39,27 @@ _ENTRIES: dict[str, tuple[str, ...]] = {
 }
 
 
-def read_faults(
-    path: Path, devices: Sequence[str], regions: Sequence[str], horizon_s: float, rng: np.random.Generator
-) -> Faults:
-    """The script in `path`, and what its rate draws from `rng` until `horizon_s`. Raises FaultError."""
+NO_FAULTS = Faults()
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What is said one by one, and the rate, if any, from which more is drawn for `devices`."""
+
+    said: Faults = NO_FAULTS
+    rate: Rate | None = None
+    devices: tuple[str, ...] = ()
+
+    def faults(self, horizon_s: float, rng: np.random.Generator) -> Faults:
+        """All of it; what is drawn, until `horizon_s`."""
+        if self.rate is None:
+            return self.said
+        drawn = self.rate.drawn(self.devices, horizon_s, rng)
+        return replace(self.said, moves=tuple(sorted((*self.said.moves, *drawn.moves))))
+
+
+def read_script(path: Path, devices: Sequence[str], regions: Sequence[str]) -> Script:
+    """The script in `path`. Raises FaultError."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
@@ -48,19 +67,24 @@ def read_faults(
     if not isinstance(document, dict) or not set(document) <= {"faults", "rate"}:
         raise FaultError(f"{path}: found {document!r}, required a mapping with the keys faults and rate")
     faults = Faults()
-    if "rate" in document:
-        rate = document["rate"]
-        keys = ("mean_hours_between", "mean_hours_away")
-        if not isinstance(rate, dict) or set(rate) != set(keys):
-            raise FaultError(f"{path}: rate: found {rate!r}, required {' and '.join(keys)}")
-        between, away = (_number(rate, k, f"{path}: rate", above=0.0) for k in keys)
-        faults = drawn(devices, between * 3600, away * 3600, horizon_s, rng)
+    rate = _rate(document["rate"], f"{path}: rate", devices) if "rate" in document else None
     entries = document.get("faults") or []
     if not isinstance(entries, list):
         raise FaultError(f"{path}: faults: found {entries!r}, required a list")
     for i, entry in enumerate(entries):
         faults = _entry(faults, entry, f"{path}: faults[{i}]", devices, regions)
-    return faults
+    return Script(faults, rate, tuple(devices))
+
+
+def _rate(rate: Any, where: str, devices: Sequence[str]) -> Rate:
+    keys, more = ("mean_hours_between", "mean_hours_away"), "away_at_first"
+    if not isinstance(rate, dict) or set(rate) - {more} != set(keys):
+        raise FaultError(f"{where}: found {rate!r}, required {' and '.join(keys)}, and {more} if you like")
+    between, away = (_number(rate, k, where, above=0.0) for k in keys)
+    absent = rate.get(more, [])
+    if not isinstance(absent, list) or any(name not in devices for name in absent):
+        raise FaultError(f"{where}: {more}: found {absent!r}, required devices among: {', '.join(devices)}")
+    return Rate(between * 3600, away * 3600, frozenset(absent))
 
 
 def _entry(faults: Faults, entry: Any, where: str, devices: Sequence[str], regions: Sequence[str]) -> Faults:

@@ -39,12 +39,12 @@ class Slowdown:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """All that goes wrong, in seconds since the start of the run."""
+    """All that goes wrong, in seconds of the network's clock."""
 
     crashes: frozenset[tuple[int, int]] = frozenset()
     """(rank, step): its device's process dies in the middle of that step, the first time it is run."""
     moves: tuple[tuple[float, str, bool], ...] = ()
-    """(when, device, whether it comes), ascending."""
+    """(when, device, whether it comes), ascending. Whose first move is to come is not there before."""
     partitions: tuple[Partition, ...] = ()
     slowdowns: tuple[Slowdown, ...] = ()
 
@@ -74,19 +74,30 @@ class Faults:
         return found
 
 
-def drawn(
-    devices: Sequence[str], between_s: float, away_s: float, horizon_s: float, rng: np.random.Generator
-) -> Faults:
-    """Each device leaves after a time drawn with mean `between_s` and is back after one with mean `away_s`,
-    again and again until `horizon_s`."""
-    faults = Faults()
-    for device in devices:
-        t = rng.exponential(between_s)
-        while t < horizon_s:
-            back = t + rng.exponential(away_s)
-            faults = faults.leave(device, t).join(device, back)
-            t = back + rng.exponential(between_s)
-    return faults
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Each device leaves after a time of mean `between_s` and comes back after one of mean `away_s`, again and
+    again, both exponential. Those `away_at_first` begin by coming."""
+
+    between_s: float
+    away_s: float
+    away_at_first: frozenset[str] = frozenset()
+
+    def drawn(self, devices: Sequence[str], horizon_s: float, rng: np.random.Generator) -> Faults:
+        """What happens until `horizon_s`, and whatever ends what has begun by then. A longer horizon adds to
+        it and changes nothing before: every device has draws of its own."""
+        moves = []
+        for device, own in zip(devices, rng.spawn(len(devices)), strict=True):
+            t, there = 0.0, device not in self.away_at_first
+            if there:
+                t = own.exponential(self.between_s)
+            while t < horizon_s or not there:
+                if there:
+                    moves.append((t, device, False))
+                t += own.exponential(self.away_s)
+                moves.append((t, device, True))
+                t, there = t + own.exponential(self.between_s), True
+        return Faults(moves=tuple(sorted(moves)))
 
 
 @dataclass(frozen=True, slots=True)

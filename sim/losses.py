@@ -23,7 +23,7 @@ class Loss:
     crashed: str = ""
     """The device whose process died, though the device is there."""
     stalled: bool = False
-    """Nobody is gone: the coordinator gives the run up, to be resumed from its checkpoint."""
+    """Nobody is gone: the coordinator gives the run up, to be resumed by hand."""
 
 
 @dataclass(frozen=True, slots=True)

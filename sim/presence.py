@@ -10,16 +10,27 @@ from sim.faults import Faults, Partition
 
 
 class Presence:
-    """`region`: by device. A device whose first move is to come was not there before it.
+    """`region`: by device. A device whose first move is to come was not there before it; who comes counts
+    once it is profiled and its links are measured, `measure_s` later.
 
     The coordinator stands in one region, `coordinator`; a partition takes away who is on its other side.
     """
 
-    def __init__(self, region: Mapping[str, str], faults: Faults, coordinator: str) -> None:
+    def __init__(
+        self, region: Mapping[str, str], faults: Faults, coordinator: str, measure_s: float = 0.0
+    ) -> None:
         self._region, self._partitions, self._coordinator = dict(region), faults.partitions, coordinator
         self._moves: dict[str, list[tuple[float, bool]]] = {name: [] for name in region}
+        self._at_first: dict[str, bool] = {}
         for at_s, name, comes in faults.moves:
-            self._moves[name].append((at_s, comes))
+            moves = self._moves[name]
+            self._at_first.setdefault(name, not comes)
+            if comes:
+                moves.append((at_s + measure_s, True))
+            elif moves and moves[-1][1] and moves[-1][0] > at_s:
+                moves.pop()  # gone before it was measured
+            else:
+                moves.append((at_s, False))
 
     def at(self, t_s: float) -> list[str]:
         """Who is there at `t_s`, in the order of the devices."""
@@ -28,7 +39,7 @@ class Presence:
     def _has_come(self, name: str, t_s: float) -> bool:
         moves = self._moves[name]
         i = bisect_right([at_s for at_s, _ in moves], t_s)
-        return moves[i - 1][1] if i else not (moves and moves[0][1])
+        return moves[i - 1][1] if i else self._at_first.get(name, True)
 
     def _is_cut_off(self, name: str, t_s: float) -> bool:
         return any(p.from_s <= t_s < p.until_s and self.loses(p, name) for p in self._partitions)

@@ -1,106 +1,37 @@
 """A whole run: steps one after the other while the network moves, devices come and go, and plans change.
 
 What follows from a loss is decided by the code that decides it in a real run (`scheduler/recovery.py`):
-who takes whose place, from whom layers come, whether all go back to the checkpoint. Layers travel over the
-network as it is then. A worker that comes back waits for the next plan. Draws nothing: chance is in the
-faults and the network that are given.
+who takes whose place, from whom layers come, whether all go back to the checkpoint. Who comes, or comes back,
+is measured, and taken in between two steps if a plan with it pays (`scheduler/replan.py`). Layers travel over
+the network as it is then. Draws nothing: chance is in the faults and the network that are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import inf
 
 from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
-from scheduler.layer_sources import holdings_of, loading_s
+from scheduler.layer_sources import Sources, holdings_of, layer_sources, loading_s, travelling
 from scheduler.liveness import remember
 from scheduler.plan import Plan, PlanError
 from scheduler.recovery import Gather, GoOn, Standing, recover
-from scheduler.replan import Measured, Patience, Stay, reconsider
+from scheduler.replan import Measured, Stay, reconsider
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 from scheduler.traffic import traffic
 from scheduler.units import duration
 from sim.faults import Faults
+from sim.looking import Looking
 from sim.losses import Loss, Step, first_loss
 from sim.network import NetworkOverTime
 from sim.presence import Presence
 from sim.replay import Work, links_at, replay_at, require_devices
+from sim.run_records import RunEvent, RunOptions, RunResult, StepDone
 
 Planner = Callable[[Topology, Sequence[str], int], Plan]
 """(links of the moment, devices that are there, version) -> a plan; PlanError if there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    steps: int
-    tokens_a_step: int
-    start_s: float = 0.0
-    """Moment of the network's clock at which the first step begins."""
-    save_every: int = 50
-    """Steps between checkpoints; 0: none before the end."""
-    settle_s: float = 5.0
-    """From a loss that is noticed to the first step under a new plan, beside the layers' way: stop, plan,
-    build the stages anew, connect."""
-    restart_s: float = 60.0
-    """The same where layers come from the checkpoint, and what a process that died takes to be there again:
-    start, profile, load."""
-    replan_every: int = 0
-    """Steps after which links are measured and a plan for them is made; 0: only when devices are lost."""
-    patience: Patience = field(default_factory=lambda: Patience(steps_redone=0.0))
-    """How much better, and how often in a row, that plan must look to be taken (`scheduler/replan.py`)."""
-    deadline_s: float = inf
-    """Moment at which the run is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    step: int
-    start_s: float
-    duration_s: float
-    plan_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunEvent:
-    """Something that happened between steps, in words."""
-
-    at_s: float
-    text: str
-
-
-@dataclass(slots=True)
-class RunResult:
-    """`steps` are those that count: one that was done again stands here once, as it was done last."""
-
-    steps: list[StepDone] = field(default_factory=list)
-    events: list[RunEvent] = field(default_factory=list)
-    plans: list[Plan] = field(default_factory=list)
-    timelines: list[Timeline] = field(default_factory=list)
-    """One a plan: its first step."""
-    start_s: float = 0.0
-    end_s: float = 0.0
-    tokens: int = 0
-    recoveries: int = 0
-    """Losses after which the run went on; `restarts` of them from a checkpoint."""
-    restarts: int = 0
-    steps_lost: int = 0
-    device_s: dict[str, float] = field(default_factory=dict)
-    """By device: seconds in which it held a rank, or was made ready to."""
-    egress_bytes: dict[str, float] = field(default_factory=dict)
-    """By region: what left it for others, steps that were lost included."""
-    code: ExitCode = ExitCode.OK
-    reason: str = "all steps are done"
-
-    @property
-    def total_s(self) -> float:
-        return self.end_s - self.start_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / self.total_s if self.total_s > 0 else 0.0
 
 
 def simulate_run(
@@ -139,7 +70,10 @@ class _Run:
         self._faults, self._progress = faults, progress
         self._speeds = faults.speeds()
         self._region = {d.name: d.region for d in network.devices}
-        self._presence = Presence(self._region, faults, coordinator=self._region[plan.device(0)])
+        self._presence = Presence(
+            self._region, faults, self._region[plan.device(0)], measure_s=options.measure_s
+        )
+        self._looking = Looking(options.replan_every, options.look_every_s)
         self._t = options.start_s
         self._done = self._saved = 0
         self._crashes = set(faults.crashes)
@@ -187,9 +121,8 @@ class _Run:
         if self._options.save_every and self._done % self._options.save_every == 0:
             self._saved = self._done
         self._progress(self._done)
-        every = self._options.replan_every
-        if every and self._done % every == 0 and self._done < self._options.steps:
-            self._replan(plan)
+        if self._done < self._options.steps:
+            self._look_for_better(plan)
 
     def _timeline(self, plan: Plan) -> Timeline:
         """Of a step that begins now; the last one again while nothing has changed."""
@@ -218,7 +151,8 @@ class _Run:
             _add(self._result.device_s, name, seconds)
 
     def _take(self, plan: Plan) -> None:
-        self._plan, self._streak = plan, 0
+        self._plan = plan
+        self._looking.planned(self._here())
         self._result.plans.append(plan)
         w = self._work
         costs = durations(plan, w.model, w.profiles, self._network.topology(self._t))
@@ -228,29 +162,61 @@ class _Run:
             if src != dst:
                 _add(self._egress_bytes, src, n_bytes)
 
-    def _replan(self, plan: Plan) -> None:
-        names = self._here()
-        topology = self._network.topology(self._t)
+    def _look_for_better(self, plan: Plan) -> None:
+        """Between two steps: take another plan if it is time to look for one and it pays.
+
+        Not while somebody is out of reach, whose loss is yet to be noticed; nor where replicas step alone:
+        another plan would have to begin at the checkpoint.
+        """
+        here, options, looking = self._here(), self._options, self._looking
+        if (
+            plan.local_steps
+            or not set(plan.devices) <= set(here)
+            or not looking.due(here, self._done, self._t)
+        ):
+            return
+        now = self._measured(here)
         try:
-            new = self._planner(topology, names, plan.version + 1)
+            new = self._planner(now.topology, here, plan.version + 1)
         except PlanError:
+            looking.looked(here, self._t, 0)
             return
-        w = self._work
-        now = Measured(w.model, [p for p in w.profiles if p.device in names], topology)
-        options = self._options
-        answer = reconsider(plan, new, now, self._done, options.steps, self._streak, options.patience)
+        answer = reconsider(plan, new, now, self._done, options.steps, looking.streak, options.patience)
         if isinstance(answer, Stay):
-            self._streak = answer.streak
+            looking.looked(here, self._t, answer.streak)
             return
-        self._say(f"plan {new.version}: {answer.reason}")
-        self._t += answer.cost.seconds
-        self._take(answer.plan)
+        holdings = holdings_of(plan, self._done, here)
+        sources = layer_sources(answer.plan, self._done, holdings, now.model, now.topology)
+        self._result.moves += 1
+        self._move(answer.plan, sources, options.patience.restart_s, answer.reason.rstrip("."))
+
+    def _measured(self, here: Sequence[str]) -> Measured:
+        """What is known at this moment of those who are there."""
+        w, there = self._work, set(here)
+        profiles = [p for p in w.profiles if p.device in there]
+        return Measured(w.model, profiles, self._network.topology(self._t))
+
+    def _move(self, plan: Plan, sources: Sources, besides_s: float, reason: str) -> None:
+        """Layers travel from those who hold them, over the links as they are now."""
+        links = links_at(self._network, self._t, plan.streams, self._faults.partitions)
+        took_s = loading_s(sources, self._work.model, links) + besides_s
+        for donor, name, n_bytes in travelling(sources, self._work.model):
+            if self._region[donor] != self._region[name]:
+                _add(self._result.egress_bytes, self._region[donor], n_bytes)
+        self._say(f"plan {plan.version}: {reason}; ready in {duration(took_s)}")
+        self._t += took_s
+        self._take(plan)
+        self._hold(plan, took_s)
 
     # ---- losses
 
     def _lose(self, loss: Loss) -> None:
-        """Go on after a loss, with whoever is there or as soon as enough are."""
+        """Go on after a loss, with whoever is there or as soon as enough are; end as the coordinator does,
+        where nobody is gone or too few come in time."""
         self._t = loss.at_s
+        if loss.stalled:
+            self._end(ExitCode.STALLED, loss.why)
+            return
         self._say(loss.why)
         self._steps_s, self._known = (), None
         if loss.crashed:
@@ -258,26 +224,25 @@ class _Run:
             self._crashes.discard((self._plan.devices.index(loss.crashed), self._done))
         while isinstance(found := self._ways_on(loss), Gather):
             comes_s = min([self._presence.next_arrival_s(self._t), *self._still_away()])
-            if comes_s == inf:
-                self._end(ExitCode.NO_PLAN, found.reason)
+            give_up_s = loss.at_s + self._options.wait_for_workers_s
+            if comes_s == inf or comes_s > give_up_s:
+                self._t = self._t if give_up_s == inf else give_up_s
+                self._end(ExitCode.WORKER_LOST, f"{found.reason}; nobody came")
                 return
             self._t = comes_s
         self._go_on(found)
 
     def _ways_on(self, loss: Loss) -> GoOn | Gather:
-        """What the core says of those who are here now. Who went in between has nothing any more, and nobody
-        has after a run that was given up."""
-        running, t_s, w = self._plan, self._t, self._work
-        here = self._here()
-        kept = [n for n in here if n != loss.crashed and not self._presence.left_between(n, loss.at_s, t_s)]
-        topology = self._network.topology(t_s)
-        version = running.version + 1
+        """What the core says of those who are here now. Who went in between has nothing any more."""
+        running, here = self._plan, self._here()
+        gone_since = (n for n in here if self._presence.left_between(n, loss.at_s, self._t))
+        kept = set(here) - {loss.crashed, *gone_since}
+        now, version = self._measured(here), running.version + 1
         try:
-            planned: Plan | str = self._planner(topology, here, version)
+            planned: Plan | str = self._planner(now.topology, here, version)
         except PlanError as e:
             planned = str(e)
-        now = Measured(w.model, [p for p in w.profiles if p.device in here], topology)
-        holdings = {} if loss.stalled else holdings_of(running, self._done, kept)
+        holdings = holdings_of(running, self._done, sorted(kept))
         saved = self._saved or None
         standing = Standing(running, tuple(here), holdings, self._done, self._options.steps, saved)
         return recover(standing, planned, now, version)
@@ -289,19 +254,14 @@ class _Run:
         return [t for t in self._back_s.values() if t > self._t]
 
     def _go_on(self, found: GoOn) -> None:
-        """Layers travel from those who hold them, over the links as they are now."""
-        links = links_at(self._network, self._t, found.plan.streams, self._faults.partitions)
-        took_s = loading_s(found.sources, self._work.model, links)
-        took_s += self._options.restart_s if found.from_checkpoint else self._options.settle_s
+        """With the step that is left to do, under the plan that was found."""
+        besides_s = self._options.restart_s if found.from_checkpoint else self._options.settle_s
         self._result.recoveries += 1
         self._result.restarts += found.from_checkpoint
         self._result.steps_lost += self._done - found.step
         del self._result.steps[found.step :]
         self._done = found.step
-        self._say(f"plan {found.plan.version}: {found.reason}; ready in {duration(took_s)}")
-        self._t += took_s
-        self._take(found.plan)
-        self._hold(found.plan, took_s)
+        self._move(found.plan, found.sources, besides_s, found.reason)
 
     def _end(self, code: ExitCode, reason: str) -> None:
         self._result.code, self._result.reason = code, reason

@@ -10,7 +10,7 @@ from sim.codec_curve import Curve
 from sim.inputs import NetworkRead
 from sim.network import TraceNetwork
 from sim.placed import placed_by
-from sim.run import RunResult
+from sim.run_records import RunResult
 
 
 def write_report(

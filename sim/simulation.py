@@ -17,15 +17,18 @@ from scheduler.job import JobSpec
 from scheduler.plan import Plan, PlanError
 from scheduler.plan_text import plan_document
 from scheduler.planner import make_plan
-from scheduler.topology import Topology
+from scheduler.replan import Patience
+from scheduler.topology import Device, Topology
 from sim.contenders import Field, contend, shape_for
-from sim.fault_script import read_faults
+from sim.fault_script import Script, read_script
 from sim.faults import Faults
 from sim.inputs import JobInput, NetworkInput, NetworkRead, read_gpus, read_job, read_network, read_work
 from sim.plan_file import read_plan
+from sim.presence import Presence
 from sim.prices import Bill, Prices, bill, read_prices
 from sim.replay import Work, require_devices
-from sim.run import Planner, RunOptions, RunResult, simulate_run
+from sim.run import Planner, simulate_run
+from sim.run_records import RunOptions, RunResult
 
 DAY_S = 86400.0
 OBJECTIVES = ("step", "dtfm")
@@ -48,6 +51,8 @@ class Settings(NetworkInput, JobInput):
     save_every: int = 50
     settle_s: float = 5.0
     restart_s: float = 60.0
+    measure_s: float = 30.0
+    wait_for_workers: float = 300.0
     replan_every: int = 0
 
 
@@ -103,22 +108,33 @@ def simulate(
     prices = read_prices(s.prices) if s.prices else Prices()
     planner = planner_of(job, work, s.objective, s.seed)
     names = [d.name for d in network.devices]
+    script = Script()
+    if s.faults is not None:
+        regions = list(dict.fromkeys(d.region for d in network.devices))
+        script = read_script(s.faults, names, regions)
     if s.plan is not None:
         plan = read_plan(s.plan)
         require_devices(plan, network)
     else:
-        plan = planner(network.topology(s.start_s), names, 1)
+        faults = script.faults(s.start_s, np.random.default_rng(s.seed))
+        plan = planner(network.topology(s.start_s), _there_at_first(network.devices, faults, s), 1)
     planned(plan)
-    faults = Faults()
-    if s.faults is not None:
-        regions = list(dict.fromkeys(d.region for d in network.devices))
-        horizon_s = s.start_s + max(10 * s.steps * plan.predicted_step_s, DAY_S)
-        faults = read_faults(s.faults, names, regions, horizon_s, np.random.default_rng(s.seed))
+    horizon_s = s.start_s + max(10 * s.steps * plan.predicted_step_s, DAY_S)
+    faults = script.faults(horizon_s, np.random.default_rng(s.seed))
     tokens = job.global_batch * job.sequence_length
-    options = RunOptions(s.steps, tokens, s.start_s, s.save_every, s.settle_s, s.restart_s, s.replan_every)
+    options = RunOptions(
+        s.steps, tokens, s.start_s, s.save_every, s.settle_s, s.restart_s, s.measure_s, s.wait_for_workers,
+        replan_every=s.replan_every, patience=Patience(restart_s=s.settle_s, steps_redone=0.0),
+    )  # fmt: skip
     result = simulate_run(work, network, plan, options, planner, faults, progress)
     costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
     return Simulation(read, work, result, costs, prices.currency, tokens)
+
+
+def _there_at_first(devices: Sequence[Device], faults: Faults, s: Settings) -> list[str]:
+    """Who can be planned with when the run begins."""
+    region = {d.name: d.region for d in devices}
+    return Presence(region, replace(faults, partitions=()), "", s.measure_s).at(s.start_s)
 
 
 def document(simulation: Simulation) -> dict[str, Any]:
@@ -133,6 +149,7 @@ def document(simulation: Simulation) -> dict[str, Any]:
         "tokens_per_s": result.tokens_per_s,
         "recoveries": result.recoveries,
         "restarts": result.restarts,
+        "moves": result.moves,
         "steps_lost": result.steps_lost,
         "device_s": dict(result.device_s),
         "egress_bytes": dict(result.egress_bytes),

@@ -68,8 +68,14 @@ def run(
     restart_s: Annotated[
         float, typer.Option(min=0, help="The same where layers come from the checkpoint.")
     ] = 60.0,
+    measure_s: Annotated[
+        float, typer.Option(min=0, help="Seconds from a device's coming until plans count on it.")
+    ] = 30.0,
+    wait_for_workers: Annotated[
+        float, typer.Option(min=0, help="Seconds that a run which cannot go on waits for devices.")
+    ] = 300.0,
     replan_every: Annotated[
-        int, typer.Option(min=0, help="Steps after which a new plan is tried; 0: only after losses.")
+        int, typer.Option(min=0, help="Steps after which a new plan is tried; 0: when devices come or go.")
     ] = 0,
     seed: i.Seed = 0,
     report_dir: Annotated[
@@ -144,6 +150,8 @@ def figures(simulation: Simulation) -> list[tuple[str, str]]:
     if result.recoveries:
         how = f"{result.restarts} from a checkpoint, {count(result.steps_lost, 'step')} done again"
         found.append((count(result.recoveries, "interruption"), how))
+    if result.moves:
+        found.append(("moved to a better plan", count(result.moves, "time")))
     found.append(("between regions", size(sum(result.egress_bytes.values()))))
     if costs.money is not None:
         known = (("devices", costs.devices), ("egress", costs.egress))

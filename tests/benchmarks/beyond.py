@@ -41,7 +41,8 @@ from scheduler.units import MBIT_BPS, duration
 from sim import inputs as i
 from sim.network import Conventions, TraceNetwork
 from sim.pictures import Bar, bars
-from sim.run import Planner, RunOptions, RunResult, simulate_run
+from sim.run import Planner, simulate_run
+from sim.run_records import RunOptions, RunResult
 from sim.simulation import planner_of
 from sim.svg import save
 from sim.trace import load

@@ -628,6 +628,7 @@ def test_the_deadline_grows_with_median_and_deviation() -> None:
     assert (steady, erratic) == (1.0, 1.0 + 4 * 1.4826 * 0.5)
     assert patience.deadline_s([1.0, 1.0]) == 9
     assert Patience(k=4, floor_s=5, unknown_s=9).deadline_s([1.0] * 9) == 5
+    assert Patience(k=4, floor_s=5, unknown_s=9, times=3).deadline_s([100.0] * 9) == 300
 
 
 def test_a_step_that_never_ends_is_named_with_those_it_waits_for() -> None:

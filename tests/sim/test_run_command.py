@@ -89,6 +89,23 @@ def test_faults_and_prices_are_told(tmp_path: Path) -> None:
     assert "energy: " in shown.stdout
 
 
+def test_who_comes_later_is_not_planned_with_at_first_and_taken_in_when_it_pays(tmp_path: Path) -> None:
+    faults = tmp_path / "faults.yaml"
+    absent = ["Oregon-0", "Ohio-0"]
+    faults.write_text("faults:\n" + "".join(f"  - {{join: {name}, at_s: 20}}\n" for name in absent))
+    model = ("--model", "gpt2", "--sequence-length", "512", "--global-batch", "32", "--micro-batch", "4")
+    network = ("--scenario", "regional", "--devices", "4", "--gpu", "cpu", "--precision", "fp32")
+    args = (*network, *model, "--steps", "60", "--faults", str(faults), "--measure-s", "5")
+    found = run_json(*args)
+    ends = found["plans"][0], found["plans"][-1]
+    first, last = ({d for row in p["placement"] for d in row} for p in ends)
+    assert not first & set(absent)
+    assert first < last
+    assert (found["moves"], found["restarts"]) == (1, 0)
+    assert found["events"][0]["at_s"] > 25
+    assert "moved to a better plan: 1 time" in runner.invoke(app, ["run", *args]).stdout
+
+
 def test_a_report_is_one_page_and_a_trace(tmp_path: Path) -> None:
     run_json(*TRACED, "--report", str(tmp_path / "r"))
     page = (tmp_path / "r" / "index.html").read_text()
