@@ -76,8 +76,8 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Each device leaves after a time of mean `between_s` and comes back after one of mean `away_s`, again and
-    again, both exponential. Those `away_at_first` begin by coming."""
+    """Each device leaves after a time of mean `between_s` and comes back after one of mean `away_s`, again
+    and again, both exponential. Those `away_at_first` begin by coming."""
 
     between_s: float
     away_s: float

@@ -1,4 +1,4 @@
-"""When a run that goes well looks for a better plan: somebody came, it is time, or the last look spoke for one.
+"""When a run that goes well looks for a better plan: somebody came, it is time, the last look spoke for one.
 
 What a look finds and whether it is worth moving to is not decided here (`scheduler/replan.py` does).
 """

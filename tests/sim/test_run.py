@@ -214,7 +214,7 @@ def test_who_leaves_before_it_is_measured_never_came() -> None:
 
 
 def test_nobody_is_moved_to_while_a_rank_is_out_of_reach() -> None:
-    """A short partition takes d1 away for less than the coordinator's patience: no plan is made without it."""
+    """A short partition takes d1 away for less than the coordinator's patience: no plan does without it."""
     step_s = grown(three_absent()).steps[0].duration_s
     faults = Faults().join("d4", 1e6).partition(["r1"], 5.9 * step_s, 5.9 * step_s + SILENCE_S - 1)
     r = grown(faults.join("d3", 4.0 * step_s), measure_s=0.0)
