@@ -7,7 +7,7 @@ measuring and carrying out are the shells' matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,9 +30,11 @@ if TYPE_CHECKING:  # the search is compiled: whoever only reads plans does not w
 
 __all__ = [
     "DoesNotFit",
+    "Placed",
     "PlanError",
     "describe",
     "make_plan",
+    "placed",
     "plan_for",
     "search_for",
     "split_micro_batches",
@@ -139,6 +141,40 @@ def plan_for(
 ) -> Plan:
     """`placement`, decided by somebody else, as a plan: layers cut and knobs turned as `make_plan` would.
     Raises what `make_plan` raises."""
+    return placed(placement, job, model, devices, topology).plan(version)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A placement with layers cut and knobs turned, timed by the engine's twin; a plan when asked for."""
+
+    ways: Ways
+    found: Found
+
+    @property
+    def step_s(self) -> float:
+        """Predicted; the engine's too if `exact`, else an estimate."""
+        return self.found.step_s
+
+    @property
+    def exact(self) -> bool:
+        return self.found.case.pricing.exact
+
+    def plan(self, version: int) -> Plan:
+        """Timed by the engine."""
+        setting = self.ways.setting(self.found.case)
+        why = (f"Run so because {setting.reason}.",) if setting.reason else ()
+        return _relaxed(self.ways, self.found, replace(self.ways.plan(self.found, version), reasons=why))
+
+
+def placed(
+    placement: tuple[tuple[str, ...], ...],
+    job: JobSpec,
+    model: ModelProfile,
+    devices: Sequence[DeviceProfile],
+    topology: Topology,
+) -> Placed:
+    """`placement`, cut and tuned: of many the engine need time the best alone. Raises as `make_plan` does."""
     from scheduler.plan_search import Ways
 
     _require_inputs(job, model, devices, topology)
@@ -150,9 +186,7 @@ def plan_for(
     found = ways.tuned(len(placement[0]), len(placement), cells, "a placement decided elsewhere")
     if isinstance(found, DoesNotFit):
         raise found
-    setting = ways.setting(found.case)
-    why = (f"Run so because {setting.reason}.",) if setting.reason else ()
-    return _relaxed(ways, found, replace(ways.plan(found, version), reasons=why))
+    return Placed(ways, found)
 
 
 def most_replicas(job: JobSpec) -> int:

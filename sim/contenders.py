@@ -23,7 +23,7 @@ from scheduler.job import JobSpec, resolve_model
 from scheduler.link_codecs import codecs_of_cells
 from scheduler.placement import pipelines_in_order, region_order
 from scheduler.plan import Plan, PlanError
-from scheduler.planner import make_plan, plan_for, split_micro_batches
+from scheduler.planner import Placed, make_plan, placed, split_micro_batches
 from scheduler.profile import DeviceProfile
 from scheduler.topology import Topology
 from scheduler.units import size
@@ -58,9 +58,12 @@ class Field:
     dtfm_trials: int = 400
     """Placements that DT-FM's search tries after its first hundred; the paper's search tries 4,900."""
 
-    def plan(self, placement: Placement, version: int = 1) -> Plan:
+    def plan(self, placement: Placement) -> Plan:
+        return self.placed(placement).plan(1)
+
+    def placed(self, placement: Placement) -> Placed:
         w = self.work
-        return plan_for(placement, self.job, w.model, w.profiles, self.topology, version)
+        return placed(placement, self.job, w.model, w.profiles, self.topology)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,11 +131,11 @@ def _random(f: Field) -> Contender:
     """The median of several draws."""
     stages, replicas = f.shape
     rng = np.random.default_rng(f.seed)
-    plans = []
+    tried = []
     for _ in range(f.random_draws):
         drawn = [f.names[k] for k in rng.permutation(len(f.names))[: stages * replicas]]
-        plans.append(f.plan(pipelines_in_order(drawn, stages, replicas)))
-    middle = sorted(plans, key=lambda p: p.predicted_step_s)[len(plans) // 2]
+        tried.append(_timed(f.placed(pipelines_in_order(drawn, stages, replicas))))
+    middle = sorted(tried, key=lambda t: t.step_s)[len(tried) // 2].plan()
     return Contender("random", f"the median of {f.random_draws} draws", middle, f.work)
 
 
@@ -147,7 +150,7 @@ def _region(f: Field) -> Contender:
 def _megatron(f: Field) -> Contender:
     """The best of a grid of data, pipeline and tensor degrees, devices as they stand in either order, tensor
     groups innermost (`scheduler/tensor_parallel.py`)."""
-    found: list[tuple[Plan, Work, int]] = []
+    found: list[tuple[_Timed, Work, int]] = []
     errors: list[PlanError] = []
     for t in (t for t in range(1, tensor_parallel.MOST + 1) if _can_share(f, t)):
         try:
@@ -155,22 +158,38 @@ def _megatron(f: Field) -> Contender:
         except PlanError as e:
             errors.append(e)
             continue
-        if _least_s(field) >= min((plan.predicted_step_s for plan, _, _ in found), default=inf):
+        if _least_s(field) >= min((timed.step_s for timed, _, _ in found), default=inf):
             continue
         n = len(field.names)
         for stages in (s for s in range(1, n + 1) if n % s == 0):
             objective = DtfmObjective(field.topology, stages, n // stages, Volumes())
             for order in (data_innermost, pipeline_innermost):
                 try:
-                    plan = field.plan(_placement(order(objective), field.names))
-                    found.append((plan, field.work, t))
+                    timed = _timed(field.placed(_placement(order(objective), field.names)))
+                    found.append((timed, field.work, t))
                 except PlanError as e:
                     errors.append(e)
     if not found:
         raise errors[0]
-    plan, work, t = min(found, key=lambda x: x[0].predicted_step_s)
+    timed, work, t = min(found, key=lambda x: x[0].step_s)
     note = "best of a grid of data, pipeline and tensor degrees (tensor to 8), devices as they stand"
-    return Contender("megatron", note, plan, work, tensor=t)
+    return Contender("megatron", note, timed.plan(), work, tensor=t)
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """One of several placements, with the engine's step time."""
+
+    step_s: float
+    plan: Callable[[], Plan]
+
+
+def _timed(tried: Placed) -> _Timed:
+    """By the engine's twin where that is the engine; a plan is then made of the one that is chosen alone."""
+    if tried.exact:
+        return _Timed(tried.step_s, lambda: tried.plan(1))
+    plan = tried.plan(1)
+    return _Timed(plan.predicted_step_s, lambda: plan)
 
 
 def _can_share(f: Field, t: int) -> bool:

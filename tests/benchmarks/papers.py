@@ -32,7 +32,6 @@ from scheduler.plan import Plan
 from scheduler.plan_codecs import same_everywhere
 from scheduler.planner import plan_for
 from scheduler.scenarios import NAMES, scenario
-from scheduler.tensor_parallel import grouped_links
 from scheduler.topology import Device, Topology
 from scheduler.traffic import traffic
 from sim import inputs as i
@@ -112,8 +111,7 @@ def cell(setting: Setting) -> Cell:
     def step_s(name: str, topology: Topology) -> float:
         found = contend(name, Field(job, work, topology, (STAGES, REPLICAS), dtfm_trials=setting.trials))
         assert found.plan is not None, found.why_not
-        links = grouped_links(topology, found.tensor)
-        return step_time_s(found.plan, found.work.model, found.work.profiles, links)
+        return found.plan.predicted_step_s
 
     shuffled = [
         step_s("megatron", links.subset(np.random.default_rng(seed).permutation(DEVICES).tolist()))
