@@ -31,10 +31,10 @@ if TYPE_CHECKING:  # the search is compiled: whoever only reads plans does not w
 __all__ = [
     "DoesNotFit",
     "Placed",
+    "Placing",
     "PlanError",
     "describe",
     "make_plan",
-    "placed",
     "plan_for",
     "search_for",
     "split_micro_batches",
@@ -141,7 +141,7 @@ def plan_for(
 ) -> Plan:
     """`placement`, decided by somebody else, as a plan: layers cut and knobs turned as `make_plan` would.
     Raises what `make_plan` raises."""
-    return placed(placement, job, model, devices, topology).plan(version)
+    return Placing(job, model, devices, topology).placed(placement).plan(version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,26 +167,29 @@ class Placed:
         return _relaxed(self.ways, self.found, replace(self.ways.plan(self.found, version), reasons=why))
 
 
-def placed(
-    placement: tuple[tuple[str, ...], ...],
-    job: JobSpec,
-    model: ModelProfile,
-    devices: Sequence[DeviceProfile],
-    topology: Topology,
-) -> Placed:
-    """`placement`, cut and tuned: of many the engine need time the best alone. Raises as `make_plan` does."""
-    from scheduler.plan_search import Ways
+class Placing:
+    """Placements decided by somebody else, for one job on one network: priced once, and of many the engine
+    need time the best alone. Raises what `make_plan` raises."""
 
-    _require_inputs(job, model, devices, topology)
-    _require_shape(job, model, len(placement[0]), len(placement))
-    links = _ordered(topology, devices)
-    ways = Ways(job, remembering(job, model, links), tuple(devices), links)
-    index = {p.device: i for i, p in enumerate(devices)}
-    cells = np.array([[index[name] for name in pipeline] for pipeline in placement], dtype=np.int64)
-    found = ways.tuned(len(placement[0]), len(placement), cells, "a placement decided elsewhere")
-    if isinstance(found, DoesNotFit):
-        raise found
-    return Placed(ways, found)
+    def __init__(
+        self, job: JobSpec, model: ModelProfile, devices: Sequence[DeviceProfile], topology: Topology
+    ) -> None:
+        from scheduler.plan_search import Ways
+
+        _require_inputs(job, model, devices, topology)
+        links = _ordered(topology, devices)
+        self._ways = Ways(job, remembering(job, model, links), tuple(devices), links)
+        self._index = {p.device: i for i, p in enumerate(devices)}
+
+    def placed(self, placement: tuple[tuple[str, ...], ...]) -> Placed:
+        """[replica][stage] of devices' names, cut and tuned."""
+        n_stages, n_replicas = len(placement[0]), len(placement)
+        _require_shape(self._ways.job, self._ways.model, n_stages, n_replicas)
+        cells = np.array([[self._index[name] for name in pipeline] for pipeline in placement], dtype=np.int64)
+        found = self._ways.tuned(n_stages, n_replicas, cells, "a placement decided elsewhere")
+        if isinstance(found, DoesNotFit):
+            raise found
+        return Placed(self._ways, found)
 
 
 def most_replicas(job: JobSpec) -> int:

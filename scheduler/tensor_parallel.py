@@ -73,13 +73,15 @@ def grouped_profiles(
     model: ModelProfile, profiles: Sequence[DeviceProfile], topology: Topology, t: int
 ) -> tuple[DeviceProfile, ...]:
     """What the layers cost a group: its slowest device's t-th, and what all-reduces take on `topology`, on
-    which the groups are not formed yet. `profiles` stand as its devices do."""
+    which the groups are not formed yet: its devices' order says who stands together."""
     if t == 1:
         return tuple(profiles)
     n_bytes = max(x.boundary_bytes for x in model.layers)
+    by_name = {p.device: p for p in profiles}
+    members = [by_name[d.name] for d in topology.devices]
     return tuple(
-        _shared(model, profiles[k : k + t], *_ring_s(topology, range(k, k + t), n_bytes))
-        for k in range(0, len(profiles), t)
+        _shared(model, members[k : k + t], *_ring_s(topology, range(k, k + t), n_bytes))
+        for k in range(0, len(members), t)
     )
 
 

@@ -23,7 +23,7 @@ from scheduler.job import JobSpec, resolve_model
 from scheduler.link_codecs import codecs_of_cells
 from scheduler.placement import pipelines_in_order, region_order
 from scheduler.plan import Plan, PlanError
-from scheduler.planner import Placed, make_plan, placed, split_micro_batches
+from scheduler.planner import Placed, Placing, make_plan, split_micro_batches
 from scheduler.profile import DeviceProfile
 from scheduler.topology import Topology
 from scheduler.units import size
@@ -59,11 +59,10 @@ class Field:
     """Placements that DT-FM's search tries after its first hundred; the paper's search tries 4,900."""
 
     def plan(self, placement: Placement) -> Plan:
-        return self.placed(placement).plan(1)
+        return self.placing().placed(placement).plan(1)
 
-    def placed(self, placement: Placement) -> Placed:
-        w = self.work
-        return placed(placement, self.job, w.model, w.profiles, self.topology)
+    def placing(self) -> Placing:
+        return Placing(self.job, self.work.model, self.work.profiles, self.topology)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -131,10 +130,10 @@ def _random(f: Field) -> Contender:
     """The median of several draws."""
     stages, replicas = f.shape
     rng = np.random.default_rng(f.seed)
-    tried = []
+    tried, placing = [], f.placing()
     for _ in range(f.random_draws):
         drawn = [f.names[k] for k in rng.permutation(len(f.names))[: stages * replicas]]
-        tried.append(_timed(f.placed(pipelines_in_order(drawn, stages, replicas))))
+        tried.append(_timed(placing.placed(pipelines_in_order(drawn, stages, replicas))))
     middle = sorted(tried, key=lambda t: t.step_s)[len(tried) // 2].plan()
     return Contender("random", f"the median of {f.random_draws} draws", middle, f.work)
 
@@ -160,12 +159,12 @@ def _megatron(f: Field) -> Contender:
             continue
         if _least_s(field) >= min((timed.step_s for timed, _, _ in found), default=inf):
             continue
-        n = len(field.names)
+        n, placing = len(field.names), field.placing()
         for stages in (s for s in range(1, n + 1) if n % s == 0):
             objective = DtfmObjective(field.topology, stages, n // stages, Volumes())
             for order in (data_innermost, pipeline_innermost):
                 try:
-                    timed = _timed(field.placed(_placement(order(objective), field.names)))
+                    timed = _timed(placing.placed(_placement(order(objective), field.names)))
                     found.append((timed, field.work, t))
                 except PlanError as e:
                     errors.append(e)

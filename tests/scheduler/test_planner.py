@@ -13,7 +13,7 @@ from scheduler.cost import step_time_s
 from scheduler.job import DataSpec, JobSpec, ModelSpec, ParallelismSpec, ScheduleSpec
 from scheduler.partition import DoesNotFit
 from scheduler.placement import region_order
-from scheduler.planner import PlanError, describe, make_plan, placed, split_micro_batches, stage_of_layers
+from scheduler.planner import Placing, PlanError, describe, make_plan, split_micro_batches, stage_of_layers
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.timeline import Span, Timeline
 from scheduler.topology import Device, Topology
@@ -80,12 +80,13 @@ def test_one_device_holds_everything() -> None:
 def test_of_many_placements_the_twin_says_what_their_plans_would_take_unless_cards_are_shared() -> None:
     t = a_topology(["eu", "eu", "us", "us"])
     rows = [(("d0", "d1"), ("d2", "d3")), (("d0", "d2"), ("d1", "d3")), (("d3", "d0"), ("d1", "d2"))]
-    found = [placed(r, a_job(), a_model(), profiles(names(t)), t) for r in rows]
+    placing = Placing(a_job(), a_model(), profiles(names(t)), t)
+    found = [placing.placed(r) for r in rows]
     assert all(f.exact for f in found)
     assert [f.step_s for f in found] == pytest.approx([f.plan(1).predicted_step_s for f in found])
     assert len({round(f.step_s, 9) for f in found}) > 1
     carded = Topology(tuple(replace(d, uplink_Bps=1e7) for d in t.devices), t.latency_s, t.bandwidth_Bps)
-    assert not placed(rows[0], a_job(), a_model(), profiles(names(t)), carded).exact
+    assert not Placing(a_job(), a_model(), profiles(names(t)), carded).placed(rows[0]).exact
 
 
 def test_auto_takes_the_shape_with_the_shortest_step_and_says_against_what() -> None:

@@ -72,6 +72,14 @@ def test_the_slowest_member_and_the_slowest_link_count() -> None:
     assert grouped.latency_s[0, 1] == 0.25
 
 
+def test_devices_in_any_order_are_grouped_as_their_links_are() -> None:
+    topology = links(4).subset([3, 0, 2, 1])
+    slow = (*profiles(4)[:3], replace(profiles(4)[3], forward_s=(3.0,) * 4))
+    groups = grouped_profiles(a_model(), slow, topology, 2)
+    assert [g.device for g in groups] == [d.name for d in grouped_links(topology, 2).devices] == ["d3", "d2"]
+    assert [g.forward_s[3] for g in groups] == [1.5, 0.5]
+
+
 def test_on_links_without_cost_a_group_is_as_many_times_as_fast() -> None:
     model, topology = a_model(), links(4, 0.0, 1e18)
     for t in (1, 2, 4):
