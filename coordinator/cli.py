@@ -144,6 +144,15 @@ def start(
         ),
     ] = 300.0,
     silence: Annotated[float | None, typer.Option(min=0.1, hidden=True)] = None,
+    look_every: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds between looks for a faster plan while the run goes on, with workers that joined "
+            "since; 0: none.",
+            envvar="ISTHMUS_LOOK_EVERY",
+        ),
+    ] = 30.0,
     plan_file: Annotated[
         Path | None,
         typer.Option("--plan", help="Run this plan (as `sim run --json` prints it), whatever is measured."),
@@ -215,6 +224,7 @@ def start(
             tls=tls,
             relay=relay,
             regather_s=wait_for_workers,
+            reconsider_s=look_every,
         )
         if silence is not None:
             options = replace(options, silence=replace(SILENCE, floor_s=silence, unknown_s=silence))
@@ -309,6 +319,8 @@ def status(
         f"{reply.tokens_per_s:,.0f} tokens/s, step {reply.measured_step_s:.3g} s "
         f"(predicted {reply.predicted_step_s:.3g} s)"
     )
+    if reply.outlook:
+        typer.echo(f"last look for a faster plan: {reply.outlook}")
     for w in reply.workers:
         holds = f"rank {w.rank}, layers {w.first_layer}..{w.last_layer}" if w.rank >= 0 else "no layers"
         memory = f", {human_bytes(w.device.memory_bytes)}" if w.device.memory_bytes else ""

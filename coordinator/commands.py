@@ -63,12 +63,14 @@ class TakePlan:
 
 @dataclass(frozen=True, slots=True)
 class RunSteps:
-    """Run [start, stop); `record`: the steps whose spans are wanted."""
+    """Run [start, stop); `record`: the steps whose spans are wanted, with what codecs change; `watch`: whose
+    spans alone are."""
 
     plan_version: int
     start: int
     stop: int
     record: tuple[int, ...]
+    watch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,19 @@ class MakePlan:
     profiles: tuple[DeviceProfile, ...]
     links: tuple[tuple[str, LinkSample], ...]
     standing: Standing | None = None
+    chosen: tuple[Plan, str] | None = None
+    """A plan that the run is to move to, and why: none is looked for, unless that one cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsider:
+    """Look for a faster plan than the running one. Answered by Reconsidered. `streak`: the last answer's."""
+
+    request: MakePlan
+    running: Plan
+    step: int
+    steps: int
+    streak: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +232,7 @@ class Finish:
 Command = (
     Order
     | MakePlan
+    | Reconsider
     | Rewind
     | RecordStep
     | RecordEval

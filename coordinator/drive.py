@@ -18,12 +18,18 @@ from .records import Saving, State, Transition, finish, frozen, ignored, put, st
 from .recovering import plan_anew
 
 MAX_AHEAD = 64
+WATCH_S = 1.0
 
 
 def recorded_steps(state: State) -> tuple[int, ...]:
     """Steps whose spans are wanted: one two thirds into what is left, and the last."""
     start, steps = state.first, state.options.steps
     return tuple(sorted({start + (steps - start) * 2 // 3, steps - 1}))
+
+
+def _watched_every(state: State) -> int:
+    """Of every so many steps one tells its spans: about one in WATCH_S."""
+    return max(1, math.ceil(WATCH_S / max(1e-6, median(state.steps_s)))) if state.steps_s else 1
 
 
 def boundary(state: State) -> int:
@@ -45,6 +51,8 @@ def proceed(state: State, now: float) -> Transition:
         return _proceed_to_end(state, f"draining: {state.draining}")
     if done < o.steps and any(name in state.leaving for name in state.ranks):
         return _hand_over(state, now)
+    if done < o.steps and state.outlook.chosen is not None:
+        return _move(state, now)
     at_end = done >= o.steps
     can_evaluate = o.evaluate and state.n_eval_samples > 0
     if state.evaluated_at != done and can_evaluate and (at_end or _at(done, o.eval_every)):
@@ -76,6 +84,15 @@ def _hand_over(state: State, now: float) -> Transition:
     return plan_anew(state, held, reason, now)
 
 
+def _move(state: State, now: float) -> Transition:
+    """Another plan is faster: run what is granted to its end, then take it, with everybody's layers there."""
+    reason = state.outlook.reason
+    if state.done < state.granted:
+        return step_to(state, reason, phase="running")
+    assert state.plan is not None
+    return plan_anew(state, holdings_of(state.plan, state.done, state.connected), reason, now)
+
+
 def _proceed_to_end(state: State, reason: str) -> Transition:
     if state.done < state.granted:
         return step_to(state, reason, phase="draining")
@@ -103,7 +120,10 @@ def _grant(state: State, now: float) -> Transition:
         return step_to(state, reason, phase="running", **changes)
     assert state.plan is not None
     record = tuple(s for s in recorded_steps(state) if state.granted <= s < stop)
-    order = RunSteps(state.plan.version, state.granted, stop, record)
+    watch = tuple(s for s in range(state.granted, stop) if s % _watched_every(state) == 0)
+    order = RunSteps(
+        state.plan.version, state.granted, stop, record, watch if state.options.reconsider_s else ()
+    )
     return step_to(
         state, reason, *(Order(n, order) for n in state.ranks), phase="running", granted=stop, **changes
     )

@@ -18,6 +18,7 @@ from scheduler.checkpoint_layout import Manifest
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec, job_to_json
 from scheduler.link_use import LinkUse
+from scheduler.replan import Move, Stay
 from scheduler.timeline import Span
 
 from . import events as e
@@ -30,6 +31,7 @@ from .commands import (
     Finish,
     MakePlan,
     Order,
+    Reconsider,
     RecordEval,
     RecordStep,
     Refuse,
@@ -38,14 +40,16 @@ from .commands import (
     WriteManifest,
 )
 from .data_keys import DataKeys
+from .drive import recorded_steps
 from .links import record_links
 from .measurements import keep_measurements
-from .planning import Planner, Planning, describe, go_on
+from .planning import Planner, Planning, describe, go_on, look
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
 from .store import Store
 from .timelines import Timelines, link_event
+from .watching import Watching
 
 Say = Callable[[dict[str, Any]], None]
 TICK_S = 0.5
@@ -75,6 +79,7 @@ class Driver:
         """By session id."""
         self.finished = asyncio.Event()
         self.timelines = Timelines(opened.state_dir)
+        self.watching: Watching | None = None
         self._planner = planner
         self._say = say
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,6 +165,8 @@ class Driver:
                 self._order(worker, body)
             case MakePlan():
                 self._spawn(self._plan(command))
+            case Reconsider():
+                self._spawn(self._reconsider(command))
             case Rewind(step, reason):
                 self._keep(lambda store, now_s: store.rewind(step, reason, now_s))
             case RecordStep():
@@ -220,6 +227,7 @@ class Driver:
         if self.state.phase == "planning" and planning.plan.version == self.state.plan_version:
             self.planning = planning
             self.timelines.planned(planning)
+            self.watching = Watching(planning.plan, planning.topology)
             keep_measurements(self.opened.state_dir, planning)
             record_links(self.opened.state_dir, planning.request, time.time())
             self._keep(lambda store, now_s: store.plan(planning.plan, now_s))
@@ -230,6 +238,20 @@ class Driver:
                 way = planning.way
                 self.tell("recovery", way=way.way, step=way.step, loading_s=way.loading_s, reason=way.reason)
         self.apply(e.Planned(planning.plan, planning.way))
+
+    async def _reconsider(self, asked: Reconsider) -> None:
+        version = asked.running.version
+        try:
+            answer = await asyncio.to_thread(look, self.job, asked, self._planner)
+        except Exception as error:  # the plan that runs is good: a defect costs the look, loudly
+            answer = Stay(0, f"the look for a faster plan broke: {type(error).__name__}: {error}")
+            self.tell("warning", reason=answer.reason)
+        self.tell("outlook", step=asked.step, moves=isinstance(answer, Move), reason=answer.reason)
+        match answer:
+            case Move(plan):
+                self.apply(e.Reconsidered(version, plan, 0, answer.reason))
+            case Stay(streak, reason):
+                self.apply(e.Reconsidered(version, None, streak, reason))
 
     async def _write_manifest(self, command: WriteManifest) -> None:
         manifest = Manifest(
@@ -278,7 +300,12 @@ class Driver:
         )
 
     def take_spans(self, step: int, rank: int, spans: tuple[Span, ...], links: tuple[LinkUse, ...]) -> None:
-        """What one rank measured of a committed step that was to be recorded."""
+        """What one rank measured of a committed step that was to be recorded or watched."""
+        if step not in recorded_steps(self.state):
+            observed = self.watching.add(step, rank, spans) if self.watching else None
+            if observed is not None:
+                self.apply(observed)
+            return
         recorded = self.timelines.add(step, rank, spans, links)
         if recorded is not None and recorded.links:
             told = [link_event(x, self.state.plan) for x in recorded.links]

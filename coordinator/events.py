@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
+from scheduler.observed import Factors
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
 from scheduler.recovery import GoOn
@@ -89,6 +90,13 @@ class LinkSample:
     error: str = ""
     flow_Bps: float = 0.0
     """Of one stream alone; 0: as much as all."""
+
+    def times(self, factor: float) -> LinkSample:
+        """The link on which everything takes `factor` times as long."""
+        if factor == 1.0:
+            return self
+        slower = (self.latency_s * factor, self.bandwidth_Bps / factor)
+        return LinkSample(self.peer, *slower, self.error, self.flow_Bps / factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,25 @@ class PlanFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """How devices and links of the plan are now, against how they were when it was made."""
+
+    plan_version: int
+    factors: Factors
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsidered:
+    """Whether to leave the plan of this version for another, and why (not)."""
+
+    plan_version: int
+    plan: Plan | None
+    """To move to; None: stay."""
+    streak: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Finish the step, save, end. `now`: end at once and save nothing."""
 
@@ -218,6 +245,8 @@ Event = (
     | ManifestWritten
     | Planned
     | PlanFailed
+    | Observed
+    | Reconsidered
     | Drain
     | Tick
 )

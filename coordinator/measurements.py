@@ -40,7 +40,7 @@ def keep_measurements(state_dir: Path, planning: Planning) -> None:
     """Write the file, replacing an earlier plan's."""
     path = state_dir / MEASURED_FILE
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(asdict(replace(planning.request, standing=None))))
+    part.write_text(json.dumps(asdict(replace(planning.request, standing=None, chosen=None))))
     os.replace(part, path)
 
 

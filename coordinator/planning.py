@@ -15,12 +15,12 @@ from scheduler.job import JobSpec
 from scheduler.plan import Plan, PlanError
 from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
-from scheduler.recovery import Gather, GoOn, Standing, recover
-from scheduler.replan import Measured
+from scheduler.recovery import Gather, GoOn, Standing, adopt, recover
+from scheduler.replan import Measured, Move, Patience, Stay, reconsider
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 
-from .commands import MakePlan
+from .commands import MakePlan, Reconsider
 
 HERE_BPS = 1e15
 """The diagonal of the bandwidth matrix, which nobody reads: a device reaches itself at once."""
@@ -77,19 +77,44 @@ def go_on(job: JobSpec, request: MakePlan, standing: Standing, planner: Planner)
     """
     request = _in_precision(job, request)
     topology = topology_of(request)
-    try:
-        planned: Plan | str = planner(job, _of_those_who_stay(request, standing)).plan
-    except ValueError as error:
-        planned = str(error)
-    if job.parallelism != "auto":
-        standing = replace(standing, shape=(job.parallelism.stages, job.parallelism.replicas))
     measured = Measured(request.model, request.profiles, topology)
-    found = recover(standing, planned, measured, request.version)
+    found = _chosen(request, standing, measured)
+    if found is None:
+        try:
+            planned: Plan | str = planner(job, _of_those_who_stay(request, standing)).plan
+        except ValueError as error:
+            planned = str(error)
+        if job.parallelism != "auto":
+            standing = replace(standing, shape=(job.parallelism.stages, job.parallelism.replicas))
+        found = recover(standing, planned, measured, request.version)
     if isinstance(found, Gather):
         raise PlanError(found.reason)
     predicted = predict(found.plan, request.model, request.profiles, topology)
     plan = replace(found.plan, reasons=(found.reason, *found.plan.reasons))
     return Planning(request, topology, plan, predicted, replace(found, plan=plan))
+
+
+def _chosen(request: MakePlan, standing: Standing, measured: Measured) -> GoOn | Gather | None:
+    """The way to the plan that was chosen while another ran; None: there is none, or it cannot be had."""
+    if request.chosen is None:
+        return None
+    plan, reason = request.chosen
+    try:
+        return adopt(standing, replace(plan, version=request.version), measured, reason)
+    except ValueError:
+        return None
+
+
+def look(job: JobSpec, asked: Reconsider, planner: Planner) -> Stay | Move:
+    """Whether the run should leave its plan for the one that `planner` would make now, between two steps."""
+    request = _in_precision(job, asked.request)
+    measured = Measured(request.model, request.profiles, topology_of(request))
+    try:
+        candidate = planner(job, request).plan
+    except ValueError as error:
+        return Stay(0, f"There is no other plan: {error}")
+    patience = Patience(steps_redone=0.0)
+    return reconsider(asked.running, candidate, measured, asked.step, asked.steps, asked.streak, patience)
 
 
 def _of_those_who_stay(request: MakePlan, standing: Standing) -> MakePlan:

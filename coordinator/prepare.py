@@ -21,6 +21,7 @@ from .commands import Command, LayerPart, MakePlan, MeasureLinks, Order, Profile
 from .events import Holds, LinksMeasured, PlanFailed, Planned, Profiled, Ready
 from .records import (
     PREPARING,
+    Outlook,
     State,
     Transition,
     drop,
@@ -170,20 +171,48 @@ def disagreement(state: State, team: tuple[str, ...]) -> str:
 
 
 def _plan(state: State, team: tuple[str, ...]) -> Transition:
-    version = state.plan_version + 1
-    o = state.options
-    there = (*team, *state.donors)
-    visits = Visits(state.profiles[team[0]].n_samples, o.steps * o.global_batch)
-    command = MakePlan(
-        version=version,
+    o = state.outlook
+    chosen = None
+    if o.chosen is not None and set(o.chosen.devices) <= set(team):
+        chosen = (o.chosen, o.reason)
+    command = replace(
+        request_for(state, (*team, *state.donors)), standing=_standing(state, team), chosen=chosen
+    )
+    reason = o.reason if chosen else f"{len(team)} workers are profiled and their links measured"
+    return step_to(
+        state,
+        reason,
+        command,
+        phase="planning",
+        plan_version=command.version,
+        team=team,
+        awaited=(),
+        outlook=replace(o, chosen=None),
+    )
+
+
+def request_for(state: State, there: tuple[str, ...]) -> MakePlan:
+    """For a plan of those who are there, as they were measured, and as running steps say they are now."""
+    o, now = state.options, state.outlook.factors
+    visits = Visits(state.profiles[there[0]].n_samples, o.steps * o.global_batch)
+    return MakePlan(
+        version=state.plan_version + 1,
         model=ModelProfile(state.layers, o.micro_batch, o.sequence_length, visits=visits),
         devices=tuple(state.members[n].device for n in there),
-        profiles=tuple(state.profiles[n].profile for n in there),
-        links=tuple((a, state.links[a, b]) for a in there for b in there if a != b),
-        standing=_standing(state, team),
+        profiles=tuple(now.profile(state.profiles[n].profile) for n in there),
+        links=tuple((a, state.links[a, b].times(now.link(a, b))) for a in there for b in there if a != b),
     )
-    reason = f"{len(team)} workers are profiled and their links measured"
-    return step_to(state, reason, command, phase="planning", plan_version=version, team=team, awaited=())
+
+
+def _as_observed(state: State) -> State:
+    """What running steps said of devices and links is what they are from here on."""
+    now = state.outlook.factors
+    return replace(
+        state,
+        outlook=Outlook(),
+        profiles=frozen({n: replace(p, profile=now.profile(p.profile)) for n, p in state.profiles.items()}),
+        links=frozen({(a, b): s.times(now.link(a, b)) for (a, b), s in state.links.items()}),
+    )
 
 
 def _standing(state: State, team: tuple[str, ...]) -> Standing | None:
@@ -281,6 +310,7 @@ def on_planned(state: State, event: Planned) -> Transition:
 def load(state: State, plan: Plan, way: GoOn | None) -> Transition:
     """Have every rank take `plan`, with its layers from where `way` says (None: the run begins)."""
     commands: list[Command] = []
+    state = _as_observed(state)
     from_peers = way is not None and not way.from_checkpoint
     if way is not None and not from_peers:
         if way.step < state.done:

@@ -16,6 +16,7 @@ from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding
 from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, Patience
+from scheduler.observed import NOTHING_CHANGED, Factors
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile
 from scheduler.topology import Device
@@ -81,6 +82,8 @@ class Options:
     """How long a run whose plan was interrupted waits for workers that make another possible."""
     await_s: float = 30.0
     """How long a run that is taken up waits for the rest of its workers, once one of them is back."""
+    reconsider_s: float = 30.0
+    """Between two looks for a faster plan while one runs; 0: there are none."""
     probe_streams: int = 4
     ahead_s: float = 1.0
     """Steps are granted this far ahead, so that no worker waits for the coordinator's answer."""
@@ -134,6 +137,26 @@ class Saving:
     said: Mapping[str, tuple[LayerFileInfo, ...]] = field(default_factory=lambda: frozen({}))
     stored: Mapping[str, LayerFileInfo] = field(default_factory=lambda: frozen({}))
     writing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is known of faster plans than the one that runs; begins anew with every plan."""
+
+    factors: Factors = NOTHING_CHANGED
+    """How devices and links are now, against the profiles and measurements."""
+    seen: int = 0
+    """Steps that went into the factors."""
+    looking: bool = False
+    looked_s: float = 0.0
+    looked_at: int = -1
+    """`seen` at the last look."""
+    streak: int = 0
+    """Looks in a row that spoke for moving."""
+    chosen: Plan | None = None
+    """To be taken at the next boundary."""
+    reason: str = ""
+    """What the last look said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +221,7 @@ class State:
     save_failed_at: int = -1
     evaluations: Mapping[str, Evaluated] = field(default_factory=lambda: frozen({}))
     saving: Saving | None = None
+    outlook: Outlook = Outlook()
     draining: str = ""
     """'' or why the run is to end early."""
     code: ExitCode = ExitCode.OK

@@ -48,6 +48,8 @@ class RunOptions:
     regather_s: float = 300.0
     """How long a run that lost workers waits for others if it cannot go on without."""
     silence: Patience = SILENCE
+    reconsider_s: float = 30.0
+    """Between two looks for a faster plan while the run goes on; 0: there are none."""
 
 
 def options_of(job: JobSpec, run: RunOptions) -> Options:
@@ -66,6 +68,7 @@ def options_of(job: JobSpec, run: RunOptions) -> Options:
         heartbeat_s=run.heartbeat_s,
         regather_s=run.regather_s,
         silence=run.silence,
+        reconsider_s=run.reconsider_s,
     )
 
 

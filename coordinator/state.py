@@ -36,10 +36,12 @@ from .events import (
     Leaving,
     LinksMeasured,
     ManifestWritten,
+    Observed,
     PlanFailed,
     Planned,
     Profiled,
     Ready,
+    Reconsidered,
     Saved,
     SaveFailed,
     StepVote,
@@ -56,6 +58,7 @@ from .prepare import (
     on_profiled,
     on_ready,
 )
+from .reconsidering import look, on_observed, on_reconsidered
 from .records import (
     OVER,
     PREPARING,
@@ -141,6 +144,10 @@ def handle(state: State, event: Event, now: float) -> Transition:
             return on_planned(state, event)
         case PlanFailed():
             return on_plan_failed(state, event)
+        case Observed():
+            return on_observed(state, event)
+        case Reconsidered():
+            return on_reconsidered(state, event, now)
         case _:
             return _from_worker(state, event, now)
 
@@ -338,6 +345,8 @@ def _tick(state: State, now: float) -> Transition:
             why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"
             result = then(result, _lost(result.state, name, why, now))
     late = overdue(result.state, now) or given_up(result.state, now) or waited_enough(result.state, now)
+    if late is None:
+        late = look(result.state, now)
     return then(result, late) if late else result
 
 

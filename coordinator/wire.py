@@ -117,8 +117,8 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
             return pb.Command(measure_links=measure)
         case c.TakePlan():
             return pb.Command(take_plan=_take_plan(body))
-        case c.RunSteps(version, start, stop, record):
-            run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record)
+        case c.RunSteps(version, start, stop, record, watch):
+            run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record, watch=watch)
             return pb.Command(run_steps=run)
         case c.Commit(version, step, grad_norm):
             commit = pb.Commit(plan_version=version, step=step, grad_norm=grad_norm)

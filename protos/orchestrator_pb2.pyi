@@ -462,16 +462,18 @@ class LayerPart(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., to: _Optional[str] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class RunSteps(_message.Message):
-    __slots__ = ("plan_version", "start", "stop", "record")
+    __slots__ = ("plan_version", "start", "stop", "record", "watch")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     start: int
     stop: int
     record: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, plan_version: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., record: _Optional[_Iterable[int]] = ...) -> None: ...
+    watch: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, plan_version: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., record: _Optional[_Iterable[int]] = ..., watch: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Save(_message.Message):
     __slots__ = ("step",)
@@ -544,7 +546,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan")
+    __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan", "outlook")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -557,6 +559,7 @@ class StatusReply(_message.Message):
     MEASURED_STEP_S_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     reason: str
@@ -569,7 +572,8 @@ class StatusReply(_message.Message):
     measured_step_s: float
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     plan: PlanMsg
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., plan: _Optional[_Union[PlanMsg, _Mapping]] = ...) -> None: ...
+    outlook: str
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., outlook: _Optional[str] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("token", "now", "reason")

@@ -23,7 +23,7 @@ from typing import Literal
 from scheduler.cost import stage_memory_bytes, step_time_s
 from scheduler.flows import TopologyNetwork
 from scheduler.layer_sources import Holding, Sources, layer_sources, loading_s, orphans, travelling
-from scheduler.plan import Plan, split_micro_batches
+from scheduler.plan import Plan, PlanError, split_micro_batches
 from scheduler.profile import ModelProfile
 from scheduler.remembered import kept_bytes
 from scheduler.replan import Measured
@@ -32,7 +32,7 @@ from scheduler.settings import Setting, priced
 from scheduler.topology import Topology
 from scheduler.units import count, duration, size
 
-Way = Literal["repair", "fewer replicas", "redistribute"]
+Way = Literal["repair", "fewer replicas", "redistribute", "move"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,16 @@ def _price(standing: Standing, way: Way, plan: Plan, now: Measured) -> tuple[flo
     plan = replace(plan, predicted_step_s=step_s)
     reason = _reason(standing, way, plan, sources, lost, moving_s, now.model)
     return moving_s + (standing.steps - step) * step_s, GoOn(plan, way, step, sources, moving_s, reason)
+
+
+def adopt(standing: Standing, plan: Plan, now: Measured, reason: str) -> GoOn:
+    """The way to `plan` between two steps, when all layers are there. Raises PlanError if some are not."""
+    sources = layer_sources(plan, standing.step, standing.holdings, now.model, now.topology)
+    if lost := orphans(sources):
+        raise PlanError(f"nobody holds {_layers(lost)} after step {standing.step}")
+    moving_s = loading_s(sources, now.model, TopologyNetwork(now.topology))
+    plan = replace(plan, predicted_step_s=_step_s(plan, now))
+    return GoOn(plan, "move", standing.step, sources, moving_s, reason)
 
 
 def _all_from_checkpoint(sources: Sources) -> Sources:
@@ -226,6 +236,8 @@ def _reason(
             how = f"{count(plan.n_replicas, 'replica')} of {standing.running.n_replicas} take the whole batch"
         case "redistribute":
             how = f"a new plan of {count(plan.n_stages, 'stage')} x {count(plan.n_replicas, 'replica')}"
+        case "move":
+            raise AssertionError("whoever moves brings the reason along")
     how = f"{_gone(standing)}: {how}, {duration(plan.predicted_step_s)} a step"
     if lost_layers:
         back = "the checkpoint of step " + str(standing.saved) if standing.saved else "the beginning"

@@ -350,9 +350,9 @@ class Runtime:
         for step in range(command.start, command.stop):
             if self._context is None or command.plan_version != self._context.plan.version:
                 return
-            self._run_step(step, step in command.record)
+            self._run_step(step, step in command.record, step in command.watch)
 
-    def _run_step(self, step: int, record: bool) -> None:
+    def _run_step(self, step: int, record: bool, watch: bool) -> None:
         context, stage, optimizer = self._context, self._stage, self._optimizer
         assert context is not None
         assert stage is not None
@@ -376,7 +376,7 @@ class Runtime:
         clock = time.perf_counter
         done = run_step(context, stage, optimizer, step, batch, clock, samples, record, self._outer)
         self._done = step + 1
-        if record:
+        if record or watch:
             spans = [span_to_message(s) for s in done.spans]
             links = [link_use_to_message(x) for x in done.links]
             told = pb.StepDone(plan_version=plan.version, step=step, spans=spans, links=links)

@@ -11,6 +11,7 @@ from coordinator import events as e
 from coordinator.records import OVER
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import Patience
+from scheduler.observed import Factors
 from scheduler.samples import Ledger
 
 from .world import World, with_options
@@ -26,7 +27,12 @@ class Run(RuleBasedStateMachine):
         super().__init__()
         self.replicas = replicas
         options = with_options(
-            steps=9, eval_every=4, save_every=3, silence=Patience(8.0, 15.0, 50.0), regather_s=60.0
+            steps=9,
+            eval_every=4,
+            save_every=3,
+            silence=Patience(8.0, 15.0, 50.0),
+            regather_s=60.0,
+            reconsider_s=3.0,
         )
         self.w = World(options, replicas=replicas, least=2)
         self.born = 0
@@ -56,6 +62,18 @@ class Run(RuleBasedStateMachine):
     @rule()
     def shell_answers(self) -> None:
         self.w.answer_shell()
+
+    @precondition(lambda self: self.w.state.phase == "running")
+    @rule(factor=st.sampled_from((0.5, 1.0, 4.0)), stale=st.booleans())
+    def steps_are_watched(self, factor: float, stale: bool) -> None:
+        version = self.w.state.plan_version - stale
+        self.w.feed(e.Observed(version, Factors(dict.fromkeys(self.w.state.ranks, factor))), after_s=4.0)
+        self.w.feed(e.Tick())
+
+    @precondition(lambda self: self.w.look is not None)
+    @rule(moves=st.booleans())
+    def the_look_is_answered(self, moves: bool) -> None:
+        self.w.reconsider(moves)
 
     @rule()
     def settle(self) -> None:

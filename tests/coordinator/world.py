@@ -20,7 +20,7 @@ from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo, weights_file
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
-from scheduler.recovery import Gather, recover
+from scheduler.recovery import Gather, adopt, recover
 from scheduler.replan import Measured
 from scheduler.topology import Device
 
@@ -82,6 +82,7 @@ class World:
         self.given: list[c.Command] = []
         self.reasons: list[str] = []
         self.plan_request: c.MakePlan | None = None
+        self.look: c.Reconsider | None = None
         self.manifest: c.WriteManifest | None = None
 
     # ---- driving
@@ -97,6 +98,8 @@ class World:
                 self.waiting[command.worker].append(command.body)
             elif isinstance(command, c.MakePlan):
                 self.plan_request = command
+            elif isinstance(command, c.Reconsider):
+                self.look = command
             elif isinstance(command, c.WriteManifest):
                 self.manifest = command
             elif isinstance(command, c.Evict):
@@ -209,6 +212,16 @@ class World:
             return True
         return False
 
+    def reconsider(self, moves: bool = True) -> c.Reconsider:
+        """Answer the look for a faster plan: all who are there in a line, or stay."""
+        assert self.look is not None
+        asked, self.look = self.look, None
+        names = [d.name for d in asked.request.devices]
+        able = len(names) // self.replicas * self.replicas
+        plan = line_plan(asked.request.version, names[:able], self.replicas) if moves else None
+        self.feed(e.Reconsidered(asked.running.version, plan, 0, "it is faster" if moves else "it is not"))
+        return asked
+
     def _planned(self, request: c.MakePlan) -> e.Event:
         names = [d.name for d in request.devices]
         able = len(names) // self.replicas * self.replicas
@@ -217,6 +230,9 @@ class World:
         if request.standing is None:
             return e.Planned(plan) if plan else e.PlanFailed(request.version, why)
         measured = Measured(request.model, request.profiles, topology_of(request))
+        if request.chosen is not None:
+            chosen = replace(request.chosen[0], version=request.version)
+            return e.Planned(chosen, adopt(request.standing, chosen, measured, request.chosen[1]))
         found = recover(request.standing, plan or why, measured, request.version)
         if isinstance(found, Gather):
             return e.PlanFailed(request.version, found.reason)
