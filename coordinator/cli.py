@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from protos.tls import Authority, TlsError, is_loopback, read_authority
+from scheduler.departures import departure_from_wire
 from scheduler.exit_codes import EXITS, ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
 from scheduler.liveness import SILENCE
@@ -29,7 +30,7 @@ from .client import drain as call_drain
 from .client import status as call_status
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir
 from .options import end as _end
-from .planning import given, make
+from .planning import BETWEEN_STEPS, given, make
 from .progress import Bar, JsonLines, Show, human_bytes
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import PortInUse, RunOptions, run
@@ -153,6 +154,7 @@ def start(
             envvar="ISTHMUS_LOOK_EVERY",
         ),
     ] = 30.0,
+    margin: Annotated[float | None, typer.Option(min=0, max=0.9, hidden=True)] = None,
     plan_file: Annotated[
         Path | None,
         typer.Option("--plan", help="Run this plan (as `sim run --json` prints it), whatever is measured."),
@@ -226,8 +228,12 @@ def start(
             regather_s=wait_for_workers,
             reconsider_s=look_every,
         )
+        if margin is not None:
+            options = replace(options, patience=replace(BETWEEN_STEPS, margin=margin))
         if silence is not None:
-            options = replace(options, silence=replace(SILENCE, floor_s=silence, unknown_s=silence))
+            patience = replace(SILENCE, floor_s=silence, unknown_s=silence)
+            beats_s = min(options.heartbeat_s, silence / 3)
+            options = replace(options, silence=patience, heartbeat_s=beats_s)
         with show:
             if dashboard:
                 files = tls_files(tls_cert, tls_key, state_dir) if tls is not None else None
@@ -324,7 +330,8 @@ def status(
     for w in reply.workers:
         holds = f"rank {w.rank}, layers {w.first_layer}..{w.last_layer}" if w.rank >= 0 else "no layers"
         memory = f", {human_bytes(w.device.memory_bytes)}" if w.device.memory_bytes else ""
-        why = f": {w.reason}" if w.reason else f", heard of {w.last_seen_s:.1f} s ago"
+        code = f" ({departure_from_wire(w.departure).words})" if w.departure else ""
+        why = f"{code}: {w.reason}" if w.reason else f", heard of {w.last_seen_s:.1f} s ago"
         typer.echo(f"  {w.name}: {w.state}, {holds}{memory}{why}")
 
 

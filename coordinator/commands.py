@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Source
 from scheduler.plan import Plan
@@ -219,6 +220,7 @@ class Evict:
 
     worker: str
     reason: str
+    code: Departure
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scheduler.checkpoint_layout import Manifest
+from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec, job_to_json
 from scheduler.link_use import LinkUse
-from scheduler.replan import Move, Stay
+from scheduler.replan import Move, Patience, Stay
 from scheduler.timeline import Span
 
 from . import events as e
@@ -43,7 +44,7 @@ from .data_keys import DataKeys
 from .drive import recorded_steps
 from .links import record_links
 from .measurements import keep_measurements
-from .planning import Planner, Planning, describe, go_on, look
+from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
@@ -69,7 +70,15 @@ class Line:
 class Driver:
     """The run: its state, its lines to the workers, its records."""
 
-    def __init__(self, job: JobSpec, opened: OpenRun, state: State, planner: Planner, say: Say) -> None:
+    def __init__(
+        self,
+        job: JobSpec,
+        opened: OpenRun,
+        state: State,
+        planner: Planner,
+        say: Say,
+        patience: Patience = BETWEEN_STEPS,
+    ) -> None:
         self.job = job
         self.run = opened.run
         self.state = state
@@ -80,7 +89,7 @@ class Driver:
         self.finished = asyncio.Event()
         self.timelines = Timelines(opened.state_dir)
         self.watching: Watching | None = None
-        self._planner = planner
+        self._planner, self._patience = planner, patience
         self._say = say
         self._tasks: set[asyncio.Task[None]] = set()
         self._began_s = time.monotonic()
@@ -119,6 +128,14 @@ class Driver:
         """Take a worker in, or say why not."""
         refused = self.apply(event)
         if refused:
+            self.tell(
+                "refused",
+                name=event.device.name,
+                reason=refused[0].reason,
+                code=int(refused[0].code),
+                departure=int(Departure.REFUSED),
+                why=Departure.REFUSED.words,
+            )
             return refused[0]
         self.lines[event.session] = Line(event.device.name)
         return None
@@ -148,7 +165,11 @@ class Driver:
     async def tick(self) -> None:
         """Let time pass until the run is over."""
         while not self.finished.is_set():
+            began_s = time.monotonic()
             await asyncio.sleep(TICK_S)
+            over_s = time.monotonic() - began_s - TICK_S
+            if over_s > TICK_S:  # what workers sent meanwhile is not read yet
+                self.apply(e.Overslept(over_s))
             self.apply(e.Tick())
 
     async def settle(self, grace_s: float) -> None:
@@ -178,8 +199,8 @@ class Driver:
                 self._spawn(self._write_manifest(command))
             case DiscardSave(step):
                 self.opened.checkpoints.discard(step)
-            case Evict(worker, reason):
-                self._evict(worker, reason)
+            case Evict(worker, reason, code):
+                self._evict(worker, reason, code)
             case Finish(code, reason):
                 self._finish(code, reason)
             case Refuse():
@@ -199,11 +220,11 @@ class Driver:
             reason = f"it took none of {MAX_QUEUED} commands"
             asyncio.get_running_loop().call_soon(self.apply, e.Disconnected(worker, reason))
 
-    def _evict(self, worker: str, reason: str) -> None:
+    def _evict(self, worker: str, reason: str, code: Departure) -> None:
         for line in self.lines.values():
             if line.worker == worker and not line.queue.full():
                 line.queue.put_nowait(None)
-        self.tell("left", name=worker, reason=reason)
+        self.tell("left", name=worker, reason=reason, departure=int(code), why=code.words)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -242,7 +263,7 @@ class Driver:
     async def _reconsider(self, asked: Reconsider) -> None:
         version = asked.running.version
         try:
-            answer = await asyncio.to_thread(look, self.job, asked, self._planner)
+            answer = await asyncio.to_thread(look, self.job, asked, self._planner, self._patience)
         except Exception as error:  # the plan that runs is good: a defect costs the look, loudly
             answer = Stay(0, f"the look for a faster plan broke: {type(error).__name__}: {error}")
             self.tell("warning", reason=answer.reason)

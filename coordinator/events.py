@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
 from scheduler.observed import Factors
 from scheduler.plan import Plan
@@ -54,6 +55,7 @@ class Heartbeat:
 class Leaving:
     worker: str
     reason: str
+    code: Departure = Departure.LEFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Overslept:
+    """The coordinator itself did nothing for so long, though it should have."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; `now` is the argument of `handle`."""
 
@@ -248,5 +257,6 @@ Event = (
     | Observed
     | Reconsidered
     | Drain
+    | Overslept
     | Tick
 )

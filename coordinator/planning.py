@@ -105,7 +105,13 @@ def _chosen(request: MakePlan, standing: Standing, measured: Measured) -> GoOn |
         return None
 
 
-def look(job: JobSpec, asked: Reconsider, planner: Planner) -> Stay | Move:
+BETWEEN_STEPS = Patience(steps_redone=0.0)
+"""How much faster another plan must look, when a move waits for a step's end."""
+
+
+def look(
+    job: JobSpec, asked: Reconsider, planner: Planner, patience: Patience = BETWEEN_STEPS
+) -> Stay | Move:
     """Whether the run should leave its plan for the one that `planner` would make now, between two steps."""
     request = _in_precision(job, asked.request)
     measured = Measured(request.model, request.profiles, topology_of(request))
@@ -113,7 +119,6 @@ def look(job: JobSpec, asked: Reconsider, planner: Planner) -> Stay | Move:
         candidate = planner(job, request).plan
     except ValueError as error:
         return Stay(0, f"There is no other plan: {error}")
-    patience = Patience(steps_redone=0.0)
     return reconsider(asked.running, candidate, measured, asked.step, asked.steps, asked.streak, patience)
 
 

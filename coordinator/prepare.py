@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding, Sources
 from scheduler.plan import Plan
@@ -244,7 +245,11 @@ def on_profiled(state: State, event: Profiled) -> Transition:
     if event.n_samples < 1:
         trouble = f"{event.worker} found no training sample in the job's data"
     if _has_begun(state) and trouble:
-        unfit = replace(state, profiles=drop(state.profiles, event.worker))
+        unfit = replace(
+            state,
+            profiles=drop(state.profiles, event.worker),
+            told_off=put(state.told_off, event.worker, Gone(Departure.UNFIT, trouble)),
+        )
         return Transition(unfit, (Order(event.worker, Stop(ExitCode.WORKERS_DISAGREE, trouble)),), trouble)
     if event.n_samples < 1:
         return fail(state, ExitCode.DATA, f"{event.worker} found no training sample in the job's data")

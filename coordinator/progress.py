@@ -154,7 +154,9 @@ def line_of(event: dict[str, Any]) -> str:
             where = f" ({event['region']})" if event["region"] else ""
             return f"{event['name']}{where} joined: {event['members']} workers of {event['needed']} needed"
         case "left":
-            return f"left: {event['reason']}"
+            return f"left ({event['why']}): {event['reason']}"
+        case "refused":
+            return f"refused: {event['name']}: {event['reason']}"
         case "phase":
             return f"{event['phase']}: {event['reason']}"
         case "plan":

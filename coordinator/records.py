@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from protos.convert import PeerInfo
 from scheduler.bad_numbers import Conduct, History
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.departures import Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding
 from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, Patience
@@ -167,7 +168,7 @@ class State:
     phase: Phase = "gathering"
     reason: str = "waiting for workers"
     members: Mapping[str, Member] = field(default_factory=lambda: frozen({}))
-    departed: Mapping[str, str] = field(default_factory=lambda: frozen({}))
+    departed: Mapping[str, Gone] = field(default_factory=lambda: frozen({}))
     """Workers that were members, and why they are not."""
     profiles: Mapping[str, Profiled] = field(default_factory=lambda: frozen({}))
     links: Mapping[tuple[str, str], LinkSample] = field(default_factory=lambda: frozen({}))
@@ -186,7 +187,9 @@ class State:
     """While another plan is made and loaded: who holds what of the model."""
     guests: tuple[str, ...] = ()
     """Workers without a rank that serve layers while the plan is loaded."""
-    leaving: Mapping[str, str] = field(default_factory=lambda: frozen({}))
+    told_off: Mapping[str, Gone] = field(default_factory=lambda: frozen({}))
+    """Members that were told to stop, and why; their connection is still open."""
+    leaving: Mapping[str, Gone] = field(default_factory=lambda: frozen({}))
     """Members that are told to go, and why: they finish the step and hand their layers over first."""
     awaited: tuple[str, ...] = ()
     """Workers of the plan that ran before the coordinator was started again, until all are back or it is

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
-from scheduler.liveness import SILENCE, Patience
+from scheduler.liveness import HEARTBEAT_S, SILENCE, Patience
+from scheduler.replan import Patience as Moving
 
 from .certs import CA, TLS_DIR, ServerTls
 from .driver import Driver, Say
 from .events import Drain
-from .planning import Planner, make
+from .planning import BETWEEN_STEPS, Planner, make
 from .progress import while_heard
 from .records import Options
 from .resume import ADDRESS_FILE, OpenRun
@@ -40,7 +41,7 @@ class RunOptions:
     bind: str = "127.0.0.1:29520"
     min_workers: int = 1
     dry_run: bool = False
-    heartbeat_s: float = 1.0
+    heartbeat_s: float = HEARTBEAT_S
     tls: ServerTls | None = None
     """None: in the clear."""
     relay: str = ""
@@ -50,6 +51,8 @@ class RunOptions:
     silence: Patience = SILENCE
     reconsider_s: float = 30.0
     """Between two looks for a faster plan while the run goes on; 0: there are none."""
+    patience: Moving = BETWEEN_STEPS
+    """How much faster another plan must look."""
 
 
 def options_of(job: JobSpec, run: RunOptions) -> Options:
@@ -94,7 +97,7 @@ async def run(
 ) -> ExitCode:
     """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
     state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
-    driver = Driver(job, opened, state, planner, while_heard(say))
+    driver = Driver(job, opened, state, planner, while_heard(say), options.patience)
     tokens = Tokens(opened.state_dir)
     try:
         server, port = await serve(driver, token[0], tokens, options.bind, options.tls, options.relay)

@@ -346,8 +346,10 @@ def status_reply(driver: Driver) -> pb.StatusReply:
                 curve_public_key=member.peer.curve_public_key,
             )
         )
-    for name, reason in s.departed.items():
-        reply.workers.append(pb.WorkerStatus(name=name, state="gone", rank=-1, reason=reason))
+    for name, gone in s.departed.items():
+        reply.workers.append(
+            pb.WorkerStatus(name=name, state="gone", rank=-1, reason=gone.reason, departure=int(gone.code))
+        )
     return reply
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from scheduler.bad_numbers import STRIKES
+from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
 
@@ -37,6 +38,7 @@ from .events import (
     LinksMeasured,
     ManifestWritten,
     Observed,
+    Overslept,
     PlanFailed,
     Planned,
     Profiled,
@@ -74,6 +76,7 @@ from .records import (
     frozen,
     ignored,
     put,
+    step_to,
     then,
 )
 from .recovering import RECOVERABLE, given_up, interrupted, waited_enough
@@ -132,6 +135,8 @@ def handle(state: State, event: Event, now: float) -> Transition:
             return _join(state, event, now)
         case Tick():
             return _tick(state, now)
+        case Overslept():
+            return _overslept(state, event)
         case Drain():
             return _drain(state, event, now)
         case LayerStored():
@@ -177,8 +182,10 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
             return _connected(state, name, now)
         case Disconnected():
             left = state.leaving.get(name)
-            why = f"it left ({left})" if left is not None else f"its connection ended ({event.reason})"
-            return _lost(state, name, why, now)
+            if left is not None:
+                return _lost(state, name, Gone(left.code, f"it left ({left.reason})"), now)
+            gone = Gone(Departure.CONNECTION, f"its connection ended ({event.reason})")
+            return _lost(state, name, state.told_off.get(name, gone), now)
         case Leaving():
             return _leaving(state, event, now)
         case _:
@@ -255,10 +262,10 @@ def _seen(state: State, event: WorkerEvent, now: float) -> State:
 # ---- going
 
 
-def _forget(state: State, name: str, reason: str) -> State:
+def _forget(state: State, name: str, gone: Gone) -> State:
     """The state without the member and what was measured with it."""
     departed = dict(state.departed)
-    departed[name] = reason
+    departed[name] = gone
     while len(departed) > MAX_DEPARTED:
         del departed[next(iter(departed))]
     return replace(
@@ -269,13 +276,14 @@ def _forget(state: State, name: str, reason: str) -> State:
         links=frozen({pair: s for pair, s in state.links.items() if name not in pair}),
         held=drop(state.held, name),
         leaving=drop(state.leaving, name),
+        told_off=drop(state.told_off, name),
     )
 
 
 def _leaving(state: State, event: Leaving, now: float) -> Transition:
     """A member is told to go: with a rank it finishes what is granted, and hands its layers over first."""
     name = event.worker
-    state = replace(state, leaving=put(state.leaving, name, event.reason))
+    state = replace(state, leaving=put(state.leaving, name, Gone(event.code, event.reason)))
     reason = f"{name} is to leave ({event.reason})"
     if state.phase not in OVER and (name in state.held or name in (*state.ranks, *state.guests)):
         here = Transition(state, (), f"{reason}: once its step is done and its layers are handed over")
@@ -288,13 +296,14 @@ def _leaving(state: State, event: Leaving, now: float) -> Transition:
     return here
 
 
-def _lost(state: State, name: str, why: str, now: float) -> Transition:
+def _lost(state: State, name: str, why: Gone, now: float) -> Transition:
     """A member is gone. While a plan is made the run gathers again; with a rank, the plan is interrupted."""
     over = state.phase in OVER
-    reason = f"{name} has left: the run is over" if over else f"{name} is lost: {why}"
+    reason = f"{name} has left: the run is over" if over else f"{name} is lost: {why.reason}"
+    code = Departure.RELEASED if over else why.code
     took_part = name in (*state.ranks, *(state.guests if state.phase == "loading" else ()))
-    state = _forget(state, name, reason)
-    gone = Transition(state, (Evict(name, reason),), reason)
+    state = _forget(state, name, Gone(code, reason))
+    gone = Transition(state, (Evict(name, reason, code),), reason)
     if over:
         return gone
     if state.phase in PREPARING:
@@ -314,7 +323,9 @@ def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
         return interrupted(state, reason, now)
     result = Transition(state)
     for name in decision.workers:
-        result = then(result, _lost(result.state, name, reason, now))
+        out = identity(result.state.members[name]) in state.quarantined
+        code = Departure.QUARANTINED if out else Departure.BAD_NUMBERS
+        result = then(result, _lost(result.state, name, Gone(code, reason), now))
     return result
 
 
@@ -330,7 +341,14 @@ def _failed(state: State, event: Failed, now: float) -> Transition:
     beginning = state.ran is None and (state.phase in PREPARING or event.worker in state.ranks)
     if beginning or (event.worker in state.ranks and event.code not in RECOVERABLE):
         return fail(state, event.code, reason)
-    return _lost(state, event.worker, event.reason, now)
+    return _lost(state, event.worker, Gone(Departure.FAILED, event.reason), now)
+
+
+def _overslept(state: State, event: Overslept) -> Transition:
+    """The coordinator itself stood still: what came meanwhile is yet to be read, and nobody was silent."""
+    members = {name: replace(m, seen_s=m.seen_s + event.seconds) for name, m in state.members.items()}
+    reason = f"the coordinator stood still for {event.seconds:.1f} s"
+    return step_to(state, reason, members=frozen(members), progress_s=state.progress_s + event.seconds)
 
 
 def _tick(state: State, now: float) -> Transition:
@@ -343,7 +361,7 @@ def _tick(state: State, now: float) -> Transition:
         silent = now - member.seen_s
         if silent > limit and result.state.phase not in OVER:
             why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"
-            result = then(result, _lost(result.state, name, why, now))
+            result = then(result, _lost(result.state, name, Gone(Departure.SILENT, why), now))
     late = overdue(result.state, now) or given_up(result.state, now) or waited_enough(result.state, now)
     if late is None:
         late = look(result.state, now)

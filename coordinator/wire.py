@@ -20,6 +20,7 @@ from protos.convert import (
     plan_to_message,
     profile_from_message,
 )
+from scheduler.departures import Departure
 from scheduler.exit_codes import from_wire
 
 from . import commands as c
@@ -64,7 +65,8 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
         case "failed":
             return e.Failed(worker, from_wire(m.failed.code), m.failed.reason[:MAX_REASON], m.failed.fatal)
         case "leaving":
-            return e.Leaving(worker, m.leaving.reason[:MAX_REASON])
+            code = Departure.NOTICE if m.leaving.departure == Departure.NOTICE else Departure.LEFT
+            return e.Leaving(worker, m.leaving.reason[:MAX_REASON], code)
         case "generated" | "step_done":
             return None
         case other:

@@ -306,10 +306,12 @@ class Failed(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., fatal: bool = ...) -> None: ...
 
 class Leaving(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "departure")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DEPARTURE_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    departure: int
+    def __init__(self, reason: _Optional[str] = ..., departure: _Optional[int] = ...) -> None: ...
 
 class Generated(_message.Message):
     __slots__ = ("text",)
@@ -522,7 +524,7 @@ class StatusRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason", "curve_public_key")
+    __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason", "curve_public_key", "departure")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -533,6 +535,7 @@ class WorkerStatus(_message.Message):
     LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CURVE_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    DEPARTURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     device: DeviceInfo
@@ -543,7 +546,8 @@ class WorkerStatus(_message.Message):
     last_seen_s: float
     reason: str
     curve_public_key: bytes
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
+    departure: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ..., departure: _Optional[int] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan", "outlook")

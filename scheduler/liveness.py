@@ -1,9 +1,11 @@
 """How long silence may last before it means something. Pure: intervals in, seconds out.
 
-deadline = max(floor, median + k x deviation, times x median), where deviation is the median
-absolute deviation, scaled by 1.4826 so that it equals the standard deviation of normal noise: a
-link that is slow but steady earns a short deadline, one that is erratic a long one. What was
-perfectly steady has no deviation at all, so that being late means some times the median at least.
+deadline = max(floor, median + k x deviation, times x median, min(longest x LONGEST, ceiling)), where
+deviation is the median absolute deviation, scaled by 1.4826 so that it equals the standard deviation of
+normal noise: a link that is slow but steady earns a short deadline, one that is erratic a long one. What was
+perfectly steady has no deviation at all, so that being late means some times the median at least. The median
+does not see a pause that comes once in a while, so the longest interval that is remembered counts too, up to
+a ceiling.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from statistics import median
 
 MAD_TO_DEVIATION = 1.4826
+LONGEST = 1.5
+"""How much longer than the longest so far is no pause any more."""
 REMEMBERED = 32
 """Intervals that are kept of each worker, and of steps."""
 
@@ -26,6 +30,8 @@ class Patience:
     unknown_s: float
     """The deadline until three intervals were seen."""
     times: float = 1.0
+    ceiling_s: float = 0.0
+    """Of what the longest interval makes of it; 0: it counts for nothing."""
 
     def deadline_s(self, intervals_s: Sequence[float]) -> float:
         """Seconds to wait, from the intervals observed so far."""
@@ -33,12 +39,13 @@ class Patience:
             return max(self.floor_s, self.unknown_s)
         middle = median(intervals_s)
         spread = MAD_TO_DEVIATION * median(abs(x - middle) for x in intervals_s)
-        return max(self.floor_s, middle + self.k * spread, self.times * middle)
+        longest = min(LONGEST * max(intervals_s), self.ceiling_s)
+        return max(self.floor_s, middle + self.k * spread, self.times * middle, longest)
 
 
-HEARTBEAT_S = 1.0
-SILENCE = Patience(k=8.0, floor_s=15.0, unknown_s=30.0)
-"""With a worker that beats every HEARTBEAT_S."""
+HEARTBEAT_S = 2.0
+SILENCE = Patience(k=8.0, floor_s=2.5 * HEARTBEAT_S, unknown_s=15.0, ceiling_s=15.0)
+"""With a worker that beats every HEARTBEAT_S: two beats that do not come, and half of the third, are news."""
 STEP = Patience(k=20.0, floor_s=120.0, unknown_s=1800.0, times=3.0)
 """With a step; the first builds kernels and fills caches. Steps of minutes follow their links: one that takes
 half as long again is late, not stuck."""

@@ -317,7 +317,7 @@ def leave(
         entry = json.loads(file.read_text())
         if name in (None, entry["name"]):
             try:
-                os.kill(int(entry["pid"]), signal.SIGTERM)
+                os.kill(int(entry["pid"]), signal.SIGINT)  # SIGTERM is a machine's that is taken back
                 told.append(entry["name"])
             except ProcessLookupError:
                 file.unlink(missing_ok=True)  # it was killed and could not tidy up

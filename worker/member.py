@@ -27,6 +27,7 @@ from protos.orchestrator_pb2_grpc import OrchestratorStub
 from protos.tls import Authority, aio_channel
 from protos.version import PROTOCOL_VERSION
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode, from_wire
 from scheduler.job import job_from_json
 from worker.device import LocalDevice
@@ -185,7 +186,7 @@ class _Member:
 
     async def run(self) -> ExitCode:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._loop.add_signal_handler(number, self._interrupt)
+            self._loop.add_signal_handler(number, self._interrupt, number)
         while self._ended is None:
             why = await self._obey_session()
             if self._ended is None:
@@ -273,14 +274,18 @@ class _Member:
             self._emit(pb.Event(failed=failed))
             raise
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, number: signal.Signals) -> None:
         self._interrupts += 1
         if self._coming_back is not None:
             self._coming_back.cancel()
             return
         if self._interrupts == 1:
             self._say("leaving", reason="told to leave; once more stops at once")
-            self._session.send(pb.Event(leaving=pb.Leaving(reason="told to leave by its operator")))
+            # What takes a machine back sends SIGTERM; a person at a terminal sends SIGINT.
+            notice = number is signal.SIGTERM
+            reason = "its machine is taken back" if notice else "told to leave by its operator"
+            code = Departure.NOTICE if notice else Departure.LEFT
+            self._session.send(pb.Event(leaving=pb.Leaving(reason=reason, departure=int(code))))
             return
         self._ended = (ExitCode.INTERRUPTED, "stopped by a second signal")
         self._session.close()

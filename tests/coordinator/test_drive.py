@@ -10,6 +10,7 @@ import pytest
 from coordinator import commands as c
 from coordinator import events as e
 from coordinator.records import Restore, TakenUp
+from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import Patience
 from scheduler.samples import Ledger
@@ -402,7 +403,7 @@ def test_a_worker_that_leaves_finishes_its_steps_and_hands_its_layers_over(phase
     assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
     assert not w.of(c.Rewind)
     assert [s.step for s in w.steps()] == list(range(12))
-    assert w.state.departed["b"] == "b is lost: it left (its machine is taken back)"
+    assert w.state.departed["b"] == Gone(Departure.LEFT, "b is lost: it left (its machine is taken back)")
     assert w.orders("b")[-1] == c.Stop(ExitCode.OK, "it left, its layers are handed over")
     take = next(x for x in w.orders("b")[::-1] if isinstance(x, c.TakePlan))
     assert take.guests == ("b",)

@@ -32,8 +32,9 @@ def running(*names: str, **options: object) -> World:
 
 def pass_time(w: World, factors: Factors = SLOW_B, after_s: float = 30.0) -> None:
     """A step is watched, heartbeats come, time passes."""
+    w.now += after_s
     for name in w.state.members:
-        w.feed(e.Heartbeat(name), after_s=after_s / len(w.state.members))
+        w.feed(e.Heartbeat(name))
     w.feed(e.Observed(w.state.plan_version, factors))
     w.feed(e.Tick())
 
@@ -73,9 +74,10 @@ def test_one_look_at_a_time_and_none_without_another_watched_step() -> None:
     assert len(looks(w)) == 1, "the first is not answered yet"
     w.feed(e.Reconsidered(1, None, 2, "seen 2 times"))
     assert (w.state.outlook.streak, w.state.outlook.reason) == (2, "seen 2 times")
-    w.feed(e.Heartbeat("a"), after_s=10)
-    w.feed(e.Heartbeat("b"), after_s=10)
-    w.feed(e.Tick(), after_s=14)
+    w.now += 40.0
+    w.feed(e.Heartbeat("a"))
+    w.feed(e.Heartbeat("b"))
+    w.feed(e.Tick())
     assert len(looks(w)) == 1, "nothing was seen since"
     pass_time(w)
     assert [x.streak for x in looks(w)] == [0, 2]
