@@ -14,14 +14,14 @@ from deploy.processes import Child, command
 from scheduler.exit_codes import ExitCode
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
-EVERY, GLOBAL_BATCH = 4, 24
+EVERY, GLOBAL_BATCH = 8, 16
 LOOKS = ("--look-every", "0.5", "--margin", "0.02")
 """On a machine that computes for others too, the newcomer may look half as fast as it is."""
 JOB = f"""
 name: joining
 model: {{family: gpt2, layers: 4, hidden: 128, heads: 4}}
 data: {{files: ["{TEXT}"], held_out: 0.05, eval_samples: 0}}
-sequence_length: 64
+sequence_length: 32
 global_batch: {GLOBAL_BATCH}
 micro_batch: 2
 steps: 3000
