@@ -32,6 +32,7 @@ from .options import DEFAULT_STATE_DIR, AsJson, StateDir
 from .options import end as _end
 from .planning import BETWEEN_STEPS, given, make
 from .progress import Bar, JsonLines, Show, human_bytes
+from .proving import ledger
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import PortInUse, RunOptions, run
 from .seeing import DashboardPortInUse, DashboardRefused, run_with_dashboard, runs
@@ -47,6 +48,7 @@ app.add_typer(tokens_app, name="tokens")
 app.command("certs")(certs)
 app.command("dashboard")(open_dashboard)
 app.command("runs")(runs)
+app.command("ledger")(ledger)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 Address = Annotated[

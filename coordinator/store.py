@@ -166,7 +166,7 @@ class Store:
         """The last step that counts and the plan it was done under; None before there was one."""
         rows = self.rows(
             "SELECT s.step, s.grad_norm, p.plan FROM steps s JOIN plans p"
-            " ON p.attempt = s.attempt AND p.version = s.plan_version"
+            " ON p.version = s.plan_version"  # made in the attempt before, if the run went back to take it
             " WHERE s.discarded = 0 ORDER BY s.step DESC LIMIT 1"
         )
         if not rows:

@@ -42,6 +42,7 @@ class ExitCode(IntEnum):
     NO_NAMESPACES = 26
     TLS = 27
     QUARANTINED = 28
+    LEDGER = 29
     INTERRUPTED = 130
 
 
@@ -108,6 +109,8 @@ _TABLE = (
          "Make them with `coordinator certs`, and give workers its ca.pem by --ca."),
     Exit(ExitCode.QUARANTINED, "The worker's numbers were bad too often; it is not taken in any more.",
          "Test the machine's memory and device; the coordinator's log names the steps."),
+    Exit(ExitCode.LEDGER, "The run's history does not prove that each sample was used exactly once.",
+         "Read the defects; resume from a checkpoint before the first of them with --resume-step."),
     Exit(ExitCode.INTERRUPTED, "Stopped by a signal before it was done.",
          "Start with --resume to continue from the last checkpoint."),
 )  # fmt: skip
