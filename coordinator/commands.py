@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protos.convert import PeerInfo
+from scheduler.bad_numbers import Conduct
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
@@ -182,6 +183,15 @@ class RecordStep:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordConduct:
+    """Whose numbers were bad so far, and who is not taken in any more, by identity."""
+
+    conduct: Conduct
+    quarantined: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecordEval:
     step: int
     loss: float
@@ -237,6 +247,7 @@ Command = (
     | Reconsider
     | Rewind
     | RecordStep
+    | RecordConduct
     | RecordEval
     | WriteManifest
     | DiscardSave

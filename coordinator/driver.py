@@ -33,6 +33,7 @@ from .commands import (
     MakePlan,
     Order,
     Reconsider,
+    RecordConduct,
     RecordEval,
     RecordStep,
     Refuse,
@@ -192,6 +193,8 @@ class Driver:
                 self._keep(lambda store, now_s: store.rewind(step, reason, now_s))
             case RecordStep():
                 self._record_step(command)
+            case RecordConduct():
+                self._keep(lambda store, now_s: store.conduct(command, now_s))
             case RecordEval():
                 self._keep(lambda store, now_s: store.evaluation(command, now_s))
                 self.tell("eval", step=command.step, eval_loss=command.loss, tokens=command.tokens)

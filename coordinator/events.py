@@ -48,7 +48,10 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
+    """`waits_for`: the rank whose tensor its own is waiting for; None: for nobody's."""
+
     worker: str
+    waits_for: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

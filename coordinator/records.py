@@ -126,6 +126,8 @@ class Member:
     """When the last heartbeat came."""
     beats_s: tuple[float, ...] = ()
     """Intervals between its heartbeats."""
+    waits_for: int | None = None
+    """The rank whose tensor it waited for at its last heartbeat; None: for nobody's."""
     occupies: tuple[str, ...] = ()
     """The hosts that its measurement under way must have to itself; () when it measures nothing."""
 
@@ -209,6 +211,8 @@ class State:
     """By identity, the steps that a worker's numbers spoiled."""
     repeated: int = -1
     """The step that was done again as it was, because its numbers looked bad."""
+    overdue_at: int = -1
+    """The step that was done again because it did not end."""
     quarantined: frozenset[str] = frozenset()
     """Identities that are not taken in any more."""
     progress_s: float = 0.0

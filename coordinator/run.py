@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scheduler.exit_codes import ExitCode
@@ -97,6 +97,8 @@ async def run(
 ) -> ExitCode:
     """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
     state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
+    conduct, quarantined = opened.store.last_conduct()
+    state = replace(state, conduct=conduct, quarantined=quarantined)
     driver = Driver(job, opened, state, planner, while_heard(say), options.patience)
     tokens = Tokens(opened.state_dir)
     try:

@@ -52,6 +52,7 @@ MAX_UPLOADS = 64
 _REFUSED = {
     ExitCode.NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     ExitCode.QUARANTINED: grpc.StatusCode.PERMISSION_DENIED,
+    ExitCode.RUN_OVER: grpc.StatusCode.ABORTED,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

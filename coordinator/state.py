@@ -21,7 +21,7 @@ from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
 
-from .commands import Command, Evict, Order, Refuse, Stop
+from .commands import Command, Evict, Order, RecordConduct, Refuse, Stop
 from .drive import on_evaluated, proceed
 from .events import (
     Connected,
@@ -81,7 +81,7 @@ from .records import (
 )
 from .recovering import RECOVERABLE, given_up, interrupted, waited_enough
 from .saving import on_manifest, on_save_failed, on_saved, on_stored
-from .transaction import on_step_vote, overdue
+from .transaction import Overdue, on_step_vote, overdue
 
 MAX_DEPARTED = 256
 """Departures that are remembered, so that a worker that comes and goes does not grow the state."""
@@ -255,7 +255,7 @@ def _seen(state: State, event: WorkerEvent, now: float) -> State:
     member = replace(state.members[event.worker], seen_s=now)
     if isinstance(event, Heartbeat):
         beats = member.beats_s if member.beat_s is None else remember(member.beats_s, now - member.beat_s)
-        member = replace(member, beat_s=now, beats_s=beats)
+        member = replace(member, beat_s=now, beats_s=beats, waits_for=event.waits_for)
     return replace(state, members=put(state.members, event.worker, member))
 
 
@@ -321,7 +321,7 @@ def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
         state = replace(state, quarantined=state.quarantined | out)
     if decision.action == "repeat":
         return interrupted(state, reason, now)
-    result = Transition(state)
+    result = Transition(state, (RecordConduct(state.conduct, state.quarantined, reason),))
     for name in decision.workers:
         out = identity(result.state.members[name]) in state.quarantined
         code = Departure.QUARANTINED if out else Departure.BAD_NUMBERS
@@ -362,10 +362,24 @@ def _tick(state: State, now: float) -> Transition:
         if silent > limit and result.state.phase not in OVER:
             why = f"no heartbeat for {silent:.1f} s (limit {limit:.1f} s)"
             result = then(result, _lost(result.state, name, Gone(Departure.SILENT, why), now))
-    late = overdue(result.state, now) or given_up(result.state, now) or waited_enough(result.state, now)
-    if late is None:
-        late = look(result.state, now)
-    return then(result, late) if late else result
+    if (late := overdue(result.state, now)) is not None:
+        return then(result, _without(result.state, late, now))
+    more = given_up(result.state, now) or waited_enough(result.state, now) or look(result.state, now)
+    return then(result, more) if more else result
+
+
+def _without(state: State, late: Overdue, now: float) -> Transition:
+    """Forget the step that does not end, and do it again without whoever keeps it from ending."""
+    again = state.overdue_at == state.done
+    if again and not late.workers:
+        return fail(state, ExitCode.STALLED, f"{late.reason}, for the second time")
+    state = replace(state, overdue_at=state.done)
+    if not late.workers:
+        return interrupted(state, f"{late.reason}; it is done again over new connections", now)
+    result = Transition(state)
+    for name in late.workers:
+        result = then(result, _lost(result.state, name, Gone(Departure.OVERDUE, late.reason), now))
+    return result
 
 
 # ---- loading done, draining

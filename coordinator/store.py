@@ -16,12 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from scheduler.bad_numbers import Conduct
 from scheduler.exit_codes import ExitCode
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
 from scheduler.samples import Ledger
 
-from .commands import RecordEval, RecordStep
+from .commands import RecordConduct, RecordEval, RecordStep
 from .records import TakenUp
 
 DATABASE = "run.sqlite"
@@ -49,6 +50,10 @@ CREATE TABLE IF NOT EXISTS steps (
 CREATE TABLE IF NOT EXISTS samples (
   attempt INTEGER NOT NULL, step INTEGER NOT NULL, first INTEGER NOT NULL, stop INTEGER NOT NULL,
   discarded INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
+CREATE TABLE IF NOT EXISTS conduct (
+  identity TEXT NOT NULL, step INTEGER NOT NULL, PRIMARY KEY (identity, step));
+CREATE TABLE IF NOT EXISTS quarantined (
+  identity TEXT PRIMARY KEY, at_s REAL NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS evals (
   attempt INTEGER NOT NULL, step INTEGER NOT NULL, at_s REAL NOT NULL, loss REAL NOT NULL,
   tokens INTEGER NOT NULL, discarded INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
@@ -237,6 +242,27 @@ class Store:
             "INSERT OR REPLACE INTO evals VALUES (?, ?, ?, ?, ?, 0)",
             (self.attempt, r.step, now_s, r.loss, r.tokens),
         )
+
+    def conduct(self, r: RecordConduct, now_s: float) -> None:
+        """Whose numbers were bad, and who is out for that: it outlasts the coordinator."""
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT OR IGNORE INTO conduct VALUES (?, ?)",
+            [(who, step) for who, steps in r.conduct.faults.items() for step in steps],
+        )
+        self._db.executemany(
+            "INSERT OR IGNORE INTO quarantined VALUES (?, ?, ?)",
+            [(who, now_s, r.reason) for who in sorted(r.quarantined)],
+        )
+        self._db.execute("COMMIT")
+
+    def last_conduct(self) -> tuple[Conduct, frozenset[str]]:
+        """What `conduct` wrote, all of it."""
+        faults: dict[str, tuple[int, ...]] = {}
+        for row in self.rows("SELECT identity, step FROM conduct ORDER BY step"):
+            faults[row["identity"]] = (*faults.get(row["identity"], ()), row["step"])
+        out = frozenset(row["identity"] for row in self.rows("SELECT identity FROM quarantined"))
+        return Conduct(faults), out
 
     # ---- reading
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from scheduler.bad_numbers import History, judge
+from scheduler.blame import cut_off, hanging
 from scheduler.exit_codes import ExitCode
 from scheduler.gradient_norm import norm_of
 from scheduler.liveness import remember
@@ -119,14 +120,30 @@ def _not_finite(plan: Plan, votes: Mapping[str, StepVote]) -> str:
     return "found a gradient whose norm is beyond all numbers; resume with a lower lr, or in fp32"
 
 
-def overdue(state: State, now: float) -> Transition | None:
-    """The end of a run whose step takes far longer than those before, or None."""
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A step that takes far longer than those before. `workers`: who keeps it from ending, as far as is told;
+    nobody: connections do, and are made anew."""
+
+    reason: str
+    workers: tuple[str, ...]
+
+
+def overdue(state: State, now: float) -> Overdue | None:
+    """What is to be done about a step that does not end, or None. The first time whoever hangs goes; when it
+    is not done the second time either, whoever lacks bytes that were sent does, too."""
     if state.phase not in ("running", "draining") or state.granted <= state.done:
         return None
     limit = state.options.step.deadline_s(state.steps_s)
     waited = now - state.progress_s
     if waited <= limit:
         return None
-    late = ", ".join(n for n in state.ranks if n not in state.votes)
-    reason = f"step {state.done} is not done after {waited:.0f} s (limit {limit:.0f} s); waiting for {late}"
-    return fail(state, ExitCode.STALLED, reason)
+    assert state.plan is not None
+    late = frozenset(r for r, n in enumerate(state.ranks) if n not in state.votes)
+    waits_for = {r: state.members[n].waits_for for r, n in enumerate(state.ranks)}
+    culprits = hanging(waits_for, late)
+    if not culprits and state.overdue_at == state.done:
+        culprits = cut_off(waits_for, late)
+    names = ", ".join(state.plan.device(r) for r in sorted(late))
+    reason = f"step {state.done} is not done after {waited:.0f} s (limit {limit:.0f} s); waiting for {names}"
+    return Overdue(reason, tuple(state.plan.device(r) for r in culprits))

@@ -34,7 +34,7 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
     """The event that `worker` sent; None for one that decides nothing. Raises ConvertError."""
     match m.WhichOneof("body"):
         case "heartbeat":
-            return e.Heartbeat(worker)
+            return e.Heartbeat(worker, m.heartbeat.waits_for if m.heartbeat.waits else None)
         case "profiled":
             layers, profile = profile_from_message(m.profiled, worker)
             p = m.profiled

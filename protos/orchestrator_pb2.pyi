@@ -92,10 +92,14 @@ class Event(_message.Message):
     def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ..., holds: _Optional[_Union[Holds, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("memory_used_bytes",)
+    __slots__ = ("memory_used_bytes", "waits", "waits_for")
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     memory_used_bytes: int
-    def __init__(self, memory_used_bytes: _Optional[int] = ...) -> None: ...
+    waits: bool
+    waits_for: int
+    def __init__(self, memory_used_bytes: _Optional[int] = ..., waits: bool = ..., waits_for: _Optional[int] = ...) -> None: ...
 
 class Layer(_message.Message):
     __slots__ = ("name", "forward_flops", "backward_flops", "parameter_bytes", "boundary_bytes", "saved_bytes", "state_bytes", "tied_to", "working_bytes")

@@ -155,7 +155,7 @@ class _Member:
         self._loop = asyncio.get_running_loop()
         self._stub, self._enter, self._run = stub, enter, member.run
         self._rejoin_timeout_s = options.rejoin_timeout_s
-        self._session = Session(stub, member)
+        self._session = Session(stub, member, lambda: self._runtime.waits_for())
         self._session_number = 0
         self._coming_back: asyncio.Task[Membership] | None = None
         self._fatal: tuple[ExitCode, str] | None = None
@@ -241,7 +241,7 @@ class _Member:
             self._runtime.commit(member.committed)
         self._runtime.cut_off(why)
         await self._loop.run_in_executor(self._work, lambda: None)
-        self._session = Session(self._stub, member)
+        self._session = Session(self._stub, member, self._runtime.waits_for)
         holds = self._runtime.holds()
         if holds is not None:
             self._session.send(pb.Event(holds=holds))

@@ -151,9 +151,13 @@ class Peers:
         """
         what = Incoming(self._key(kind, src, mb, tag), shape, dtype, mb, samples)
         job = self._expected.pop(what.key, None)
+        self._context.waiting.rank = src
         if job is not None:
-            return self._decoded(job, what, quiet)
+            x = self._decoded(job, what, quiet)
+            self._context.waiting.rank = None
+            return x
         frame = self._receiver.wait(what, quiet)
+        self._context.waiting.rank = None
         return self._receiver.decode(self._context.codecs.receiver(kind, src, self._step), frame, what, quiet)
 
     def _decoded(self, job: Job[Tensor], what: Incoming, quiet: bool) -> Tensor:

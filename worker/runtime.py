@@ -142,6 +142,11 @@ class Runtime:
         if votes is not None:
             votes.told(commit)
 
+    def waits_for(self) -> int | None:
+        """The rank whose tensor the thread of work is waiting for, if it is."""
+        context = self._context
+        return context.waiting.rank if context is not None else None
+
     # ---- the one thread of work
 
     def handle(self, command: pb.Command) -> None:

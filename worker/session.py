@@ -29,6 +29,7 @@ _REFUSALS = {
     grpc.StatusCode.UNAUTHENTICATED: ExitCode.TOKEN,
     grpc.StatusCode.ALREADY_EXISTS: ExitCode.NAME_TAKEN,
     grpc.StatusCode.PERMISSION_DENIED: ExitCode.QUARANTINED,
+    grpc.StatusCode.ABORTED: ExitCode.RUN_OVER,
 }
 
 
@@ -107,8 +108,11 @@ def _last_commit(reply: pb.JoinReply) -> pb.Commit | None:
 class Session:
     """The open session: a queue of events going up, commands coming down, files both ways."""
 
-    def __init__(self, stub: OrchestratorStub, member: Membership) -> None:
-        self._stub = stub
+    def __init__(
+        self, stub: OrchestratorStub, member: Membership, waits_for: Callable[[], int | None]
+    ) -> None:
+        """`waits_for`: the rank whose tensor this worker waits for, if it does; told with each heartbeat."""
+        self._stub, self._waits_for = stub, waits_for
         self._metadata = ((SESSION_METADATA, member.session),)
         self._up: asyncio.Queue[pb.Event | None] = asyncio.Queue()
         self._heartbeat_s = member.heartbeat_s
@@ -136,7 +140,9 @@ class Session:
 
     async def _beat(self) -> None:
         while True:
-            self.send(pb.Event(heartbeat=pb.Heartbeat()))
+            rank = self._waits_for()
+            beat = pb.Heartbeat(waits=rank is not None, waits_for=rank or 0)
+            self.send(pb.Event(heartbeat=beat))
             await asyncio.sleep(self._heartbeat_s)
 
     async def put_layer(self, step: int, name: str, data: bytes) -> None:

@@ -14,6 +14,13 @@ from worker.link_codecs import LinkCodecs
 from worker.transport import Transport
 
 
+@dataclass(slots=True)
+class Waiting:
+    """For whose tensor the rank's thread waits; read by others."""
+
+    rank: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """The same for every step of the plan."""
@@ -28,6 +35,7 @@ class StepContext:
     """How long a tensor may keep this rank waiting before the step fails."""
     reached: Reached = no_faults
     """Told of the phases of a step as they begin."""
+    waiting: Waiting = field(default_factory=Waiting)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property

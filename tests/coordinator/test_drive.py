@@ -638,8 +638,43 @@ def test_a_step_that_never_ends_is_named_with_those_it_waits_for() -> None:
     w.feed(e.Tick(), after_s=9.0)
     assert w.phase == "running"
     w.feed(e.Tick(), after_s=2.0)
+    assert w.phase == "planning"
+    assert w.state.departed["b"].code is Departure.OVERDUE
+    assert w.state.departed["b"].reason.endswith("waiting for b")
+    assert w.state.interrupted == w.state.departed["b"].reason
+
+
+def stuck(w: World, waits_for: dict[str, int | None]) -> None:
+    """Nobody votes, everybody's heart beats, and the step is overdue."""
+    w.now += 11.0
+    for name, rank in waits_for.items():
+        w.feed(e.Heartbeat(name, rank))
+    w.feed(e.Tick())
+
+
+def test_a_step_that_nobody_hangs_in_is_done_again_over_new_connections_and_then_without_one_end() -> None:
+    options = with_options(step=Patience(20.0, 10.0, 10.0), silence=Patience(8.0, 1e9, 1e9), min_workers=4)
+    w = running(World(options, replicas=2), "a", "b", "c", "d")
+    stuck(w, {"a": 1, "b": 0, "c": 3, "d": 2})
+    assert (w.phase, set(w.state.members)) == ("planning", {"a", "b", "c", "d"})
+    assert "over new connections" in w.state.interrupted
+    w.settle(until="running")
+    assert w.state.done == 0
+    stuck(w, {"a": 1, "b": 0, "c": 3, "d": None})
+    assert set(w.state.members) == {"a", "b", "c"}, "the one that hangs goes"
+    w.settle(until="running")
+    assert w.state.departed["d"].code is Departure.OVERDUE
+    stuck(w, dict.fromkeys(w.state.ranks, 0))
+    assert w.phase != "failed", "somebody goes each time, until nobody is left to go on with"
+    w.settle()
+
+
+def test_a_step_overdue_twice_that_is_nobodys_doing_ends_the_run() -> None:
+    options = with_options(step=Patience(20.0, 10.0, 10.0), silence=Patience(8.0, 1e9, 1e9))
+    w = running(World(options))
+    w.state = replace(w.state, overdue_at=0, votes={n: w.a_step(n, 0) for n in ("a", "b")})
+    w.feed(e.Tick(), after_s=11.0)
     assert (w.phase, w.state.code) == ("failed", ExitCode.STALLED)
-    assert w.state.reason.endswith("waiting for b")
 
 
 def test_a_checkpoint_that_takes_long_is_no_stalled_step() -> None:

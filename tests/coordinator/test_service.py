@@ -20,6 +20,7 @@ from coordinator.history import read_history
 from coordinator.planning import make
 from coordinator.resume import open_run, token
 from coordinator.run import RunOptions
+from coordinator.service import _REFUSED as refusals  # noqa: N811
 from coordinator.service import PortInUse
 from coordinator.store import Store
 from protos import orchestrator_pb2 as pb
@@ -29,6 +30,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.samples import Ledger
 from sim.trace import load
+from worker.session import _REFUSALS as understood  # noqa: N811
 
 from .fake_worker import FakeWorker, layer_bytes, loss_of
 from .job import a_job
@@ -196,6 +198,13 @@ def test_a_wrong_token_another_version_and_a_bad_name_are_refused_with_what_to_d
         assert this.code is ExitCode.OK
 
     lives(body)
+
+
+def test_every_refusal_to_join_reaches_the_worker_as_its_own_exit_code() -> None:
+    assert {code: understood[status] for code, status in refusals.items()} == {
+        code: code for code in refusals
+    }
+    assert ExitCode.RUN_OVER in refusals
 
 
 def test_a_taken_name_is_refused_and_free_again_once_its_owner_is_gone(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.commands import RecordEval, RecordStep
+from coordinator.commands import RecordConduct, RecordEval, RecordStep
 from coordinator.history import read_history
 from coordinator.records import Restore
 from coordinator.resume import OpenError, open_run, read_token, token
 from coordinator.store import Store, StoreError
+from scheduler.bad_numbers import Conduct
 from scheduler.exit_codes import ExitCode
 
 from .job import a_job
@@ -137,3 +138,15 @@ def test_files_that_are_no_history_are_named(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").write_text("not a database, however long it may be" * 99)
     with pytest.raises(StoreError, match="required a database"):
         Store(tmp_path)
+
+
+def test_bad_conduct_and_quarantine_outlast_the_coordinator(tmp_path: Path) -> None:
+    first = open_run(tmp_path, a_job(), resume=False, resume_step=None, now_s=1.0)
+    conduct = Conduct({"key-a": (3, 7), "key-b": (7,)})
+    first.store.conduct(RecordConduct(conduct, frozenset(), "step 7: far off"), 2.0)
+    worse = conduct.add(["key-a"], 9)
+    first.store.conduct(RecordConduct(worse, frozenset({"key-a"}), "step 9: far off"), 3.0)
+    first.close()
+    again = open_run(tmp_path, a_job(), resume=True, resume_step=None, now_s=4.0)
+    assert again.store.last_conduct() == (worse, frozenset({"key-a"}))
+    again.close()
