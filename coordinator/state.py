@@ -323,8 +323,8 @@ def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
         return interrupted(state, reason, now)
     result = Transition(state, (RecordConduct(state.conduct, state.quarantined, reason),))
     for name in decision.workers:
-        out = identity(result.state.members[name]) in state.quarantined
-        code = Departure.QUARANTINED if out else Departure.BAD_NUMBERS
+        stays_out = identity(result.state.members[name]) in state.quarantined
+        code = Departure.QUARANTINED if stays_out else Departure.BAD_NUMBERS
         result = then(result, _lost(result.state, name, Gone(code, reason), now))
     return result
 

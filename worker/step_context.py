@@ -35,8 +35,8 @@ class StepContext:
     """How long a tensor may keep this rank waiting before the step fails."""
     reached: Reached = no_faults
     """Told of the phases of a step as they begin."""
-    waiting: Waiting = field(default_factory=Waiting)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waiting: Waiting = field(default_factory=Waiting)
 
     @property
     def stage(self) -> int:

@@ -18,8 +18,8 @@ BUSY = """
 2.05 2.04 2.01 2.03 2.05 2.03 2.01 2.00 2.09 2.02 2.04 2.02 2.03 2.02 2.04 2.05 2.05 2.02 2.01 2.01 2.03
 2.01 2.01 2.01
 """
-"""s between the heartbeats of a worker whose thread computes in Python and numpy: one of four beside each other on
-two cores with a load of 12, at the lowest priority there is (SCHED_IDLE)."""
+"""s between the heartbeats of a worker whose thread computes in Python and numpy: one of four beside each
+other on two cores with a load of 12, at the lowest priority there is (SCHED_IDLE)."""
 PAUSES_S = {20: 1.6, 47: 2.4, 75: 1.1, 101: 2.8, 130: 2.2}
 """What saving adds now and then, when it holds the interpreter for so long."""
 RECORDED_S = {
