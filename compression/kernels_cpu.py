@@ -51,8 +51,8 @@ def encode_into(
         encode_into(difference, scales, packed, grid, seed, threads)
         decode_into(memory, scales, packed, grid, threads, add=True)
         return
-    values = _array(x.detach().contiguous().view(-1))
-    m = None if memory is None else _array(memory.view(-1))
+    values = array_of(x.detach().contiguous().view(-1))
+    m = None if memory is None else array_of(memory.view(-1))
     s, p = scales.numpy().view(np.uint16), packed.numpy()
     common = (grid.bits, half, group, seed, grid.stochastic)
     if mode != FUSED and values.size:
@@ -84,7 +84,7 @@ def encode_owed(
         encode_into(owed, scales, packed, grid, seed, threads)
         owed -= dequantize(scales, packed, tuple(x.shape), grid, torch.float32, threads)
         return scales, packed
-    values, r = _array(x.detach().contiguous().view(-1)), owed.view(-1).numpy()
+    values, r = array_of(x.detach().contiguous().view(-1)), owed.view(-1).numpy()
     s, p = scales.numpy().view(np.uint16), packed.numpy()
 
     def run(start: int, stop: int) -> int:
@@ -110,7 +110,7 @@ def decode_into(
     y: Tensor, scales: Tensor, packed: Tensor, grid: Grid, threads: int = 1, add: bool = False
 ) -> None:
     """Write the values to `y` (contiguous, on the CPU), or add them to what is there, a memory as above."""
-    values, s, p = _array(y.view(-1)), scales.numpy().view(np.uint16), packed.numpy()
+    values, s, p = array_of(y.view(-1)), scales.numpy().view(np.uint16), packed.numpy()
     (mode, group), half = _layout(grid, tuple(y.shape)), F32(steps_of(grid.bits) / 2)
 
     def run(start: int, stop: int) -> int:
@@ -120,7 +120,7 @@ def decode_into(
     in_parts(run, _blocks(values), threads)
 
 
-def _array(flat: Tensor) -> np.ndarray:
+def array_of(flat: Tensor) -> np.ndarray:
     """The values for a loop: float32, or the bits of a half as `machine.loaded` tells them apart."""
     if flat.dtype == torch.bfloat16:
         return flat.view(torch.int16).numpy().view(np.uint16)

@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compression import kernels_tile
 from compression.codec import make_codec
 from compression.grid import CodecError, NotFinite
 from compression.payload import Encoded
 from compression.spec import TileSpec, codec_spec
-from compression.tile import OUTLIER, hadamard, rotate_outliers
+from compression.tile import (
+    decode_compiled,
+    decode_plain,
+    encode_compiled,
+    encode_plain,
+    hadamard,
+    rotate_outliers,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -67,21 +73,29 @@ def test_outliers_cost_little_because_their_groups_are_rotated() -> None:
     assert torch.equal(groups[~rotated], x.view(-1, 32)[~rotated])
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_compiled_loops_do_what_the_reference_does(threads: int) -> None:
-    x = normal(500, 32)
-    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.01] *= 20
-    groups, rotated, largest = rotate_outliers(x)
-    found = kernels_tile.scan(x, OUTLIER, threads)
-    assert torch.equal(found[0], rotated)
-    assert torch.equal(found[1], largest)
-    is_high = largest > largest.median()
-    high, low = kernels_tile.split(x, rotated, is_high, threads)
-    assert torch.equal(high, groups[is_high])
-    assert torch.equal(low, groups[~is_high])
-    back = kernels_tile.join(high, low, rotated, is_high, threads)
-    assert torch.equal(back[~rotated], x[~rotated])
-    assert torch.equal(back[rotated], hadamard(groups[rotated]))
+@settings(deadline=None, max_examples=40)
+@given(
+    bits=st.integers(2, 8),
+    group=st.sampled_from([2, 16, 32, 2048]),
+    percent=st.integers(0, 100),
+    rows=st.integers(0, 70),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    rounding=st.sampled_from(["nearest", "stochastic"]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_the_compiled_passes_give_the_reference_s_bits(
+    bits: int, group: int, percent: int, rows: int, dtype: torch.dtype, rounding: str, threads: int, seed: int
+) -> None:
+    spec = TileSpec(bits, group, percent, rounding)
+    x = normal(rows, 2 * group, seed=seed)
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.01] *= 20
+    x = (x.round() if seed % 2 else x).to(dtype).t().contiguous().t()  # with equal scales; with strides
+    n_high, seeds = spec.n_high(tuple(x.shape)), (seed, 7 * seed)
+    plain, fast = encode_plain(x, spec, n_high, seeds), encode_compiled(x, spec, n_high, seeds, threads)
+    assert all(map(torch.equal, (*plain[:3], *plain.codes), (*fast[:3], *fast.codes)))
+    expected, found = decode_plain(plain, spec, dtype), decode_compiled(plain, spec, dtype, threads)
+    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("width", [2, 16, 32])
