@@ -29,7 +29,7 @@ TYPICAL = tuple(
         ("identity", 0.0, 0.0),
         ("fp16", 0.5, 0.5),
         ("kbit", 0.9, 0.7),
-        ("tile", 4.6, 2.2),
+        ("tile", 2.4, 1.4),
         ("acsgd", 2.3, 1.9),
         ("feedback", 1.4, 0.7),
         ("momentum", 1.4, 0.7),

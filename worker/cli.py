@@ -177,6 +177,7 @@ def join(
         import torch  # noqa: F401 (the rest of this command cannot do without)
     except ImportError:
         _end(ExitCode.DEVICE, "found no torch; install it with: pip install 'isthmus[worker]'", as_json)
+    from worker.allocator import keep_freed_memory
     from worker.device import DeviceError, choose_device, parse_bytes
     from worker.faults import parse_fault
     from worker.identity import IdentityError, first_free, open_identity
@@ -184,6 +185,7 @@ def join(
     from worker.session import JoinRefused
     from worker.transport import TransportError
 
+    keep_freed_memory()
     name = name or f"{socket.gethostname()}-{os.getpid()}"
     say = _Say(as_json)
     try:

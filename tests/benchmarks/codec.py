@@ -3,7 +3,9 @@
     python -m tests.benchmarks.codec [--quick] [--threads N] [--out FILE] [--others-python PATH]
 
 Copy, encode and decode take turns, and the best round of each counts: whatever else the machine does
-makes a round slower, never faster. `memcpy` is one core's, whatever the number of threads. Beside stand
+makes a round slower, never faster. `memcpy` is one core's, whatever the number of threads. Freed memory
+stays in the process, as in a worker (`worker.allocator`): else decoding new tensors costs page faults, not
+arithmetic. Beside stand
 the reference in plain torch (`quantize.py`), what one would write in torch for 8 bits, and the codecs of
 hivemind and bitsandbytes, as far as another Python has them (they want other versions than ours), each
 against memcpy in its own process. Goals, of the k-bit quantizer with group scales and rounding
@@ -31,6 +33,7 @@ from compression import quantize
 from compression.codec import make_codec
 from compression.payload import Encoded
 from compression.spec import KBitSpec, codec_spec
+from worker.allocator import keep_freed_memory
 
 ENCODE_GOAL, DECODE_GOAL = 0.5, 0.7
 SHAPE = (4, 1024, 2048)
@@ -129,6 +132,7 @@ class Row:
 
 def benchmark(quick: bool, threads: int, others_python: str) -> tuple[list[str], bool]:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     x = torch.randn(QUICK_SHAPE if quick else SHAPE, generator=torch.Generator().manual_seed(0))
     n_bytes, rounds = x.numel() * 4, 15 if quick else 30
     source, target = x.numpy(), np.empty_like(x.numpy())
