@@ -7,7 +7,9 @@ takes m for the activation. The error so shrinks from visit to visit while the m
 The two ends cannot drift apart unnoticed. A buffer's version is a hash of all that ever went into it;
 a change names the version that it changes, and every `check_every` visits carries a checksum of the
 buffer as it must be afterwards. A receiver whose buffer does not fit raises Drifted and takes nothing;
-the sender then sends the samples as first visits (`encode_first`). Knows no network.
+the sender then sends the samples as first visits (`encode_first`). A tensor on a GPU is quantized there:
+its samples' buffers go up and come back. Buffers, payloads and what is decoded lie on the CPU. Knows no
+network.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from compression import kernels_cpu
+from compression import kernels, kernels_cpu
 from compression.delta_frame import CHANGE, EIGHT, RAW, Sample, join, split
 from compression.grid import BLOCK, CodecError, Grid, NotFinite, packed_bytes
 from compression.payload import (
@@ -67,37 +69,37 @@ class ActivationDeltaCodec:
     def _encode(self, x: Tensor, key: Key, whole: bool) -> Encoded:
         dtype, shape = name_of(x, floats=True), tuple(x.shape)
         _require_key(shape, key)
-        x = x.detach().cpu()
+        fused, device = kernels.fused_of(x.device)
+        x = x.detach().to(device)
         with self._lock:
             self._buffers.begin(key, shape[1:])
             if not whole:  # else the thread that encodes may still want to know what became of its tensor
                 self._made.clear()
             try:
                 if not whole and self._goes_at_once(key):
-                    samples = self._send_at_once(x, key)
+                    samples = self._send_at_once(x, key, fused)
                 else:
-                    samples = [self._send(i, v, whole, key) for i, v in zip(key, x.unbind(), strict=True)]
+                    each = zip(key, x.unbind(), strict=True)
+                    samples = [self._send(i, v, whole, key, fused) for i, v in each]
             except NotFinite:
                 for sample in key:
                     self._buffers.forget(sample)  # some may hold what is not finite
                 raise
         return join(samples, dtype, shape, self.spec.name)
 
-    def _send(self, sample: int, value: Tensor, whole: bool, key: Key) -> Sample:
+    def _send(self, sample: int, value: Tensor, whole: bool, key: Key, fused: kernels.Fused) -> Sample:
         found = self._buffers.take(sample, key)
         if whole or not found.visits:
             mode = EIGHT if self.spec.first == 8 else RAW
-            body = self._first_body(value)
+            body = self._first_body(value, fused)
             self._fill(sample, found, mode, body, value.dtype)
             return Sample(mode, 0, 0, body)
         before = found.version
-        body = torch.empty(self._grid.payload_bytes(value.shape), dtype=torch.uint8)
-        n_codes, memory = packed_bytes(value.numel(), self._grid.bits), self._buffers.read(found)
-        scales = torch.empty(self._grid.n_scales(value.shape), dtype=torch.int16)
-        kernels_cpu.encode_into(
-            value, scales, body[:n_codes], self._grid, self._seeds.next(), torch.get_num_threads(), memory
-        )
-        body[n_codes:] = scales.view(torch.uint8)
+        memory = self._buffers.read(found).to(value.device)
+        scales, codes = kernels_cpu.room(tuple(value.shape), self._grid, value.device)
+        threads = torch.get_num_threads()
+        fused.encode_into(value, scales, codes, self._grid, self._seeds.next(), threads, memory)
+        body, memory = torch.cat((codes, scales.view(torch.uint8))).cpu(), memory.cpu()
         self._buffers.write(found, memory)
         self._remember(sample, found, memory, body)
         return Sample(CHANGE, before, self._due_checksum(found), body)
@@ -117,13 +119,14 @@ class ActivationDeltaCodec:
             and all(self._version(i) for i in key)
         )
 
-    def _send_at_once(self, x: Tensor, key: Key) -> list[Sample]:
+    def _send_at_once(self, x: Tensor, key: Key, fused: kernels.Fused) -> list[Sample]:
         found = [self._buffers.take(i, key) for i in key]
-        memory, threads = self._buffers.gather(found), torch.get_num_threads()
-        scales, codes = kernels_cpu.room(tuple(x.shape), self._grid)
-        kernels_cpu.encode_into(x, scales, codes, self._grid, 0, threads, memory)
+        memory, threads = self._buffers.gather(found).to(x.device), torch.get_num_threads()
+        scales, codes = kernels_cpu.room(tuple(x.shape), self._grid, x.device)
+        fused.encode_into(x, scales, codes, self._grid, 0, threads, memory)
+        bodies = torch.cat((codes.view(len(key), -1), scales.view(torch.uint8).view(len(key), -1)), 1).cpu()
+        memory = memory.cpu()
         self._buffers.scatter(found, memory)
-        bodies = torch.cat((codes.view(len(key), -1), scales.view(torch.uint8).view(len(key), -1)), 1)
         samples = []
         for sample, f, value, body in zip(key, found, memory.unbind(), bodies.unbind(), strict=True):
             before = f.version
@@ -131,13 +134,13 @@ class ActivationDeltaCodec:
             samples.append(Sample(CHANGE, before, self._due_checksum(f), body))
         return samples
 
-    def _first_body(self, value: Tensor) -> Tensor:
+    def _first_body(self, value: Tensor, fused: kernels.Fused) -> Tensor:
         if self.spec.first == 8:
-            scales, codes = kernels_cpu.quantize(value, self._first_grid, 0, torch.get_num_threads())
-            return torch.cat((codes, scales.view(torch.uint8)))
+            scales, codes = fused.quantize(value, self._first_grid, 0, torch.get_num_threads())
+            return torch.cat((codes, scales.view(torch.uint8))).cpu()
         if not bool(torch.isfinite(value).all()):
             raise NotFinite("found a value that is infinite or no number; required finite ones")
-        return value.contiguous().flatten().view(torch.uint8)
+        return value.cpu().contiguous().flatten().view(torch.uint8)
 
     # ---- the receiving end
 

@@ -27,10 +27,11 @@ def quantize(x: Tensor, grid: Grid, seed: int = 0, threads: int = 1) -> tuple[Te
     return scales, packed
 
 
-def room(shape: tuple[int, ...], grid: Grid) -> tuple[Tensor, Tensor]:
+def room(shape: tuple[int, ...], grid: Grid, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Scales and codes of a tensor of `shape`, not filled in."""
     n_codes = packed_bytes(numel(shape), grid.bits)
-    return torch.empty(grid.n_scales(shape), dtype=torch.int16), torch.empty(n_codes, dtype=torch.uint8)
+    scales = torch.empty(grid.n_scales(shape), dtype=torch.int16, device=device)
+    return scales, torch.empty(n_codes, dtype=torch.uint8, device=device)
 
 
 def encode_into(

@@ -8,8 +8,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from compression import kernels_cpu, quantize
+from compression import kernels, kernels_cpu, quantize
+from compression.activation_delta import ActivationDeltaCodec
 from compression.grid import BLOCK, Grid, NotFinite
+from compression.payload import Encoded
+from compression.spec import AcsgdSpec
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
@@ -84,3 +87,33 @@ def test_what_is_not_finite_is_refused(twin: ModuleType, scale: str, group: int)
     x[BLOCK + 2] = float("nan")
     with pytest.raises(NotFinite):
         twin.quantize(x.to(DEVICE), Grid(4, scale, group))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [AcsgdSpec(bits=2), AcsgdSpec(first=8, rounding="stochastic"), AcsgdSpec(bits=3, store=8)],
+    ids=["at once", "one by one", "quantized buffers"],
+)
+def test_a_tensor_on_a_gpu_is_sent_as_changes_that_a_cpu_would_send(
+    twin: ModuleType, monkeypatch: pytest.MonkeyPatch, spec: AcsgdSpec
+) -> None:
+    used = []
+
+    def fused_of(device: torch.device) -> tuple[ModuleType, torch.device]:
+        used.append(device)
+        return twin, DEVICE
+
+    ours, theirs, receiver = (ActivationDeltaCodec(spec, seed=5) for _ in range(3))
+    for visit, key in enumerate([(0, 1), (1, 0), (2, 1), (0, 2)]):
+        x = torch.randn((2, 8, 128), generator=torch.Generator().manual_seed(visit))
+        expected = theirs.encode(x, key)
+        with monkeypatch.context() as patched:
+            patched.setattr(kernels, "fused_of", fused_of)
+            sent = ours.encode(x.to(DEVICE), key)
+        assert b"".join(sent.payload) == b"".join(expected.payload)
+        assert ours.remembered == theirs.remembered
+        wire = tuple(memoryview(bytearray(p)) for p in sent.payload)
+        y = receiver.decode(Encoded(wire, sent.dtype, sent.shape, sent.codec), key)
+        assert torch.equal(y, ours.echo(sent, key))
+        assert receiver.remembered == ours.remembered
+    assert len(used) == 4
