@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from compression.codec import ActivationDeltaCodec
 from compression.spec import AcsgdSpec
 from tests.worker.pipelines import Rank, Run, in_threads, make_job, make_plan, make_ranks
 from tests.worker.test_compressed import compressed
+from worker.checkpoint import from_bytes, load_state, load_weights, stage_files
 from worker.step import StepResult
+from worker.transport import Frame, FrameKey, Transport, TransportStats, TransportTimeout
 
 SPEC = AcsgdSpec(bits=4, group=32)
 STEPS = 12
@@ -118,3 +122,117 @@ def test_a_new_plan_begins_with_nothing_remembered_at_either_end() -> None:
     moved = make_ranks(job, plan)  # what taking a plan makes: other codecs
     assert all(not end(moved[r], r + 1, True).remembered for r in (0, 1))
     assert all(not end(moved[r], r - 1, False).remembered for r in (1, 2))
+
+
+def moved(ranks: list[Rank], partition: tuple[tuple[int, int], ...]) -> list[Rank]:
+    """The next plan's ranks: the same weights and optimizer, other codecs, as a worker makes them."""
+    job, plan = ranks[0].context.job, ranks[0].context.plan
+    files: dict[str, bytes] = {}
+    for rank in ranks:
+        files |= stage_files(rank.stage, rank.optimizer, plan.partition[rank.context.stage][0])
+    after = make_ranks(job, replace(plan, version=plan.version + 1, partition=partition))
+    for rank in after:
+        for i, layer in enumerate(rank.stage.layers):
+            name = f"layer-{partition[rank.context.stage][0] + i:04d}"
+            load_weights(layer, from_bytes(files[f"{name}.safetensors"], name), name)
+            load_state(rank.optimizer, i, from_bytes(files[f"{name}.optimizer.safetensors"], name), name)
+    return after
+
+
+def steps(ranks: list[Rank], start: int, stop: int) -> Run:
+    def work(rank: Rank) -> list[StepResult]:
+        rank.n_samples = 16
+        return [rank.run_step(step) for step in range(start, stop)]
+
+    return Run(ranks, in_threads(ranks, work))
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Run:
+    return run(SPEC.name)
+
+
+def test_a_moved_stage_begins_anew_at_both_ends_and_the_loss_does_not_jump(undisturbed: Run) -> None:
+    plan = undisturbed.ranks[0].context.plan
+    ranks = make_ranks(undisturbed.ranks[0].context.job, plan)
+    assert steps(ranks, 0, 6).losses == undisturbed.losses[:6]
+    other = ((0, 2), (2, 3), (3, 5))
+    assert plan.partition != other
+    after = steps(moved(ranks, other), 6, STEPS)
+    require_equal_ends(after)
+    assert resends(after) == 0, "both ends forgot, so nobody has to ask"
+    shape = (2, 8, 32)
+    sent = [activation_bytes(after, i) for i in range(3)]
+    assert sent == [4 * SPEC.first_wire_bytes(shape, 4)] * 2 + [4 * SPEC.wire_bytes(shape, 4)]
+    losses = torch.tensor(undisturbed.losses[6:])
+    torch.testing.assert_close(torch.tensor(after.losses), losses, rtol=0.01, atol=0)
+
+
+class Unsteady(Transport):
+    """Hands activations over twice, or behind the one that follows, or loses one."""
+
+    def __init__(self, under: Transport) -> None:
+        self._under, self._late = under, list[Frame]()
+        self.seen: Counter[str] = Counter()
+        self.loses_at = -1
+        """Step whose last activation is lost."""
+
+    def send(self, frame: Frame) -> None:
+        if frame.key.kind != "activation":
+            return self._under.send(frame)
+        if frame.key.step == self.loses_at and frame.key.mb == 3:
+            self.seen["lost"] += 1
+        elif frame.key.mb == 0 and frame.key.step % 2:
+            self.seen["late"] += 1
+            self._late.append(frame)
+        else:
+            for again in (frame, *self._late, *([frame] if frame.key.mb == 2 else [])):
+                self._under.send(again)
+            self.seen["twice"] += frame.key.mb == 2
+            self._late.clear()
+        return None
+
+    def receive(self, key: FrameKey, timeout_s: float) -> Frame:
+        return self._under.receive(key, timeout_s)
+
+    def ready(self, key: FrameKey) -> bool:
+        return self._under.ready(key)
+
+    def abort(self, reason: str) -> None:
+        self._under.abort(reason)
+
+    def stats(self) -> TransportStats:
+        return self._under.stats()
+
+    def close(self) -> None:
+        self._under.close()
+
+
+def unsteady(undisturbed: Run, timeout_s: float = 60.0) -> tuple[list[Rank], Unsteady]:
+    context = undisturbed.ranks[0].context
+    ranks = make_ranks(context.job, context.plan, timeout_s)
+    link = Unsteady(ranks[0].context.transport)
+    ranks[0].context = replace(ranks[0].context, transport=link)
+    return ranks, link
+
+
+def test_frames_that_come_twice_or_behind_the_next_change_nothing(undisturbed: Run) -> None:
+    ranks, link = unsteady(undisturbed)
+    done = steps(ranks, 0, STEPS)
+    assert link.seen == {"late": STEPS // 2, "twice": STEPS}
+    assert done.losses == undisturbed.losses
+    assert resends(done) == 0
+    require_equal_ends(done)
+
+
+def test_a_lost_frame_ends_the_step_which_is_done_again_by_ends_that_both_forgot(undisturbed: Run) -> None:
+    ranks, link = unsteady(undisturbed, timeout_s=1.0)
+    link.loses_at = 6
+    assert steps(ranks, 0, 6).losses == undisturbed.losses[:6]
+    with pytest.raises(TransportTimeout, match=r"activation \(step 6, micro-batch 3"):
+        steps(ranks, 6, 7)
+    assert link.seen["lost"] == 1
+    after = steps(moved(ranks, ranks[0].context.plan.partition), 6, STEPS)
+    require_equal_ends(after)
+    losses = torch.tensor(undisturbed.losses[6:])
+    torch.testing.assert_close(torch.tensor(after.losses), losses, rtol=0.01, atol=0)

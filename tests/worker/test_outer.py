@@ -19,6 +19,7 @@ from worker.model import Head
 from worker.optimizer import StageOptimizer, learning_rate
 from worker.residuals import load_residuals
 from worker.sharded import shard_bounds
+from worker.transport import Frame, TransportAborted
 
 EVERY = 3
 BITS = "feedback:bits=4,group=32"
@@ -201,6 +202,33 @@ def test_a_resumed_run_goes_on_bit_by_bit_where_it_ended(at: int) -> None:
     assert loaded == 2 * job.n_layers
     assert run_steps(again, at, at + 4) == expected
     assert all(torch.equal(x, anchors(again, 1)[name]) for name, x in anchors(ranks, 0).items())
+
+
+def test_a_round_that_broke_off_is_done_again_from_its_checkpoint() -> None:
+    """The checkpoint was taken within a round; two steps later a replica is lost while its piece travels."""
+    job = local_job()
+    plan = local_plan(job, 2, (2, 2), BITS)
+    whole, ranks = make_ranks(job, plan), make_ranks(job, plan)
+    run_steps(whole, 0, EVERY + 1)
+    expected = run_steps(whole, EVERY + 1, 2 * EVERY + 3)
+    run_steps(ranks, 0, EVERY + 1)
+    files = saved_locally(ranks)
+    run_steps(ranks, EVERY + 1, EVERY + 3)
+    lost, passed_on = ranks[2].context.transport, ranks[2].context.transport.send
+
+    def send(frame: Frame) -> None:
+        if frame.key.kind == "reduced":  # the others' changes came, and some of their sums are out already
+            raise TransportAborted("the cable was cut")
+        passed_on(frame)
+
+    lost.send = send  # type: ignore[method-assign]
+    with pytest.raises(TransportAborted):
+        run_steps(ranks, EVERY + 3, EVERY + 4)
+    again, _ = resumed(job, plan, files)
+    assert run_steps(again, EVERY + 1, 2 * EVERY + 3) == expected
+    for replica in (0, 1):
+        now, then = anchors(again, replica), anchors(whole, replica)
+        assert all(torch.equal(value, now[name]) for name, value in then.items())
 
 
 def test_other_replicas_begin_at_the_anchor_with_its_momentum() -> None:
