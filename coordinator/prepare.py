@@ -195,7 +195,7 @@ def _plan(state: State, team: tuple[str, ...]) -> Transition:
 def request_for(state: State, there: tuple[str, ...]) -> MakePlan:
     """For a plan of those who are there, as they were measured, and as running steps say they are now."""
     o, now = state.options, state.outlook.factors
-    visits = Visits(state.profiles[there[0]].n_samples, o.steps * o.global_batch)
+    visits = Visits(state.profiles[there[0]].n_samples, o.steps * o.global_batch, o.steps)
     return MakePlan(
         version=state.plan_version + 1,
         model=ModelProfile(state.layers, o.micro_batch, o.sequence_length, visits=visits),

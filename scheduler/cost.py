@@ -23,7 +23,7 @@ from scheduler.settings import Setting, priced
 from scheduler.speed import Speed
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
-from scheduler.visits import acsgd_bytes
+from scheduler.visits import UNKNOWN, Visits, acsgd_bytes, flat_bytes
 
 PARAMETER_BYTES = 4
 """Of a weight's gradient, as it is exchanged: float32."""
@@ -58,11 +58,13 @@ def wire_bytes_of(
     return wire_bytes
 
 
-def flat_wire_bytes_of(spec: CodecSpec, dtype_bytes: int = PARAMETER_BYTES) -> WireBytes:
-    """The pricing of weights and their gradients, which go end to end as one row."""
+def flat_wire_bytes_of(
+    spec: CodecSpec, dtype_bytes: int = PARAMETER_BYTES, visits: Visits = UNKNOWN
+) -> WireBytes:
+    """The pricing of weights and their gradients, which go end to end as one row, on average over the run."""
     if isinstance(spec, IdentitySpec):
         return _as_it_is
-    return lambda n_bytes: spec.wire_bytes((n_bytes // dtype_bytes,), dtype_bytes)
+    return lambda n_bytes: flat_bytes(spec, n_bytes // dtype_bytes, dtype_bytes, visits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,8 @@ def durations(
         return crossing(plan.codecs.of_boundary(kind, plan.replica_of(rank), boundary), boundary)
 
     def reduced(stage: int, n_bytes: int) -> int:
-        return flat_wire_bytes_of(codec_spec(plan.codecs.of_stage(stage)))(n_bytes)
+        spec = codec_spec(plan.codecs.of_stage(stage))
+        return flat_wire_bytes_of(spec, visits=model.visits)(n_bytes)
 
     return Durations(
         forward_s=tuple(sum(p.forward_s[a:b]) for p, (a, b) in ranks),

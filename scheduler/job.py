@@ -148,6 +148,8 @@ class LocalStepsSpec(_Strict):
     every: Annotated[int, Field(ge=2)]
     """Steps between two exchanges of the same weight."""
     lr: Annotated[float, Field(gt=0)] = 0.7
+    """Of the outer step. DiLoCo's 0.7 and 0.9 are for hundreds of exchanges: a change then counts lr / (1 -
+    momentum) times. In runs of a few dozen, 1.0 and 0.0 are better, the plain average of the replicas."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 

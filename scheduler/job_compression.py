@@ -131,12 +131,10 @@ class AutoOptions(Strict):
 class ActivationAutoOptions(AutoOptions):
     """AC-SGD is considered too, where samples come again."""
 
-    change: Annotated[float, Field(gt=0, le=2)] = 1.0
+    change: Annotated[float, Field(gt=0, le=2)] | None = None
     """By how much of itself a sample's activation changes from one visit to the next, root mean square over
-    root mean square: AC-SGD's error is reckoned with it. 1: nothing is known of it.
-
-    Seen of the demo's model from scratch: 0.85 in the second and third epoch, 0.5 in the fourth, 0.25 to 0.3
-    from the sixth on."""
+    root mean square: AC-SGD's error is reckoned with it. Unless it is said, what the run's number of epochs
+    lets expect (`scheduler.visits.CHANGES`)."""
 
 
 class AcsgdOptions(Strict):

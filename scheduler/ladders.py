@@ -29,17 +29,21 @@ def ladder(
     visits: Visits = UNKNOWN,
     n_replicas: int = 1,
 ) -> Ladder:
-    """What is within `auto`'s budget for tensors of `shape`; AC-SGD only where `visits` are known."""
+    """What is within `auto`'s budget for tensors of `shape`. AC-SGD only where samples are known to come
+    again; they then change by what the job says, or by what the number of epochs lets expect.
+
+    Momentum is no rung: at the same bits it errs as `feedback` does, and its warm-up costs more. What it is
+    for, one bit, errs more than any budget allows, so only a job asks for it."""
     if kind == "reduce":
         shape = REDUCED
     known: list[tuple[float, int, str]] = []
-    for spec in _candidates(kind, shape[-1], visits.n_samples > 0):
+    for spec in _candidates(kind, shape[-1], visits.epochs > 1):
         try:
             if isinstance(spec, AcsgdSpec):
                 n_bytes = acsgd_bytes(spec, shape, dtype_bytes, visits, n_replicas)
             else:
                 n_bytes = spec.wire_bytes(shape, dtype_bytes)
-            known.append((_error(spec, auto, shape), n_bytes, spec.name))
+            known.append((_error(spec, auto, shape, visits), n_bytes, spec.name))
         except CodecError:
             continue  # a group that does not divide this model's rows
     rungs: list[str] = []
@@ -51,15 +55,17 @@ def ladder(
     return tuple(rungs)
 
 
-def _error(spec: Spec, auto: AutoOptions, shape: tuple[int, ...]) -> float:
-    if isinstance(spec, AcsgdSpec) and isinstance(auto, ActivationAutoOptions):
-        return spec.error_at(shape, auto.change)
-    return spec.relative_error(shape)
+def _error(spec: Spec, auto: AutoOptions, shape: tuple[int, ...], visits: Visits) -> float:
+    if not isinstance(spec, AcsgdSpec):
+        return spec.relative_error(shape)
+    said = auto.change if isinstance(auto, ActivationAutoOptions) else None
+    return spec.error_at(shape, visits.change if said is None else said)
 
 
 def _candidates(kind: Kind, width: int, again: bool) -> Iterator[Spec]:
     """Activations may be remembered, and rounded to the nearest. Of their gradients the mean must be right
-    (AC-SGD's theorem), in 4 bits or more. What weights' gradients lose goes with the next."""
+    (AC-SGD's theorem), in 4 bits or more. What weights' gradients lose goes with the next. First visits go in
+    8 bits, which err less than what any later visit leaves."""
     yield IdentitySpec()
     group = next((g for g in (64, 32, 16, 8) if width % g == 0), 0)
     if kind == "reduce":
@@ -76,4 +82,4 @@ def _candidates(kind: Kind, width: int, again: bool) -> Iterator[Spec]:
     yield from (KBitSpec(bits, "group", group, rounding) for bits in range(8, least - 1, -1))
     yield from (TileSpec(bits, tile, rounding=rounding) for bits in range(8, least, -1))
     if kind == "activations" and again:
-        yield from (AcsgdSpec(bits, group=group) for bits in (8, 6, 4, 3, 2))
+        yield from (AcsgdSpec(bits, group=group, first=8) for bits in (8, 6, 4, 3, 2))

@@ -91,7 +91,7 @@ def pricing_of(
         [wire_bytes_of(codec_spec(name), model, model.value_bytes, n_replicas) for name in table.names]
         for table in (codecs.activation, codecs.gradient)
     )
-    flat = [flat_wire_bytes_of(codec_spec(name)) for name in codecs.reduce.names]
+    flat = [flat_wire_bytes_of(codec_spec(name), visits=model.visits) for name in codecs.reduce.names]
     n = len(devices)
     prices = Prices(
         latency_s=np.ascontiguousarray(latency_s, dtype=np.float64),

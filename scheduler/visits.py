@@ -1,4 +1,5 @@
-"""How often samples come again, and what remembering them costs: AC-SGD's first visits and its buffers.
+"""What a run's length tells of its codecs: how often samples come again, what remembering them costs, and
+what share of the steps goes before compression begins.
 
 A run goes through its samples in epochs, each in an order of its own, so that a replica meets a sample in a
 given epoch with the chance of its share of the batch. Knows numbers of samples; refuses to know which.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.spec import AcsgdSpec
+from compression.spec import AcsgdSpec, CodecSpec, MomentumSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,26 @@ class Visits:
     """Training samples in an epoch."""
     total: int = 0
     """Steps x global batch."""
+    steps: int = 0
+    """Of the optimizer."""
 
     @property
     def epochs(self) -> float:
         return self.total / self.n_samples if self.n_samples else 0.0
+
+    @property
+    def change(self) -> float:
+        """By how much of itself a sample's activation is taken to change between visits, on average over the
+        later visits of the run. 1 where no sample comes again, or nobody knows."""
+        last = int(self.epochs)
+        if last < 2:
+            return 1.0
+        early = CHANGES[: last - 1]
+        return (sum(early) + (last - 1 - len(early)) * CHANGES[-1]) / (last - 1)
+
+    def warm_share(self, warmup_steps: int) -> float:
+        """Share of the steps that are among the first `warmup_steps`; 0 where their number is not known."""
+        return min(1.0, warmup_steps / self.steps) if self.steps else 0.0
 
     def met(self, n_replicas: int) -> float:
         """How many samples a replica has met by the end of the run, if replicas have equal shares: after E
@@ -49,6 +66,10 @@ class Visits:
 
 
 UNKNOWN = Visits()
+
+CHANGES = (0.85, 0.85, 0.5, 0.4, 0.3)
+"""Of an activation at the second, third, … visit, root mean square over root mean square, the last of all
+later ones: as seen of the demo's model from scratch (2026-11-24). One that is fine-tuned changes less."""
 
 
 def still_there(held: float, n_replicas: int, epochs: float, parts: int = 64) -> float:
@@ -83,3 +104,13 @@ def acsgd_bytes(
     first = visits.first_share(n_replicas, spec.budget_bytes / spec.slot_bytes(shape)) if shape[-1] else 0.0
     later_bytes = spec.wire_bytes(shape, dtype_bytes)
     return round(later_bytes + first * (spec.first_wire_bytes(shape, dtype_bytes) - later_bytes))
+
+
+def flat_bytes(spec: CodecSpec, n_values: int, dtype_bytes: int, visits: Visits) -> int:
+    """On the wire, of so many weights' gradients, on average over the run: momentum goes as it is before its
+    warm-up is over."""
+    later_bytes = spec.wire_bytes((n_values,), dtype_bytes)
+    if not isinstance(spec, MomentumSpec):
+        return later_bytes
+    raw_bytes = n_values * dtype_bytes
+    return round(later_bytes + visits.warm_share(spec.warmup_steps) * (raw_bytes - later_bytes))

@@ -308,7 +308,7 @@ def read_work(job: JobSpec, devices: Sequence[Device], gpus: Gpus) -> Work:
     profile = model_profile(
         model, job.profiled_micro_batch, job.sequence_length, dtype_bytes, optimizer=job.optimizer
     )
-    profile = replace(profile, visits=Visits(job.data.samples, job.steps * job.global_batch))
+    profile = replace(profile, visits=Visits(job.data.samples, job.steps * job.global_batch, job.steps))
     return Work(profile, tuple(_profile(profile, d, gpus) for d in devices))
 
 

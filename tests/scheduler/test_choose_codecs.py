@@ -13,7 +13,7 @@ from scheduler.choose_codecs import link_codecs
 from scheduler.cost import durations, step_time_s
 from scheduler.describe import describe
 from scheduler.job import JobSpec, parse_job
-from scheduler.job_compression import AutoOptions
+from scheduler.job_compression import ActivationAutoOptions, AutoOptions
 from scheduler.ladders import ladder
 from scheduler.link_codecs import codecs_of_cells, codecs_of_plan
 from scheduler.partition import DoesNotFit
@@ -268,7 +268,7 @@ def returning(n_samples: int = 100, epochs: int = 50) -> ModelProfile:
     return replace(model(), visits=Visits(n_samples, n_samples * epochs))
 
 
-def test_auto_remembers_samples_where_they_come_again_and_are_said_to_change_little() -> None:
+def test_auto_remembers_samples_where_they_come_again_often_or_are_said_to_change_little() -> None:
     links = topology(3, {(1, 2): 0.2e6})
 
     def family(asked: str, profiled: ModelProfile) -> str:
@@ -278,7 +278,18 @@ def test_auto_remembers_samples_where_they_come_again_and_are_said_to_change_lit
     assert family(AGAIN, returning()) == "acsgd"
     assert family(AGAIN, returning(epochs=1)) == "kbit"  # each visit is a first one
     assert family(AGAIN, model()) == "kbit"  # nobody knows whether they come again
-    assert family("{activations: auto}", returning()) == "kbit"  # nor how far they have gone
+    assert family("{activations: auto}", returning()) == "acsgd"  # so often, they settle
+    assert family("{activations: {auto: {change: 1}}}", returning()) == "kbit"  # the job knows better
+
+
+def test_the_most_that_a_budget_allows_is_remembered_samples_only_in_long_runs() -> None:
+    def most(epochs: int, change: float | None = None) -> str:
+        visits = Visits(100, 100 * epochs)
+        return ladder("activations", ActivationAutoOptions(change=change), SHAPE, 4, visits)[-1]
+
+    assert most(50) == "acsgd:bits=3,first=8"
+    assert most(50, change=1.0) == most(1) == "kbit:bits=4"
+    assert most(4) == most(4, change=0.2) == "kbit:bits=4"  # a quarter of all visits are first ones
 
 
 def test_first_visits_make_a_plan_dearer_the_more_replicas_share_the_samples() -> None:

@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 import pytest
 
-from compression.spec import AcsgdSpec
+from compression.spec import AcsgdSpec, FeedbackSpec, MomentumSpec
 from scheduler.samples import step_samples
-from scheduler.visits import UNKNOWN, Visits, acsgd_bytes
+from scheduler.visits import CHANGES, UNKNOWN, Visits, acsgd_bytes, flat_bytes
 
 SPEC = AcsgdSpec()
 SHAPE = (2, 16, 64)
@@ -73,3 +73,24 @@ def test_buffers_grow_with_the_samples_met_up_to_their_budget() -> None:
     assert Visits(100, 50).buffer_bytes(SPEC, SHAPE, 2) == 25 * each
     assert Visits(10**9, 10**10).buffer_bytes(SPEC, SHAPE, 1) == SPEC.budget_bytes
     assert Visits(100, 1000).buffer_bytes(AcsgdSpec(memory="disk"), SHAPE, 1) == 0
+
+
+def test_an_activation_is_taken_to_change_less_the_more_often_it_comes() -> None:
+    assert [Visits(100, 100 * n).change for n in (0, 1, 2, 3)] == [1.0, 1.0, CHANGES[0], CHANGES[0]]
+    assert UNKNOWN.change == 1.0
+    assert Visits(100, 600).change == pytest.approx(sum(CHANGES) / 5)
+    assert Visits(100, 100 * 1006).change == pytest.approx(CHANGES[-1], rel=0.01)
+
+
+def test_momentum_s_warm_up_is_paid_for_so_feedback_beats_it_at_every_width() -> None:
+    spec, n = MomentumSpec(bits=4, warmup_steps=25), 6400
+    later = spec.wire_bytes((n,), 4)
+    assert flat_bytes(spec, n, 4, UNKNOWN) == later
+    assert flat_bytes(spec, n, 4, Visits(0, 0, steps=100)) == round(0.25 * 4 * n + 0.75 * later)
+    assert flat_bytes(spec, n, 4, Visits(0, 0, steps=10)) == 4 * n
+    assert flat_bytes(FeedbackSpec(4), n, 4, Visits(0, 0, steps=10)) == later
+    for bits in range(1, 9):  # why `auto` leaves it to the job
+        momentum, feedback = MomentumSpec(bits, warmup_steps=1), FeedbackSpec(bits)
+        assert momentum.relative_error((n,)) == feedback.relative_error((n,))
+        assert flat_bytes(momentum, n, 4, Visits(0, 0, 1000)) > flat_bytes(feedback, n, 4, Visits(0, 0, 1000))
+    assert FeedbackSpec(1).relative_error((n,)) > 1  # of which no budget may ask
