@@ -10,6 +10,7 @@ from coordinator.timelines import RecordedStep
 from deploy.links_table import links_table
 from deploy.local import LocalOptions
 from scheduler.timeline import Timeline
+from scheduler.units import count
 from sim import report
 from sim.placed import Placed, placed_by
 from sim.trace import load
@@ -67,7 +68,9 @@ def _typical(history: History) -> RecordedStep | None:
 
 def _subtitle(history: History, options: LocalOptions) -> str:
     plan = history.plan
-    shape = f"{plan.n_stages} stages × {plan.n_replicas} replicas, {plan.schedule}" if plan else "no plan"
+    shape = "no plan"
+    if plan:
+        shape = f"{count(plan.n_stages, 'stage')} × {count(plan.n_replicas, 'replica')}, {plan.schedule}"
     links = (
         f"links shaped like {options.links.trace} by the {options.links.backend}"
         if options.links.trace

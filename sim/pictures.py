@@ -87,14 +87,16 @@ def curve(
     width: float = WIDE,
     height: float = 320,
     note: str = "",
+    room_for: Sequence[str] = (),
 ) -> Picture:
-    """A line chart. Series without points are left out; without any, the picture says so."""
+    """A line chart. Series without points are left out; without any, the picture says so. `room_for`: labels
+    of charts above and below it, so that all their frames are as wide."""
     shown = [s if s.colour else _coloured(s, k) for k, s in enumerate(series) if s.points]
     out, top = heading(title, note, width) if title else ([], 0.0)
     if not shown:
         out.append(Text(0, top + 14, "nothing was recorded", ink="soft"))
         return Picture(width, top + 30, title, "Nothing was recorded.", tuple(out))
-    room = 1.15 * max(text_px(s.label) for s in shown) + 16
+    room = 1.15 * max(map(text_px, (*room_for, *(s.label for s in shown)))) + 16
     if beside := room < 0.25 * width:
         right = width - room
     else:  # a phone: the labels stand above, as a legend

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -18,7 +18,7 @@ from scheduler.shares import time_shares
 from scheduler.timeline import Timeline, chrome_trace
 from scheduler.trace import Trace
 from sim.canvas import Picture
-from sim.gantt import gantt
+from sim.gantt import MAX_TIPS, gantt
 from sim.pictures import NARROW, WIDE, Axis, Bar, Series, bars, curve
 from sim.placed import Placed
 from sim.placement_grid import placement_grid
@@ -104,12 +104,7 @@ def plates(contents: Contents) -> list[tuple[str, list[Plate]]]:
         sections.append(("Where it runs", _placement(c.placed, c.placed_title)))
     if c.steps:
         end_s = max(s.timeline.duration_s for s in c.steps)
-        titles = [f"One step, {s.name}: {s.timeline.duration_s:.3g} s" for s in c.steps]
-        drawn = [
-            Plate(f"timeline-{_slug(s.name)}", gantt(s.timeline, s.labels, title, end_s))
-            for s, title in zip(c.steps, titles, strict=True)
-        ]
-        sections.append(("A step, device by device", drawn))
+        sections.append(("A step, device by device", [_timeline(s, end_s) for s in c.steps]))
     if given := c.compared or tuple(Bar(s.name, time_shares(s.timeline).parts()) for s in c.steps):
         title = c.compared_title
         note, caption = "", ""
@@ -123,6 +118,19 @@ def plates(contents: Contents) -> list[tuple[str, list[Plate]]]:
         sections.append((goes, [Plate.of("time", lambda w: bars(given, title, w, note), caption)]))
     sections += [s for s in (_throughput(c), _over_time(c), _training(c)) if s[1]]
     return sections
+
+
+def _timeline(step: Step, end_s: float) -> Plate:
+    """A large one is drawn once: a phone scrolls it instead of loading it twice."""
+
+    def draw(width: float) -> Picture:
+        title = f"One step, {step.name}: {step.timeline.duration_s:.3g} s"
+        return gantt(step.timeline, step.labels, title, end_s, width)
+
+    name = f"timeline-{_slug(step.name)}"
+    if len(step.timeline.spans) > MAX_TIPS:
+        return Plate(name, draw(WIDE))
+    return Plate.of(name, draw)
 
 
 def _placement(placed: Placed, title: str) -> list[Plate]:
@@ -178,17 +186,20 @@ def _file(name: str) -> str:
     return files("sim").joinpath(name).read_text(encoding="utf-8")
 
 
+SENTENCE = 60
+"""Letters from which a cell is not kept on one line."""
 _NUMBER = re.compile(r"[-−+]?\d[\d.,]*( ?%| \D+)?")
 
 
-def _number(cell: str) -> str:
-    """The class of a cell that is a number, with or without a unit."""
-    return ' class="number"' if _NUMBER.fullmatch(cell) else ""
+def _class(cells: Sequence[str]) -> str:
+    """The class of a column: of numbers, with or without a unit, or of sentences, which are wrapped."""
+    if all(_NUMBER.fullmatch(cell) for cell in cells):
+        return ' class="number"'
+    return ' class="words"' if max(map(len, cells)) > SENTENCE else ""
 
 
 def _table(table: Table) -> str:
-    kinds = [all(_number(r[k]) for r in table.rows) for k in range(len(table.columns))]
-    css = [' class="number"' if numeric else "" for numeric in kinds]
+    css = [_class([row[k] for row in table.rows]) for k in range(len(table.columns))]
     head = "".join(f"<th{c}>{escape(name)}</th>" for name, c in zip(table.columns, css, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{c}>{escape(v)}</td>" for v, c in zip(row, css, strict=True)) + "</tr>"

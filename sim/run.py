@@ -183,6 +183,8 @@ class _Run:
             return
         answer = reconsider(plan, new, now, self._done, options.steps, looking.streak, options.patience)
         if isinstance(answer, Stay):
+            if new_here := [n for n in here if n not in looking.known]:
+                self._say(f"{', '.join(new_here)} came: {answer.reason.rstrip('.')}")
             looking.looked(here, self._t, answer.streak)
             return
         holdings = holdings_of(plan, self._done, here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scheduler.units import count
 from sim import report
 from sim.codec_curve import Curve
 from sim.inputs import NetworkRead
@@ -40,7 +41,7 @@ def contents(
     steps_s = tuple((s.step + 1, s.duration_s) for s in result.steps)
     return report.Contents(
         title=f"Simulated on {read.name}",
-        subtitle=f"{plan.n_stages} stages × {plan.n_replicas} replicas, {plan.schedule}. "
+        subtitle=f"{count(plan.n_stages, 'stage')} × {count(plan.n_replicas, 'replica')}, {plan.schedule}. "
         + f"{result.reason[:1].upper()}{result.reason[1:]}.",
         figures=tuple(figures),
         placed=placed_by(plan, first, regions, read.positions) if first is not None else None,

@@ -32,15 +32,17 @@ def weather(trace: Trace, step_s: Sequence[tuple[float, float]] = (), width: flo
     title = f"The links of {trace.name} over time"
     shapes, height = heading(title, width=width)
     panels = [Picture(width, height - 12, title, "", tuple(shapes))]
+    charts: list[tuple[str, list[Series], int]] = []
     for (what, unit_of_it), per, column in FIGURES:
         lines = _lines(trace, column, per, from_s, to_s, unit)
         if lines:
-            y = Axis(f"{what} of {count(len(trace.links), 'link')}, {unit_of_it}", from_zero=True)
-            panels.append(curve(lines, x, y, "", width, 210))
+            charts.append((f"{what} of {count(len(trace.links), 'link')}, {unit_of_it}", lines, 210))
     if len(step_s) > 1:
         points = tuple((t / unit, s) for t, s in step_s)
-        y = Axis("step time under this network, s", from_zero=True)
-        panels.append(curve([Series("step", points)], x, y, "", width, 190))
+        charts.append(("step time under this network, s", [Series("step", points)], 190))
+    labels = [line.label for _, lines, _ in charts for line in lines]
+    for what, lines, high in charts:
+        panels.append(curve(lines, x, Axis(what, from_zero=True), "", width, high, room_for=labels))
     return stacked(panels, title)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 from scheduler.scenarios import POSITIONS
+from sim.gantt import MAX_TIPS
 from sim.placed import Placed
 from sim.report import Contents, Step, Table, page, write_report
 from sim.trace import load
@@ -111,6 +113,21 @@ def test_numbers_of_a_table_stand_on_the_right() -> None:
     html = page(Contents("t", tables=(Table("T", ("name", "ms"), (("8 x 2", "1.2 s"), ("1f1b", "-3"))),)))
     assert '<th>name</th><th class="number">ms</th>' in html
     assert html.count('<td class="number">') == 2
+
+
+def test_sentences_of_a_table_are_wrapped_and_short_cells_are_not() -> None:
+    rows = (("1,273", "lost"), ("1,274", "another plan, because " + "one thing led to another " * 4))
+    html = page(Contents("t", tables=(Table("What happened", ("at, s", "what"), rows),)))
+    assert html.count('class="words"') == 3
+    assert "td.words { white-space: normal;" in html
+    assert 'class="words"' not in page(FULL)
+
+
+def test_a_phone_sees_the_whole_step_unless_it_has_too_many_spans() -> None:
+    many = replace(STEP, spans=STEP.spans * MAX_TIPS)
+    for step, drawings in ((STEP, 2), (many, 1)):
+        html = page(Contents("t", steps=(Step("predicted", step, ("w0", "w1")),)))
+        assert html.count('class="zoom"') == drawings
 
 
 def test_a_report_is_written_with_its_pictures_and_traces(tmp_path: Path) -> None:

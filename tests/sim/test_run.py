@@ -187,7 +187,9 @@ def test_who_comes_is_measured_and_taken_in_between_two_steps_when_that_pays() -
     assert r.steps[8].start_s == pytest.approx(8 * step_s + moving_s)
     assert r.total_s == pytest.approx(8 * step_s + moving_s + 32 * r.steps[8].duration_s)
     assert r.total_s < alone.total_s
-    assert "seen 3 times in a row; 2 layers (82 B) move" in r.events[0].text
+    assert r.events[0].text == "d2 came: No other plan is known to be faster than 32.4 s a step"
+    assert "d3 came: The other plan would take" in r.events[1].text
+    assert "seen 3 times in a row; 2 layers (82 B) move" in r.events[2].text
     # What moved between regions is paid for, beside what steps send.
     a_step = {"r0": 8 * 100 + 8, "r1": 8 * 100 + 8}
     assert all(r.egress_bytes[k] >= LAYER_BYTES + 40 * a_step[k] / 2 for k in a_step)

@@ -102,6 +102,7 @@ def test_who_comes_later_is_not_planned_with_at_first_and_taken_in_when_it_pays(
     assert not first & set(absent)
     assert first < last
     assert (found["moves"], found["restarts"]) == (1, 0)
+    assert found["events"][0]["text"].startswith("Oregon-0, Ohio-0 came: The other plan would take")
     assert found["events"][0]["at_s"] > 25
     assert "moved to a better plan: 1 time" in runner.invoke(app, ["run", *args]).stdout
 
