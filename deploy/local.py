@@ -12,12 +12,19 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from deploy.processes import Child, Event, ProcessFailed, command
+from deploy.steps import Step, step_of
+from scheduler.exit_codes import ExitCode, describe
+
+if TYPE_CHECKING:  # to start a run nobody waits for what reads it
+    from coordinator.history import History
+    from scheduler.job import JobSpec
 
 START_TIMEOUT_S = 120.0
 NAMESPACE_PORT = 29530
@@ -101,15 +108,38 @@ class Site:
 
 
 class LocalCluster:
-    """`with LocalCluster(job, options) as run: for event in run.events(): ...`
+    """`with LocalCluster(job, workers=4, links="four_cities") as run: for step in run.steps(): ...`
 
     Entering starts everything and returns when every worker has been started; leaving ends
     every process, whatever happened. Raises ProcessFailed with the log of what failed.
     """
 
-    def __init__(self, job: Path, options: LocalOptions) -> None:
-        self.job = job
-        self.options = options
+    def __init__(
+        self,
+        job: Path | str | JobSpec,
+        options: LocalOptions | None = None,
+        *,
+        workers: int | None = None,
+        links: str | LinkOptions | None = None,
+        state_dir: Path | None = None,
+        data_dir: Path | None = None,
+    ) -> None:
+        """`job`: a file, or a job whose paths are relative to `data_dir` (else to the present directory).
+
+        `workers`, `links` (a trace's name or file) and the directories replace what `options` says. With
+        neither `options` nor `state_dir` the state is in a directory that goes when the cluster is left.
+        """
+        self._keeps = options is not None or state_dir is not None
+        given = options or LocalOptions()
+        self.options = replace(
+            given,
+            workers=workers or given.workers,
+            links=given.links if links is None else LinkOptions(links) if isinstance(links, str) else links,
+            state_dir=state_dir or given.state_dir,
+            data_dir=data_dir or given.data_dir,
+        )
+        self._spec = None if isinstance(job, Path | str) else job
+        self.job = Path(job) if isinstance(job, Path | str) else self.options.state_dir / "job.json"
         self.names: tuple[str, ...] = ()
         self.address = ""
         self.token_file = ""
@@ -118,6 +148,11 @@ class LocalCluster:
 
     def __enter__(self) -> Self:
         try:
+            if not self._keeps:
+                directory = self._exit.enter_context(TemporaryDirectory(prefix="isthmus-"))
+                self.options = replace(self.options, state_dir=Path(directory))
+            if self._spec is not None:
+                self._write_job(self._spec)
             self._start()
         except BaseException:
             self._exit.close()
@@ -148,6 +183,14 @@ class LocalCluster:
         for name, place in zip(self.names, places, strict=True):
             self.workers[name] = self._child(name, self._worker_argv(name, place, sites[name]))
 
+    def _write_job(self, spec: JobSpec) -> None:
+        from scheduler.job import job_to_json
+
+        self.job = self.options.state_dir / "job.json"
+        self.job.parent.mkdir(parents=True, exist_ok=True)
+        self.job.write_text(job_to_json(spec), encoding="utf-8")
+        self.options = replace(self.options, data_dir=self.options.data_dir or Path.cwd())
+
     def _places(self) -> tuple[str, ...]:
         """The trace's node of each worker, round robin when there are more workers than nodes."""
         trace = self.options.links.trace
@@ -174,10 +217,9 @@ class LocalCluster:
 
     def _worker_argv(self, name: str, place: str, site: Site) -> list[str]:
         o = self.options
-        data_dir = o.data_dir if o.data_dir is not None else self.job.resolve().parent
         argv = [*site.enter, *command(
             "worker", "join", self.address, "--token-file", self.token_file, "--name", name,
-            "--device", "cpu", "--bind", site.bind, "--data-dir", str(data_dir),
+            "--device", "cpu", "--bind", site.bind, "--data-dir", str(self.data_dir),
             "--threads", str(o.threads), "--streams", str(o.streams), "--json",
             "--rejoin-timeout", str(o.rejoin_timeout_s), *o.options_of.get("worker", ()),
         )]  # fmt: skip
@@ -238,6 +280,35 @@ class LocalCluster:
     def events(self) -> Iterator[Event]:
         """What the coordinator says, until it ends."""
         yield from self.coordinator.events()
+
+    def steps(self) -> Iterator[Step]:
+        """Each step once it is committed, until the run ends.
+
+        Raises ProcessFailed, with the run's exit code and reason, if it ends before it is done or drained.
+        """
+        reason = ""
+        for event in self.events():
+            if (step := step_of(event)) is not None:
+                yield step
+            elif event["event"] == "failed":
+                reason = f" ({event['reason']})"
+        code = self.wait()
+        if code != ExitCode.OK:
+            raise ProcessFailed(f"the run ended with {describe(code)}{reason} Logs: {self.logs}", code)
+
+    def history(self) -> History:
+        """All that the run has written down so far: steps, plan, events, timelines. Raises StoreError."""
+        from coordinator.history import read_history
+
+        return read_history(self.options.state_dir)
+
+    def checkpoint(self) -> Path | None:
+        """The last whole checkpoint, for `worker generate` and `worker export`; None: there is none yet."""
+        from coordinator.checkpoints import CheckpointStore
+
+        store = CheckpointStore(self.options.state_dir)
+        steps = store.steps()
+        return store.directory(steps[-1]) if steps else None
 
     def drain(self) -> None:
         """Finish the step, save, end: the coordinator's first Ctrl-C."""

@@ -76,6 +76,8 @@ def planner_of(job: JobSpec, work: Work, objective: str = "step", seed: int = 0)
 
     def planner(topology: Topology, names: Sequence[str], version: int) -> Plan:
         profiles = [p for p in work.profiles if p.device in set(names)]
+        if not profiles:
+            raise PlanError("found no device that is there, required one or more")
         there = topology.subset([topology.index(p.device) for p in profiles])
         if objective == "step":
             return make_plan(job, work.model, profiles, there, version)

@@ -16,6 +16,7 @@ from coordinator.history import read_history
 from deploy.local import LocalCluster, LocalOptions
 from deploy.processes import Event, ProcessFailed, command
 from scheduler.exit_codes import ExitCode
+from tests.docs.examples import load_example
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
 STEPS = 120
@@ -70,12 +71,13 @@ def run(
 @pytest.fixture(scope="module")
 def undisturbed(directory: Path) -> tuple[float, ...]:
     """Losses of the run that nothing happened to: two stages on two workers."""
-    code, _ = run(write_job(directory, "{stages: 2, replicas: 1}"), directory / "undisturbed", 2)
-    assert code == ExitCode.OK
-    history = read_history(directory / "undisturbed")
+    example = load_example("local_cluster")  # as the documentation shows it
+    job = write_job(directory, "{stages: 2, replicas: 1}")
+    history = example.train(job, workers=2, links=None, state_dir=directory / "undisturbed")
     assert len(history.losses) == STEPS
     assert history.losses[-1] < history.losses[0] - 1.0, "it learns"
-    return history.losses
+    losses: tuple[float, ...] = history.losses
+    return losses
 
 
 def test_a_killed_worker_ends_the_run_with_its_name_and_another_plan_continues_it(

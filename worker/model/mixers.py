@@ -21,7 +21,7 @@ from worker.model.mlp import make_mlp
 from worker.model.s4d import S4d
 from worker.model.ssd import Ssd
 
-_MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
+MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
     specs.AttentionSpec: Attention,
     specs.S4dSpec: S4d,
     specs.H3Spec: H3,
@@ -39,4 +39,4 @@ _MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
 
 def make_mixer(model: ModelSpec, part: specs.MixerSpec) -> Mixer:
     """The module of `part` in `model`, a resolved spec that `part` fits."""
-    return _MAKERS[type(part)](model, part)
+    return MAKERS[type(part)](model, part)
