@@ -32,7 +32,8 @@ from sim.inputs import (
     read_work,
 )
 from sim.replay import Work
-from sim.run import RunEvent, RunOptions, RunResult, StepDone, simulate_run
+from sim.run import simulate_run
+from sim.run_records import RunEvent, RunOptions, RunResult, StepDone
 from sim.simulation import planner_of
 from sim.step_plan import StepPlanned, plan_step
 
