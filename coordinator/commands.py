@@ -13,6 +13,7 @@ from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Source
+from scheduler.neighbours import Keeper
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.recovery import Standing
@@ -61,6 +62,7 @@ class TakePlan:
     serves: tuple[LayerPart, ...] = ()
     guests: tuple[str, ...] = ()
     """Workers that serve layers without having a rank; they count as ranks behind the last."""
+    keepers: tuple[Keeper, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,10 @@ class RunSteps:
     stop: int
     record: tuple[int, ...]
     watch: tuple[int, ...] = ()
+    copy_step: int = 0
+    """After so many steps neighbours get copies; 0: not among these."""
+    copy_keeps: int = 0
+    """The copies of this step stay until those are there."""
 
 
 @dataclass(frozen=True, slots=True)

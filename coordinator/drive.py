@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 from scheduler.layer_sources import holdings_of
 
 from .commands import Evaluate, Order, RecordEval, RunSteps, Save
-from .events import Evaluated
+from .events import Copied, Evaluated
 from .records import Saving, State, Transition, finish, frozen, ignored, put, step_to, then
 from .recovering import plan_anew
 
@@ -113,7 +114,7 @@ def _grant(state: State, now: float) -> Transition:
     ahead = _ahead(state)
     end = boundary(state)
     resumed = state.phase != "running"
-    changes = {"progress_s": now} if resumed else {}
+    changes: dict[str, Any] = {"progress_s": now} if resumed else {}
     reason = f"running to step {end}"
     stop = min(end, state.done + ahead)
     if stop <= state.granted or (state.granted - state.done > ahead // 2 and stop < end):
@@ -121,12 +122,42 @@ def _grant(state: State, now: float) -> Transition:
     assert state.plan is not None
     record = tuple(s for s in recorded_steps(state) if state.granted <= s < stop)
     watch = tuple(s for s in range(state.granted, stop) if s % _watched_every(state) == 0)
+    copy = _copy(state, stop)
     order = RunSteps(
         state.plan.version, state.granted, stop, record, watch if state.options.reconsider_s else ()
     )
+    if copy:
+        order = replace(order, copy_step=copy, copy_keeps=state.copied_at)
+        changes |= {"copying": copy}
     return step_to(
         state, reason, *(Order(n, order) for n in state.ranks), phase="running", granted=stop, **changes
     )
+
+
+def _copy(state: State, stop: int) -> int:
+    """After how many of the steps to be granted neighbours get copies; 0: not among them."""
+    every = state.options.neighbours_every
+    due = max(state.granted + 1, state.copied_at + every)
+    # One at a time: a worker has room for the last that all have, and for the next.
+    wanted = every and state.keepers and not state.copying
+    return due if wanted and due <= stop and due < state.options.steps else 0
+
+
+def on_copied(state: State, event: Copied) -> Transition:
+    """The copies count once every keeper has its own: from then on all can go back to that step."""
+    if event.plan_version != state.plan_version or event.step != state.copying or not state.copying:
+        return ignored(state, f"{event.worker} has copies that nobody waits for")
+    assert state.plan is not None
+    copied = state.copied | {event.worker}
+    if not {k.keeper for k in state.keepers} <= copied:
+        return Transition(replace(state, copied=copied))
+    own = holdings_of(state.plan, event.step, state.ranks)
+    holdings = dict(own)
+    for k in state.keepers:
+        both = holdings[k.keeper].layers | own[k.holder].layers
+        holdings[k.keeper] = replace(holdings[k.keeper], layers=both)
+    reason = f"neighbours have the copies of step {event.step}"
+    return step_to(state, reason, copies=frozen(holdings), copying=0, copied=frozenset())
 
 
 # ---- evaluation

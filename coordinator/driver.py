@@ -45,7 +45,7 @@ from .data_keys import DataKeys
 from .drive import recorded_steps
 from .links import record_links
 from .measurements import keep_measurements
-from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look
+from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look, with_keepers
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
@@ -236,8 +236,10 @@ class Driver:
 
     def _make(self, request: MakePlan) -> Planning:
         if request.standing is None:
-            return self._planner(self.job, request)
-        return go_on(self.job, request, request.standing, self._planner)
+            planning = self._planner(self.job, request)
+        else:
+            planning = go_on(self.job, request, request.standing, self._planner)
+        return with_keepers(self.job, planning)
 
     async def _plan(self, request: MakePlan) -> None:
         try:
@@ -261,7 +263,7 @@ class Driver:
             if planning.way is not None:
                 way = planning.way
                 self.tell("recovery", way=way.way, step=way.step, loading_s=way.loading_s, reason=way.reason)
-        self.apply(e.Planned(planning.plan, planning.way))
+        self.apply(e.Planned(planning.plan, planning.way, planning.keepers))
 
     async def _reconsider(self, asked: Reconsider) -> None:
         version = asked.running.version

@@ -12,6 +12,7 @@ from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
+from scheduler.neighbours import Keeper
 from scheduler.observed import Factors
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
@@ -149,6 +150,15 @@ class StepVote:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """The worker has the copies of `step` that it keeps for others."""
+
+    worker: str
+    plan_version: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     worker: str
     step: int
@@ -191,6 +201,8 @@ class Planned:
 
     plan: Plan
     way: GoOn | None = None
+    keepers: tuple[Keeper, ...] = ()
+    """Who keeps copies for whom, if the job wants any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +262,7 @@ Event = (
     | Ready
     | StepVote
     | Holds
+    | Copied
     | Saved
     | Evaluated
     | LayerStored

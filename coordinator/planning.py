@@ -12,6 +12,7 @@ import numpy as np
 
 from scheduler.cost import predict
 from scheduler.job import JobSpec
+from scheduler.neighbours import Keeper, keepers, price
 from scheduler.plan import Plan, PlanError
 from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
@@ -37,6 +38,8 @@ class Planning:
     """The engine's timeline of one step, to lay beside the measured one."""
     way: GoOn | None = None
     """How an interrupted run goes on with the plan; None: the run begins with it."""
+    keepers: tuple[Keeper, ...] = ()
+    """Who keeps copies for whom, if the job wants any."""
 
 
 Planner = Callable[[JobSpec, MakePlan], Planning]
@@ -120,6 +123,18 @@ def look(
     except ValueError as error:
         return Stay(0, f"There is no other plan: {error}")
     return reconsider(asked.running, candidate, measured, asked.step, asked.steps, asked.streak, patience)
+
+
+def with_keepers(job: JobSpec, planning: Planning) -> Planning:
+    """With who keeps copies for whom, and among the plan's reasons what they cost, if the job wants any."""
+    every, plan = job.checkpoint.neighbours_every, planning.plan
+    if not every or plan.local_steps:  # replicas that step alone have no state that others could go on with
+        return planning
+    found = keepers(plan, planning.request.model, planning.topology)
+    says = price(found, planning.topology, every, plan.predicted_step_s)
+    plan = replace(plan, reasons=(*plan.reasons, says))
+    way = replace(planning.way, plan=plan) if planning.way is not None else None
+    return replace(planning, plan=plan, keepers=found, way=way)
 
 
 def _of_those_who_stay(request: MakePlan, standing: Standing) -> MakePlan:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding, Sources
+from scheduler.neighbours import Keeper
 from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
 from scheduler.recovery import GoOn, Standing
@@ -220,7 +221,7 @@ def _standing(state: State, team: tuple[str, ...]) -> Standing | None:
     if state.ran is None:
         return None
     saved = state.checkpoint.step if state.checkpoint else None
-    return Standing(state.ran, team, state.held, state.done, state.options.steps, saved)
+    return Standing(state.ran, team, state.held, state.done, state.options.steps, saved, state.copies)
 
 
 # ---- answers
@@ -309,18 +310,20 @@ def on_planned(state: State, event: Planned) -> Transition:
     state = replace(state, plan=plan)
     if state.options.dry_run:
         return finish(state, "planned; --dry-run asks for no more")
-    return load(state, plan, event.way)
+    return load(state, plan, event.way, event.keepers)
 
 
-def load(state: State, plan: Plan, way: GoOn | None) -> Transition:
+def load(state: State, plan: Plan, way: GoOn | None, keepers: tuple[Keeper, ...] = ()) -> Transition:
     """Have every rank take `plan`, with its layers from where `way` says (None: the run begins)."""
     commands: list[Command] = []
     state = _as_observed(state)
     from_peers = way is not None and not way.from_checkpoint
+    if way is not None and way.step < state.done:
+        commands.append(Rewind(way.step, way.reason))
     if way is not None and not from_peers:
-        if way.step < state.done:
-            commands.append(Rewind(way.step, way.reason))
         state = back_to_checkpoint(state)
+    elif way is not None and way.step < state.done:
+        state = back_to_copies(state, way.step)
     sources = way.sources if way is not None and from_peers else {}
     restore = None if from_peers else state.checkpoint
     ranks = [plan.device(r) for r in range(plan.n_ranks)]
@@ -333,6 +336,7 @@ def load(state: State, plan: Plan, way: GoOn | None) -> Transition:
         files=restore.files if restore else (),
         step=state.done,
         guests=guests,
+        keepers=keepers,
     )
     for name in (*ranks, *guests):
         order = replace(take, sources=sources.get(name, ()), serves=_served(sources, name))
@@ -346,6 +350,7 @@ def load(state: State, plan: Plan, way: GoOn | None) -> Transition:
         plan=plan,
         ready=frozenset(),
         guests=guests,
+        keepers=keepers,
         refused=(),
     )
 
@@ -364,6 +369,20 @@ def back_to_checkpoint(state: State) -> State:
         loss=r.loss if r else None,
         eval_loss=r.eval_loss if r else None,
         held=frozen({}),
+        copies=frozen({}),
+    )
+
+
+def back_to_copies(state: State, step: int) -> State:
+    """Steps since the neighbours' copies count no more; what they hold is what the copies are."""
+    return replace(
+        state,
+        done=step,
+        granted=step,
+        saved_at=min(state.saved_at, step),
+        save_failed_at=-1,
+        evaluated_at=min(state.evaluated_at, step),
+        held=state.copies,
     )
 
 

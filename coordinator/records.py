@@ -17,6 +17,7 @@ from scheduler.departures import Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding
 from scheduler.liveness import HEARTBEAT_S, SILENCE, STEP, Patience
+from scheduler.neighbours import Keeper
 from scheduler.observed import NOTHING_CHANGED, Factors
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile
@@ -83,6 +84,8 @@ class Options:
     """How long a run whose plan was interrupted waits for workers that make another possible."""
     await_s: float = 30.0
     """How long a run that is taken up waits for the rest of its workers, once one of them is back."""
+    neighbours_every: int = 0
+    """Steps between copies of each stage that a neighbour keeps; 0: there are none."""
     reconsider_s: float = 30.0
     """Between two looks for a faster plan while one runs; 0: there are none."""
     probe_streams: int = 4
@@ -187,6 +190,14 @@ class State:
     """The plan that ran last; None: none has run yet."""
     held: Mapping[str, Holding] = field(default_factory=lambda: frozen({}))
     """While another plan is made and loaded: who holds what of the model."""
+    keepers: tuple[Keeper, ...] = ()
+    """Who keeps copies for whom under the plan."""
+    copying: int = 0
+    """The step whose copies are under way; 0: none are."""
+    copied: frozenset[str] = frozenset()
+    """Keepers that have those of step `copying`."""
+    copies: Mapping[str, Holding] = field(default_factory=lambda: frozen({}))
+    """The last that all had: of themselves and of their neighbours."""
     guests: tuple[str, ...] = ()
     """Workers without a rank that serve layers while the plan is loaded."""
     told_off: Mapping[str, Gone] = field(default_factory=lambda: frozen({}))
@@ -246,6 +257,11 @@ class State:
     def connected(self) -> tuple[str, ...]:
         """Members whose stream is open, in the order they joined."""
         return tuple(n for n, m in self.members.items() if m.connected)
+
+    @property
+    def copied_at(self) -> int:
+        """The step of the last copies that all had; 0: there are none."""
+        return max((h.step for h in self.copies.values()), default=0)
 
     @property
     def ranks(self) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def options_of(job: JobSpec, run: RunOptions) -> Options:
         regather_s=run.regather_s,
         silence=run.silence,
         reconsider_s=run.reconsider_s,
+        neighbours_every=job.checkpoint.neighbours_every,
     )
 
 

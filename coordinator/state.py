@@ -22,9 +22,10 @@ from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
 
 from .commands import Command, Evict, Order, RecordConduct, Refuse, Stop
-from .drive import on_evaluated, proceed
+from .drive import on_copied, on_evaluated, proceed
 from .events import (
     Connected,
+    Copied,
     Disconnected,
     Drain,
     Evaluated,
@@ -168,6 +169,7 @@ WorkerEvent = (
     | Ready
     | StepVote
     | Holds
+    | Copied
     | Saved
     | Evaluated
 )
@@ -209,6 +211,8 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
         case StepVote():
             bad = bad_numbers(state, event)
             return on_step_vote(state, event, now) if bad is None else _do_again(state, bad, now)
+        case Copied():
+            return on_copied(state, event)
         case Saved():
             return on_saved(state, event, now)
         case Evaluated():
@@ -275,6 +279,7 @@ def _forget(state: State, name: str, gone: Gone) -> State:
         profiles=drop(state.profiles, name),
         links=frozen({pair: s for pair, s in state.links.items() if name not in pair}),
         held=drop(state.held, name),
+        copies=drop(state.copies, name),
         leaving=drop(state.leaving, name),
         told_off=drop(state.told_off, name),
     )

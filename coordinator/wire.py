@@ -54,6 +54,8 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             if not 0 <= held.start <= held.stop <= MAX_LAYERS:
                 raise ConvertError(f"holds: found layers {held.start}..{held.stop}, required a range")
             return e.Holds(worker, m.holds.step, held.start, held.stop)
+        case "copied":
+            return e.Copied(worker, m.copied.plan_version, m.copied.step)
         case "saved":
             if len(m.saved.files) > MAX_FILES:
                 raise ConvertError(
@@ -119,8 +121,9 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
             return pb.Command(measure_links=measure)
         case c.TakePlan():
             return pb.Command(take_plan=_take_plan(body))
-        case c.RunSteps(version, start, stop, record, watch):
+        case c.RunSteps(version, start, stop, record, watch, copy, keeps):
             run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record, watch=watch)
+            run.copy_step, run.copy_keeps = copy, keeps
             return pb.Command(run_steps=run)
         case c.Commit(version, step, grad_norm):
             commit = pb.Commit(plan_version=version, step=step, grad_norm=grad_norm)
@@ -150,4 +153,5 @@ def _take_plan(body: c.TakePlan) -> pb.TakePlan:
         sources=[pb.LayerSource(layer=s.layer, donors=s.donors) for s in body.sources],
         serves=[pb.LayerPart(layer=p.layer, to=p.to, part=p.part, parts=p.parts) for p in body.serves],
         guests=body.guests,
+        keepers=[pb.Keeper(holder=k.holder, keeper=k.keeper) for k in body.keepers],
     )

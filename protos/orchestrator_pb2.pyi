@@ -64,7 +64,7 @@ class JoinReply(_message.Message):
     def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ..., relay_address: _Optional[str] = ..., relay_key: _Optional[bytes] = ..., committed: _Optional[int] = ..., committed_plan: _Optional[int] = ..., committed_norm: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote", "holds")
+    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote", "holds", "copied")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
     LINKS_MEASURED_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class Event(_message.Message):
     GENERATED_FIELD_NUMBER: _ClassVar[int]
     STEP_VOTE_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     profiled: Profiled
     links_measured: LinksMeasured
@@ -89,7 +90,8 @@ class Event(_message.Message):
     generated: Generated
     step_vote: StepVote
     holds: Holds
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ..., holds: _Optional[_Union[Holds, _Mapping]] = ...) -> None: ...
+    copied: Copied
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ..., holds: _Optional[_Union[Holds, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("memory_used_bytes", "waits", "waits_for")
@@ -309,6 +311,14 @@ class Failed(_message.Message):
     fatal: bool
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., fatal: bool = ...) -> None: ...
 
+class Copied(_message.Message):
+    __slots__ = ("plan_version", "step")
+    PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    plan_version: int
+    step: int
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
 class Leaving(_message.Message):
     __slots__ = ("reason", "departure")
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -426,7 +436,7 @@ class Range(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class TakePlan(_message.Message):
-    __slots__ = ("plan", "peers", "restore", "restore_step", "files", "step", "sources", "serves", "guests")
+    __slots__ = ("plan", "peers", "restore", "restore_step", "files", "step", "sources", "serves", "guests", "keepers")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
@@ -436,6 +446,7 @@ class TakePlan(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     SERVES_FIELD_NUMBER: _ClassVar[int]
     GUESTS_FIELD_NUMBER: _ClassVar[int]
+    KEEPERS_FIELD_NUMBER: _ClassVar[int]
     plan: PlanMsg
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
     restore: bool
@@ -445,7 +456,16 @@ class TakePlan(_message.Message):
     sources: _containers.RepeatedCompositeFieldContainer[LayerSource]
     serves: _containers.RepeatedCompositeFieldContainer[LayerPart]
     guests: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., restore: bool = ..., restore_step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[LayerFile, _Mapping]]] = ..., step: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[LayerSource, _Mapping]]] = ..., serves: _Optional[_Iterable[_Union[LayerPart, _Mapping]]] = ..., guests: _Optional[_Iterable[str]] = ...) -> None: ...
+    keepers: _containers.RepeatedCompositeFieldContainer[Keeper]
+    def __init__(self, plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., restore: bool = ..., restore_step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[LayerFile, _Mapping]]] = ..., step: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[LayerSource, _Mapping]]] = ..., serves: _Optional[_Iterable[_Union[LayerPart, _Mapping]]] = ..., guests: _Optional[_Iterable[str]] = ..., keepers: _Optional[_Iterable[_Union[Keeper, _Mapping]]] = ...) -> None: ...
+
+class Keeper(_message.Message):
+    __slots__ = ("holder", "keeper")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    KEEPER_FIELD_NUMBER: _ClassVar[int]
+    holder: str
+    keeper: str
+    def __init__(self, holder: _Optional[str] = ..., keeper: _Optional[str] = ...) -> None: ...
 
 class LayerSource(_message.Message):
     __slots__ = ("layer", "donors")
@@ -468,18 +488,22 @@ class LayerPart(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., to: _Optional[str] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class RunSteps(_message.Message):
-    __slots__ = ("plan_version", "start", "stop", "record", "watch")
+    __slots__ = ("plan_version", "start", "stop", "record", "watch", "copy_step", "copy_keeps")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     WATCH_FIELD_NUMBER: _ClassVar[int]
+    COPY_STEP_FIELD_NUMBER: _ClassVar[int]
+    COPY_KEEPS_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     start: int
     stop: int
     record: _containers.RepeatedScalarFieldContainer[int]
     watch: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, plan_version: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., record: _Optional[_Iterable[int]] = ..., watch: _Optional[_Iterable[int]] = ...) -> None: ...
+    copy_step: int
+    copy_keeps: int
+    def __init__(self, plan_version: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., record: _Optional[_Iterable[int]] = ..., watch: _Optional[_Iterable[int]] = ..., copy_step: _Optional[int] = ..., copy_keeps: _Optional[int] = ...) -> None: ...
 
 class Save(_message.Message):
     __slots__ = ("step",)

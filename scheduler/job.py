@@ -156,6 +156,9 @@ class LocalStepsSpec(_Strict):
 class CheckpointSpec(_Strict):
     every: Annotated[int, Field(ge=0)] = 50
     """Steps between checkpoints; 0: only at the end."""
+    neighbours_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between the copies of each stage that a worker of another stage keeps in memory, so that a stage
+    lost with all its replicas goes back by no more; 0: there are none."""
     keep: Annotated[int, Field(ge=1)] = 2
     keep_best: bool = True
 

@@ -17,7 +17,7 @@ The coordinator and the simulator both ask here. Pure: knows no member, no clock
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from scheduler.cost import stage_memory_bytes, step_time_s
@@ -49,6 +49,8 @@ class Standing:
     steps: int
     saved: int | None
     """The step of the last checkpoint; None: there is none, and going back means the beginning."""
+    copies: Mapping[str, Holding] = field(default_factory=dict)
+    """Who keeps which layers as they were after an earlier step, all after the same; nobody: {}."""
     shape: tuple[int, int] | None = None
     """(stages, replicas) that the job asks for: kept while there are devices for it. None: left open."""
 
@@ -114,13 +116,24 @@ def _price(standing: Standing, way: Way, plan: Plan, now: Measured) -> tuple[flo
     )
     # Replicas that step alone hold no layer that another could go on with.
     lost = tuple(range(len(now.model.layers))) if plan.local_steps else orphans(sources)
-    if lost:
+    if lost and not plan.local_steps and (copied := _from_copies(standing, plan, now)) is not None:
+        step, sources = copied
+    elif lost:
         step = standing.saved or 0
         sources = _all_from_checkpoint(sources)
     moving_s = loading_s(sources, now.model, TopologyNetwork(now.topology))
     plan = replace(plan, predicted_step_s=step_s)
-    reason = _reason(standing, way, plan, sources, lost, moving_s, now.model)
+    reason = _reason(standing, way, plan, sources, lost, moving_s, now.model, step)
     return moving_s + (standing.steps - step) * step_s, GoOn(plan, way, step, sources, moving_s, reason)
+
+
+def _from_copies(standing: Standing, plan: Plan, now: Measured) -> tuple[int, Sources] | None:
+    """(step, sources) of what neighbours keep, if that is all layers and further than the checkpoint."""
+    step = max((h.step for h in standing.copies.values()), default=0)
+    if step <= (standing.saved or 0):
+        return None
+    sources = layer_sources(plan, step, standing.copies, now.model, now.topology)
+    return None if orphans(sources) else (step, sources)
 
 
 def adopt(standing: Standing, plan: Plan, now: Measured, reason: str) -> GoOn:
@@ -227,6 +240,7 @@ def _reason(
     lost_layers: tuple[int, ...],
     moving_s: float,
     model: ModelProfile,
+    step: int,
 ) -> str:
     match way:
         case "repair":
@@ -239,6 +253,12 @@ def _reason(
         case "move":
             raise AssertionError("whoever moves brings the reason along")
     how = f"{_gone(standing)}: {how}, {duration(plan.predicted_step_s)} a step"
+    if lost_layers and not orphans(sources):
+        again = count(standing.step - step, "step")
+        return (
+            f"{how}; nobody holds {_layers(lost_layers)}: back to the copies that neighbours keep of step"
+            f" {step}, {again} again"
+        )
     if lost_layers:
         back = "the checkpoint of step " + str(standing.saved) if standing.saved else "the beginning"
         again = count(standing.step - (standing.saved or 0), "step")

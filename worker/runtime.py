@@ -38,12 +38,21 @@ from worker.checkpoint import (
     local_files,
     stage_files,
 )
+from worker.copies import Copies, Exchange, Kept
 from worker.data import DataError, Dataset, open_dataset
 from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
 from worker.faults import Reached, no_faults
 from worker.held_layers import HeldLayers
-from worker.loading import Serving, build_stage, fetched, load_checkpoint, load_from_peers
+from worker.loading import (
+    LAYER_TIMEOUT_S,
+    MAX_LAYER_BYTES,
+    Serving,
+    build_stage,
+    fetched,
+    load_checkpoint,
+    load_from_peers,
+)
 from worker.model import ModelError
 from worker.model_of_job import model_of
 from worker.optimizer import OptimizerStateError, StageOptimizer
@@ -107,6 +116,8 @@ class Runtime:
         self._done = 0
         """Steps that the stage has seen."""
         self._held: HeldLayers | None = None
+        self._copies = Copies()
+        self._exchange: Exchange | None = None
         self._changing = threading.Lock()
         """Over what other threads reach: the open plan, and which plans are aborted."""
         self._transport: Transport | None = None
@@ -249,6 +260,8 @@ class Runtime:
             return
         if not take.sources and not take.serves:
             self._held = None  # the model is that of the checkpoint, or fresh
+        elif self._held is None or self._held.step != take.step:
+            self._held = self._copies.at(take.step) or self._held
         me = ranks[self._name]
         transport = self._open(plan, me, take, ranks)
         serving = Serving(take, self._held, transport, me, ranks, self._serving_failed)
@@ -262,6 +275,9 @@ class Runtime:
         addresses = {p.name: self._ways.address(p) for p in take.peers}
         names = {rank: name for name, rank in ranks.items()}
         others = {ranks[p.to] for p in take.serves} | {ranks[d] for s in take.sources for d in s.donors}
+        for k in take.keepers:
+            if self._name in (k.holder, k.keeper):
+                others |= {ranks[k.holder], ranks[k.keeper]}
         talks_to = (others | set(_talks_to(plan, me) if me < plan.n_ranks else ())) - {me}
         moves = bool(take.sources or take.serves)
         transport = self._endpoint.open(
@@ -316,9 +332,39 @@ class Runtime:
                 self._say("local steps", loaded=load_local(outer, optimizer, plan, rank, fetch))
         assert self._votes is not None
         self._stage, self._optimizer, self._outer, self._done = stage, optimizer, outer, take.step
+        self._exchange = self._exchange_of(plan, rank, take, transport, ranks)
         self._context = StepContext(
             plan, rank, job, transport, codecs, self._votes, RECEIVE_TIMEOUT_S, self._reached, device
         )
+
+    def _exchange_of(
+        self, plan: Plan, rank: int, take: pb.TakePlan, transport: Transport, ranks: Mapping[str, int]
+    ) -> Exchange:
+        """What this rank sends to its keepers, and keeps for others."""
+        kept = [ranks[k.holder] for k in take.keepers if k.keeper == self._name]
+        return Exchange(
+            transport,
+            plan.version,
+            rank,
+            plan.partition[plan.stage_of(rank)][0],
+            [ranks[k.keeper] for k in take.keepers if k.holder == self._name],
+            [Kept(r, *plan.partition[plan.stage_of(r)]) for r in kept],
+            MAX_LAYER_BYTES,
+            LAYER_TIMEOUT_S,
+        )
+
+    def _copy(self, step: int, complete: int) -> None:
+        """Copy the stage as it is after `step` steps, and have neighbours exchange theirs beside the next."""
+        context, stage, optimizer, exchange = self._context, self._stage, self._optimizer, self._exchange
+        if context is None or stage is None or optimizer is None or exchange is None:
+            return
+        own = self._copies.take(step, complete, stage, optimizer, exchange.first_layer)
+        copied = pb.Event(copied=pb.Copied(plan_version=exchange.plan_version, step=step))
+
+        def failed(error: Exception) -> None:
+            self._fail(ExitCode.WORKER_FAILED, error, fatal=False)
+
+        exchange.start(step, own, self._copies, lambda: self._emit(copied), failed)
 
     def _serving_failed(self, error: Exception) -> None:
         self._fail(ExitCode.WORKER_FAILED, error)
@@ -341,7 +387,7 @@ class Runtime:
             self._held.keep(self._stage, self._optimizer, first_layer)
         with self._changing:
             self._transport = self._votes = None
-        self._context = self._stage = self._optimizer = self._outer = None
+        self._context = self._stage = self._optimizer = self._outer = self._exchange = None
 
     def close(self) -> None:
         """Leave the plan; the endpoint is whoever made it's to close."""
@@ -356,6 +402,8 @@ class Runtime:
             if self._context is None or command.plan_version != self._context.plan.version:
                 return
             self._run_step(step, step in command.record, step in command.watch)
+            if step + 1 == command.copy_step:
+                self._copy(step + 1, command.copy_keeps)
 
     def _run_step(self, step: int, record: bool, watch: bool) -> None:
         context, stage, optimizer = self._context, self._stage, self._optimizer

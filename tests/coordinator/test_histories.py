@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -192,6 +194,32 @@ class Run(RuleBasedStateMachine):
 
 Run.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestHistories = Run.TestCase
+
+
+class CopiedRun(Run):
+    """With copies at neighbours, so that a stage that is lost comes back from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options = replace(self.w.state.options, neighbours_every=2, save_every=0)
+        self.w.state = replace(self.w.state, options=options)
+
+    @initialize()
+    def three_begin(self) -> None:
+        for name in NAMES[:3]:
+            self.born += 1
+            self.w.join(name, incarnation=str(self.born))
+        self.w.settle(until="running")
+
+    @invariant()
+    def copies_are_where_they_are_taken_to_be(self) -> None:
+        s = self.w.state
+        for name, holding in s.copies.items():
+            assert holding.layers <= self.w.kept[name].get(holding.step, set())
+
+
+CopiedRun.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCopiedHistories = CopiedRun.TestCase
 
 
 class ReplicatedRun(Run):

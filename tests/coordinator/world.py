@@ -18,9 +18,10 @@ from coordinator.records import OVER, Options, Restore, State, TakenUp, Transiti
 from coordinator.state import handle, start
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo, weights_file
+from scheduler.neighbours import keepers
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
-from scheduler.recovery import Gather, adopt, recover
+from scheduler.recovery import Gather, GoOn, adopt, recover
 from scheduler.replan import Measured
 from scheduler.topology import Device
 
@@ -77,6 +78,9 @@ class World:
         """By worker: (plan, step) it was told to run, the first of which it has voted for."""
         self.has: dict[str, dict[int, int]] = defaultdict(dict)
         """By worker: layer -> the steps it has seen."""
+        self.copy_at: dict[str, int] = {}
+        self.kept: dict[str, dict[int, set[int]]] = defaultdict(dict)
+        """By worker: step -> layers that it has copies of."""
         self.running: dict[str, Plan] = {}
         """By worker: the plan that it took last."""
         self.given: list[c.Command] = []
@@ -106,6 +110,7 @@ class World:
                 self.waiting.pop(command.worker, None)
                 self.todo.pop(command.worker, None)
                 self.has.pop(command.worker, None)
+                self.kept.pop(command.worker, None)
                 self.running.pop(command.worker, None)
         return transition
 
@@ -132,6 +137,10 @@ class World:
             case c.TakePlan():
                 self._take(worker, body)
             case c.RunSteps(version, first, stop):
+                if body.copy_step:
+                    self.copy_at[worker] = body.copy_step
+                    kept = self.kept[worker]
+                    self.kept[worker] = {s: x for s, x in kept.items() if s == body.copy_keeps}
                 own = self._own(worker)
                 self.has[worker] = {i: n for i, n in self.has[worker].items() if i in own}
                 idle = not self.todo[worker]
@@ -144,6 +153,7 @@ class World:
                     for layer in self._own(worker):
                         assert self.has[worker][layer] == body.step, "it did the step before"
                         self.has[worker][layer] += 1
+                    self._copy(worker, body.step + 1)
                     self._vote(worker)
                     if not self.todo[worker] and self.waiting[worker]:
                         return self.answer(worker)
@@ -165,6 +175,20 @@ class World:
                     self.feed(e.Disconnected(worker, "it was stopped"))
         return body
 
+    def _copy(self, worker: str, step: int) -> None:
+        """Copy its layers if it was told to; who keeps them for others says so once they are there."""
+        if self.copy_at.get(worker) != step:
+            return
+        self.kept[worker].setdefault(step, set()).update(self._own(worker))
+        pairs = [(k.holder, k.keeper) for k in self.state.keepers]
+        for keeper in dict.fromkeys(k for _, k in pairs):
+            holders = [h for h, k in pairs if k == keeper]
+            if all(step in self.kept[n] for n in (keeper, *holders)):
+                version = self.running[keeper].version
+                for holder in holders:
+                    self.kept[keeper][step].update(self._own(holder))
+                self.feed(e.Copied(keeper, version, step))
+
     def _own(self, worker: str) -> range:
         """The layers of its stage in the plan that it took last."""
         plan = self.running.get(worker)
@@ -174,6 +198,10 @@ class World:
     def _take(self, worker: str, take: c.TakePlan) -> None:
         self.todo[worker].clear()
         self.running[worker] = take.plan
+        if take.sources and take.step in self.kept[worker]:
+            old = self.kept[worker][take.step]
+            if not all(n == take.step for n in self.has[worker].values()):
+                self.has[worker] = dict.fromkeys(old, take.step)
         for source in take.sources:
             for donor in source.donors:
                 # A donor has obeyed what came before its own TakePlan by the time it serves.
@@ -182,7 +210,9 @@ class World:
                     self.answer(donor)
                 if donor not in self.state.members:
                     return  # it is lost while it serves: whoever waits for it is told to stop
-                assert self.has[donor].get(source.layer) == take.step, f"{donor} lacks layer {source.layer}"
+                there = self.has[donor].get(source.layer) == take.step
+                copied = source.layer in self.kept[donor].get(take.step, ())
+                assert there or copied, f"{donor} lacks layer {source.layer}"
             self.has[worker][source.layer] = take.step
         if take.plan.rank_of_device(worker) is None:
             return  # it serves
@@ -228,15 +258,21 @@ class World:
         why = f"{self.least} workers are required"
         plan = line_plan(request.version, names[:able], self.replicas) if able >= self.least else None
         if request.standing is None:
-            return e.Planned(plan) if plan else e.PlanFailed(request.version, why)
+            return self._to_take(request, plan) if plan else e.PlanFailed(request.version, why)
         measured = Measured(request.model, request.profiles, topology_of(request))
         if request.chosen is not None:
             chosen = replace(request.chosen[0], version=request.version)
-            return e.Planned(chosen, adopt(request.standing, chosen, measured, request.chosen[1]))
+            way = adopt(request.standing, chosen, measured, request.chosen[1])
+            return self._to_take(request, chosen, way)
         found = recover(request.standing, plan or why, measured, request.version)
         if isinstance(found, Gather):
             return e.PlanFailed(request.version, found.reason)
-        return e.Planned(found.plan, found)
+        return self._to_take(request, found.plan, found)
+
+    def _to_take(self, request: c.MakePlan, plan: Plan, way: GoOn | None = None) -> e.Planned:
+        wanted = self.state.options.neighbours_every > 0
+        found = keepers(plan, request.model, topology_of(request)) if wanted else ()
+        return e.Planned(plan, way, found)
 
     def settle(self, *, until: str = "", limit: int = 10_000) -> None:
         """Let everybody obey until nothing is left, or the phase is `until`."""

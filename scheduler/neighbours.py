@@ -1,0 +1,78 @@
+"""Who keeps another stage's layers besides its own, so that a stage lost with all replicas is not lost.
+
+One replica of each stage sends its layers, weights and optimizer's state, every so many steps to a worker of
+another stage: on another machine where there is one, to whom the fewest are sent already, over the quickest
+link. What it costs is bytes on that link and memory at both ends, beside the steps; the price is in words.
+
+Pure: knows plans and links; copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scheduler.flows import TopologyNetwork
+from scheduler.layer_sources import layer_bytes
+from scheduler.moving import transfers_s
+from scheduler.plan import Plan
+from scheduler.profile import ModelProfile
+from scheduler.topology import Topology
+from scheduler.units import count, duration, size
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """`keeper` keeps what `holder` sends it: the layers of `holder`'s stage."""
+
+    holder: str
+    keeper: str
+    n_bytes: int
+    """Of one copy."""
+
+
+def keepers(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Keeper, ...]:
+    """One for each stage, in their order; none for a plan of one stage, whose every holder has all layers."""
+    if plan.n_stages < 2:
+        return ()
+    hosts = {d.name: d.host or d.name for d in topology.devices}
+    kept: Counter[str] = Counter()
+    found = []
+    for stage in range(plan.n_stages):
+        start, stop = plan.partition[stage]
+        n_bytes = sum(layer_bytes(model, i) for i in range(start, stop))
+        holders = [plan.device(r) for r in plan.group(stage)]
+        others = [plan.device(r) for r in range(plan.n_ranks) if plan.stage_of(r) != stage]
+
+        def cost(
+            pair: tuple[str, str], n_bytes: int = n_bytes, stage: int = stage
+        ) -> tuple[bool, int, float, int, tuple[str, str]]:
+            a, b = pair
+            seconds = topology.transfer_s(topology.index(a), topology.index(b), n_bytes)
+            rank = plan.rank_of_device(b)
+            assert rank is not None
+            behind = (plan.stage_of(rank) - stage) % plan.n_stages
+            return hosts[a] == hosts[b], kept[b], seconds, behind, pair
+
+        holder, keeper = min(((a, b) for a in holders for b in others), key=cost)
+        kept[keeper] += 1
+        found.append(Keeper(holder, keeper, n_bytes))
+    return tuple(found)
+
+
+def price(found: Sequence[Keeper], topology: Topology, every: int, step_s: float) -> str:
+    """What copies every `every` steps of `step_s` cost over the engine's network, in a sentence."""
+    if not found:
+        return "Nobody keeps copies for others: every holder of this plan has all layers."
+    total = sum(k.n_bytes for k in found)
+    seconds = transfers_s(TopologyNetwork(topology), [(k.holder, k.keeper, k.n_bytes) for k in found])
+    share = seconds / (every * step_s) if step_s > 0 else 0.0
+    busy = f"{share:.0%} of the time on the busiest link"
+    late = "; they take longer than that, and come as often as they can" if share > 1 else ""
+    largest = max(k.n_bytes for k in found)
+    return (
+        f"Each stage is kept by a neighbour too: {size(total)} every {count(every, 'step')}, in"
+        f" {duration(seconds)}, {busy}{late}; at most {size(2 * largest)} more memory for each copy that is"
+        " kept, twice while the next is under way."
+    )
