@@ -38,7 +38,7 @@ def copied(step: int = 1) -> tuple[list[Copies], list[dict[int, HeldLayer]]]:
     def failed(error: Exception) -> None:
         raise error
 
-    threads = []
+    threads: list[threading.Thread] = []
     for r, rank in enumerate(ranks):
         own = copies[r].take(step, 0, rank.stage, rank.optimizer, LAYERS[r][0])
         threads += exchange(line, r).start(step, own, copies[r], done[r].set, failed)
@@ -89,7 +89,7 @@ def test_copies_that_do_not_come_are_never_said_to_be_there(too_large: bool) -> 
     line = transports(2)
     copies, done = [Copies(), Copies()], threading.Event()
     errors: list[Exception] = []
-    threads = []
+    threads: list[threading.Thread] = []
     for r in (0, 1) if too_large else (0,):
         own = copies[r].take(1, 0, ranks[r].stage, ranks[r].optimizer, LAYERS[r][0])
         threads += exchange(line, r, 10).start(1, own, copies[r], done.set, errors.append)
