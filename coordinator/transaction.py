@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from scheduler.bad_numbers import History, judge
-from scheduler.blame import cut_off, hanging
+from scheduler.blame import culprits
 from scheduler.exit_codes import ExitCode
 from scheduler.gradient_norm import norm_of
 from scheduler.liveness import remember
@@ -141,9 +141,7 @@ def overdue(state: State, now: float) -> Overdue | None:
     assert state.plan is not None
     late = frozenset(r for r, n in enumerate(state.ranks) if n not in state.votes)
     waits_for = {r: state.members[n].waits_for for r, n in enumerate(state.ranks)}
-    culprits = hanging(waits_for, late)
-    if not culprits and state.overdue_at == state.done:
-        culprits = cut_off(waits_for, late)
+    out = culprits(waits_for, late, again=state.overdue_at == state.done)
     names = ", ".join(state.plan.device(r) for r in sorted(late))
     reason = f"step {state.done} is not done after {waited:.0f} s (limit {limit:.0f} s); waiting for {names}"
-    return Overdue(reason, tuple(state.plan.device(r) for r in culprits))
+    return Overdue(reason, tuple(state.plan.device(r) for r in out))

@@ -12,6 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
+def culprits(waits_for: Mapping[int, int | None], late: frozenset[int], again: bool) -> tuple[int, ...]:
+    """Who goes so that the step can be done: whoever hangs; if nobody does and it did not end the time before
+    either (`again`), whoever lacks bytes that were sent. Nobody: connections are made anew."""
+    return hanging(waits_for, late) or (cut_off(waits_for, late) if again else ())
+
+
 def hanging(waits_for: Mapping[int, int | None], late: frozenset[int]) -> tuple[int, ...]:
     """The late ranks at which chains of waiting end. `waits_for`: of each rank; None: nobody."""
     found = {end for rank in late if (end := _end(rank, waits_for, late)) is not None}

@@ -13,10 +13,10 @@ from math import inf
 
 from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
-from scheduler.layer_sources import Sources, holdings_of, layer_sources, loading_s, travelling
+from scheduler.layer_sources import holdings_of, loading_s, travelling
 from scheduler.liveness import remember
 from scheduler.plan import Plan, PlanError
-from scheduler.recovery import Gather, GoOn, Standing, recover
+from scheduler.recovery import Gather, GoOn, Standing, adopt, recover
 from scheduler.replan import Measured, Stay, reconsider
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
@@ -77,6 +77,7 @@ class _Run:
         self._t = options.start_s
         self._done = self._saved = 0
         self._crashes = set(faults.crashes)
+        self._overdue_at = -1
         self._steps_s: tuple[float, ...] = ()
         self._known: tuple[int, float, Timeline] | None = None
         """(plan version, until when it holds, the step's timeline) while nothing changes."""
@@ -108,7 +109,8 @@ class _Run:
         took_s = timeline.duration_s
         if len(self._result.timelines) < len(self._result.plans):
             self._result.timelines.append(timeline)
-        step = Step(plan, self._done, self._t, took_s, self._steps_s)
+        again = self._overdue_at == self._done
+        step = Step(plan, self._done, self._t, timeline, self._steps_s, again)
         loss = first_loss(step, self._faults, self._crashes, self._presence)
         self._account(plan, (loss.at_s if loss else self._t + took_s) - self._t)
         if loss:
@@ -187,10 +189,9 @@ class _Run:
                 self._say(f"{', '.join(new_here)} came: {answer.reason.rstrip('.')}")
             looking.looked(here, self._t, answer.streak)
             return
-        holdings = holdings_of(plan, self._done, here)
-        sources = layer_sources(answer.plan, self._done, holdings, now.model, now.topology)
+        found = adopt(self._standing(here, here), answer.plan, now, answer.reason.rstrip("."))
         self._result.moves += 1
-        self._move(answer.plan, sources, options.patience.restart_s, answer.reason.rstrip("."))
+        self._move(found, options.patience.restart_s)
 
     def _measured(self, here: Sequence[str]) -> Measured:
         """What is known at this moment of those who are there."""
@@ -198,14 +199,21 @@ class _Run:
         profiles = [p for p in w.profiles if p.device in there]
         return Measured(w.model, profiles, self._network.topology(self._t))
 
-    def _move(self, plan: Plan, sources: Sources, besides_s: float, reason: str) -> None:
+    def _standing(self, here: Sequence[str], kept: Sequence[str]) -> Standing:
+        """Of a run whose devices `kept` have their layers still."""
+        holdings = holdings_of(self._plan, self._done, kept)
+        saved = self._saved or None
+        return Standing(self._plan, tuple(here), holdings, self._done, self._options.steps, saved)
+
+    def _move(self, found: GoOn, besides_s: float) -> None:
         """Layers travel from those who hold them, over the links as they are now."""
+        plan, model = found.plan, self._work.model
         links = links_at(self._network, self._t, plan.streams, self._faults.partitions)
-        took_s = loading_s(sources, self._work.model, links) + besides_s
-        for donor, name, n_bytes in travelling(sources, self._work.model):
+        took_s = loading_s(found.sources, model, links) + besides_s
+        for donor, name, n_bytes in travelling(found.sources, model):
             if self._region[donor] != self._region[name]:
                 _add(self._result.egress_bytes, self._region[donor], n_bytes)
-        self._say(f"plan {plan.version}: {reason}; ready in {duration(took_s)}")
+        self._say(f"plan {plan.version}: {found.reason}; ready in {duration(took_s)}")
         self._t += took_s
         self._take(plan)
         self._hold(plan, took_s)
@@ -214,16 +222,18 @@ class _Run:
 
     def _lose(self, loss: Loss) -> None:
         """Go on after a loss, with whoever is there or as soon as enough are; end as the coordinator does,
-        where nobody is gone or too few come in time."""
+        where a step does not end and nobody is to blame, or too few come in time."""
         self._t = loss.at_s
-        if loss.stalled:
-            self._end(ExitCode.STALLED, loss.why)
+        if loss.overdue and not loss.ended and self._overdue_at == self._done:
+            self._end(ExitCode.STALLED, f"{loss.why}, for the second time")
             return
         self._say(loss.why)
         self._steps_s, self._known = (), None
-        if loss.crashed:
-            self._back_s[loss.crashed] = loss.at_s + self._options.restart_s
-            self._crashes.discard((self._plan.devices.index(loss.crashed), self._done))
+        if loss.overdue:
+            self._overdue_at = self._done
+        for name in loss.ended:
+            self._back_s[name] = loss.at_s + self._options.restart_s
+            self._crashes.discard((self._plan.devices.index(name), self._done))
         while isinstance(found := self._ways_on(loss), Gather):
             comes_s = min([self._presence.next_arrival_s(self._t), *self._still_away()])
             give_up_s = loss.at_s + self._options.wait_for_workers_s
@@ -238,16 +248,13 @@ class _Run:
         """What the core says of those who are here now. Who went in between has nothing any more."""
         running, here = self._plan, self._here()
         gone_since = (n for n in here if self._presence.left_between(n, loss.at_s, self._t))
-        kept = set(here) - {loss.crashed, *gone_since}
+        kept = set(here) - {*loss.ended, *gone_since}
         now, version = self._measured(here), running.version + 1
         try:
             planned: Plan | str = self._planner(now.topology, here, version)
         except PlanError as e:
             planned = str(e)
-        holdings = holdings_of(running, self._done, sorted(kept))
-        saved = self._saved or None
-        standing = Standing(running, tuple(here), holdings, self._done, self._options.steps, saved)
-        return recover(standing, planned, now, version)
+        return recover(self._standing(here, sorted(kept)), planned, now, version)
 
     def _here(self) -> list[str]:
         return [n for n in self._presence.at(self._t) if self._back_s.get(n, -inf) <= self._t]
@@ -263,7 +270,7 @@ class _Run:
         self._result.steps_lost += self._done - found.step
         del self._result.steps[found.step :]
         self._done = found.step
-        self._move(found.plan, found.sources, besides_s, found.reason)
+        self._move(found, besides_s)
 
     def _end(self, code: ExitCode, reason: str) -> None:
         self._result.code, self._result.reason = code, reason
