@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from protos.log_lines import LogLines
 from protos.tls import Authority, TlsError, is_loopback, read_authority
-from scheduler.departures import departure_from_wire
 from scheduler.exit_codes import EXITS, ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
 from scheduler.liveness import SILENCE
@@ -28,15 +28,20 @@ from .certs import CA, TLS_DIR, ServerTls, server_tls, tls_files
 from .client import CallFailed, Coordinator, status_json
 from .client import drain as call_drain
 from .client import status as call_status
-from .options import DEFAULT_STATE_DIR, AsJson, StateDir
+from .options import DEFAULT_STATE_DIR, AsJson, LogFormatOption, StateDir
 from .options import end as _end
+from .outlets.choose import Wanted, with_outlets
+from .outlets.seam import OutletMissing
 from .planning import BETWEEN_STEPS, given, make
-from .progress import Bar, JsonLines, Show, human_bytes
+from .progress import Bar, JsonLines, JsonLog, Show
 from .proving import ledger
+from .records import OVER
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import PortInUse, RunOptions, run
 from .seeing import DashboardPortInUse, DashboardRefused, run_with_dashboard, runs
 from .seeing import dashboard as open_dashboard
+from .status import lines_of
+from .status import watch as watch_status
 
 app = typer.Typer(
     help="Take a job, gather workers, plan, and drive the training. Exit codes: `coordinator exit-codes`.",
@@ -110,6 +115,13 @@ def default_min_workers(job: JobSpec) -> tuple[int, str]:
         return 1, "parallelism is `auto`: begins with the first worker; pass --min-workers N to wait for N"
     n = job.parallelism.stages * job.parallelism.replicas
     return n, f"waits for {n} workers: {job.parallelism.stages} stages x {job.parallelism.replicas} replicas"
+
+
+def _show(as_json: bool, logs: LogLines | None) -> Show:
+    if logs is not None:
+        logs.take_over_logging()
+        return JsonLog(logs)
+    return JsonLines() if as_json else Bar(Console(soft_wrap=True))
 
 
 @app.command()
@@ -195,6 +207,15 @@ def start(
             envvar="ISTHMUS_DASHBOARD",
         ),
     ] = "",
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write the run's curves for TensorBoard into this directory.")
+    ] = None,
+    wandb: Annotated[str, typer.Option(help="Send the run's curves to this Weights & Biases project.")] = "",
+    otel: Annotated[
+        bool,
+        typer.Option("--otel", help="Send recorded steps as traces to OTEL_EXPORTER_OTLP_ENDPOINT."),
+    ] = False,
+    log_format: LogFormatOption = "text",
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -202,6 +223,8 @@ def start(
 
     The first Ctrl-C finishes the step, saves and ends; the second ends at once.
     """
+    logs = LogLines(time.time) if log_format == "json" else None
+    as_json = as_json or logs is not None
     job = _read_job(job_file, as_json)
     try:
         tls = server_tls(tls_cert, tls_key, state_dir)
@@ -220,7 +243,8 @@ def start(
         secret = token(state_dir, token_file)
         if why:
             opened.notes += (why,)
-        show: Show = JsonLines() if as_json else Bar(Console(soft_wrap=True))
+        show = _show(as_json, logs)
+        show = with_outlets(show, Wanted(tensorboard, wandb, otel), opened.state_dir)
         options = RunOptions(
             bind=bind,
             min_workers=needed,
@@ -251,6 +275,8 @@ def start(
         _end(ExitCode.PORT_IN_USE, str(e), as_json)
     except DashboardRefused as e:
         _end(e.code, str(e), as_json)
+    except OutletMissing as e:
+        _end(ExitCode.USAGE, str(e), as_json)
     finally:
         opened.close()
     if code is not ExitCode.OK and not as_json:
@@ -310,31 +336,26 @@ def status(
     token_file: TokenFile = None,
     ca: CaFile = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
+    watch: Annotated[bool, typer.Option("--watch", help="Draw it again until the run is over.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two drawings of --watch.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Show phase, step, loss, speed, and every worker with its layers."""
     asked = _where(address, token_file, ca, state_dir, as_json)
     try:
-        reply = call_status(asked)
+        if watch and not as_json:
+            watch_status(lambda: call_status(asked), Console(), lambda: time.sleep(every))
+            return
+        while True:
+            reply = call_status(asked)
+            typer.echo(status_json(reply) if as_json else "\n".join(lines_of(reply)))
+            if not watch or reply.phase in OVER:
+                return
+            time.sleep(every)
     except CallFailed as e:
         _end(e.code, str(e), as_json)
-    if as_json:
-        typer.echo(status_json(reply))
-        return
-    typer.echo(f"run {reply.run}: {reply.phase} ({reply.reason})")
-    typer.echo(
-        f"step {reply.step} of {reply.steps}, loss {reply.loss:.4f}, eval loss {reply.eval_loss:.4f}, "
-        f"{reply.tokens_per_s:,.0f} tokens/s, step {reply.measured_step_s:.3g} s "
-        f"(predicted {reply.predicted_step_s:.3g} s)"
-    )
-    if reply.outlook:
-        typer.echo(f"last look for a faster plan: {reply.outlook}")
-    for w in reply.workers:
-        holds = f"rank {w.rank}, layers {w.first_layer}..{w.last_layer}" if w.rank >= 0 else "no layers"
-        memory = f", {human_bytes(w.device.memory_bytes)}" if w.device.memory_bytes else ""
-        code = f" ({departure_from_wire(w.departure).words})" if w.departure else ""
-        why = f"{code}: {w.reason}" if w.reason else f", heard of {w.last_seen_s:.1f} s ago"
-        typer.echo(f"  {w.name}: {w.state}, {holds}{memory}{why}")
+    except KeyboardInterrupt:
+        raise typer.Exit(int(ExitCode.OK)) from None
 
 
 def _ask_to_end(

@@ -20,12 +20,17 @@ from .recovering import plan_anew
 
 MAX_AHEAD = 64
 WATCH_S = 1.0
+RECORD_EVERY = 25
+"""At least so many steps are between two that are recorded for whoever looks on; of a long run 100 are."""
 
 
 def recorded_steps(state: State) -> tuple[int, ...]:
-    """Steps whose spans are wanted: one two thirds into what is left, and the last."""
+    """Steps whose spans are wanted: an early one of the plan and one in so many, for whoever looks on; one
+    two thirds into what is left, and the last, which are compared with the prediction."""
     start, steps = state.first, state.options.steps
-    return tuple(sorted({start + (steps - start) * 2 // 3, steps - 1}))
+    every = max(RECORD_EVERY, steps // 100)
+    looked_at = range(state.plan_first + 1, steps, every)
+    return tuple(sorted({*looked_at, start + (steps - start) * 2 // 3, steps - 1}))
 
 
 def _watched_every(state: State) -> int:

@@ -50,7 +50,7 @@ from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
 from .store import Store
-from .timelines import Timelines, link_event
+from .timelines import Timelines, link_event, use_event
 from .watching import Watching
 
 Say = Callable[[dict[str, Any]], None]
@@ -96,6 +96,8 @@ class Driver:
         self._began_s = time.monotonic()
         self._tokens = 0
         self._keys = DataKeys()
+        self.memory_used_bytes: dict[str, int] = {}
+        """Of each worker, as it last said; 0: it does not know."""
 
     # ---- events in
 
@@ -333,9 +335,15 @@ class Driver:
                 self.apply(observed)
             return
         recorded = self.timelines.add(step, rank, spans, links)
-        if recorded is not None and recorded.links:
-            told = [link_event(x, self.state.plan) for x in recorded.links]
-            self.tell("links", step=step + 1, links=told)
+        plan = self.state.plan
+        if recorded is None or plan is None:
+            return
+        self.tell(
+            "use", step=step + 1, step_s=recorded.timeline.duration_s,
+            workers=use_event(recorded.timeline, plan, self.memory_used_bytes),
+        )  # fmt: skip
+        if recorded.links:
+            self.tell("links", step=step + 1, links=[link_event(x, plan) for x in recorded.links])
 
     def tokens_per_s(self, tokens: int) -> float:
         """Over the last steps, as the coordinator saw them commit."""

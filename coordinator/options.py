@@ -8,11 +8,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from protos.log_lines import LogFormat
 from scheduler.exit_codes import EXITS, ExitCode
 
 DEFAULT_STATE_DIR = Path(".state")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option(
+        help="json: as --json, with time, level, run, worker and step in every line.",
+        envvar="ISTHMUS_LOG_FORMAT",
+    ),
+]
 StateDir = Annotated[
     Path, typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR", file_okay=False)
 ]

@@ -348,6 +348,7 @@ def load(state: State, plan: Plan, way: GoOn | None, keepers: tuple[Keeper, ...]
         *commands,
         phase="loading",
         plan=plan,
+        plan_first=state.done,
         ready=frozenset(),
         guests=guests,
         keepers=keepers,

@@ -6,7 +6,6 @@ All three take the driver's events as they are. Decides nothing.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from protos.log_lines import LogLines, finite
 
 LINES_OF_STEPS = 40
 """Roughly how many step lines a run prints where there is no bar."""
@@ -34,7 +35,7 @@ class JsonLines:
     """One JSON object a line on standard output, at once."""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(_finite(event)) + "\n")
+        sys.stdout.write(json.dumps(finite(event)) + "\n")
         sys.stdout.flush()
 
     def __enter__(self) -> Self:
@@ -44,6 +45,17 @@ class JsonLines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+class JsonLog(JsonLines):
+    """The same with time, level, run, worker and step in every line."""
+
+    def __init__(self, lines: LogLines) -> None:
+        self._lines = lines
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        sys.stdout.write(self._lines.of_event(event) + "\n")
+        sys.stdout.flush()
 
 
 def while_heard(say: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
@@ -57,15 +69,6 @@ def while_heard(say: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, An
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return carefully
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not a number is null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Bar:

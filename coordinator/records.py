@@ -179,6 +179,8 @@ class State:
     links: Mapping[tuple[str, str], LinkSample] = field(default_factory=lambda: frozen({}))
     plan_version: int = 0
     plan: Plan | None = None
+    plan_first: int = 0
+    """The step that the plan began at, or will."""
     team: tuple[str, ...] = ()
     """The workers that were planned for; later joiners stand by. () before planning."""
     ready: frozenset[str] = frozenset()

@@ -164,6 +164,8 @@ class Service(orchestrator_pb2_grpc.OrchestratorServicer):  # type: ignore[misc]
         async for message in requests:
             event = event_from_message(line.worker, message)
             if event is not None:
+                if message.WhichOneof("body") == "heartbeat":
+                    self._driver.memory_used_bytes[line.worker] = message.heartbeat.memory_used_bytes
                 self._driver.apply(event)
             elif message.WhichOneof("body") == "step_done":
                 self._take_spans(line.worker, message.step_done)

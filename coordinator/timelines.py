@@ -1,25 +1,26 @@
 """The spans of recorded steps beside the engine's prediction of one, kept in STATE/timeline.json.
 
 Ranks send the spans of a recorded step once it is committed (StepDone); when all have, the file is
-replaced by one that holds them beside the prediction.
+replaced by one that holds the last of them beside the prediction.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
-from scheduler.timeline import Span, Timeline
+from scheduler.timeline import Span, Timeline, use_by_rank
 
 from .planning import Planning
 
 TIMELINE_FILE = "timeline.json"
+KEPT_STEPS = 2
 MAX_OPEN_STEPS = 128
 """Steps whose spans are held until the last rank has sent its own."""
 
@@ -63,6 +64,15 @@ def link_event(use: LinkUse, plan: Plan | None) -> dict[str, Any]:
     return found
 
 
+def use_event(timeline: Timeline, plan: Plan, memory_used_bytes: Mapping[str, int]) -> list[dict[str, Any]]:
+    """How each rank's worker spent a recorded step, and the memory that it last said it has in use."""
+    names = [plan.device(rank) for rank in range(plan.n_ranks)]
+    return [
+        {"name": name, **asdict(use), "memory_used_bytes": memory_used_bytes.get(name, 0)}
+        for name, use in zip(names, use_by_rank(timeline), strict=True)
+    ]
+
+
 class Timelines:
     """Collects spans as they come and writes the file when a recorded step is complete."""
 
@@ -101,7 +111,7 @@ class Timelines:
     def _write(self, step: int, spans: list[Span], links: list[LinkUse]) -> RecordedStep:
         ordered = tuple(sorted(spans, key=lambda s: (s.rank, s.start_s, s.end_s)))
         recorded = RecordedStep(step, Timeline(len(self._devices), ordered), tuple(links))
-        self._recorded.append(recorded)
+        self._recorded = [*self._recorded, recorded][-KEPT_STEPS:]
         body = {
             "devices": list(self._devices),
             "predicted": timeline_to_json(self._predicted) if self._predicted else None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from deploy.processes import Child, Event, ProcessFailed, command
+from deploy.processes import Child, Event, ProcessFailed, command, free_port
 from deploy.steps import Step, step_of
 from scheduler.exit_codes import ExitCode, describe
 
@@ -84,12 +83,6 @@ class LocalOptions:
     """A plan to run, as JSON; None: the coordinator makes one."""
     dashboard: str = ""
     """HOST:PORT of the page that shows the run; '': none."""
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _trace_nodes(trace: str) -> tuple[str, ...]:
@@ -232,12 +225,12 @@ class LocalCluster:
     def _sites(self, places: Sequence[str]) -> dict[str, Site]:
         """Where each worker runs; starts what shapes the links between them."""
         if self.options.links.trace is None:
-            return {name: Site((), f"127.0.0.1:{_free_port()}") for name in self.names}
+            return {name: Site((), f"127.0.0.1:{free_port()}") for name in self.names}
         of_backend = self._relayed if self.options.links.backend == "relay" else self._switched
         return of_backend(dict(zip(self.names, places, strict=True)))
 
     def _relayed(self, places: dict[str, str]) -> dict[str, Site]:
-        addresses = {name: f"127.0.0.1:{_free_port()}" for name in places}
+        addresses = {name: f"127.0.0.1:{free_port()}" for name in places}
         nodes = [f"{name}={place}={addresses[name]}" for name, place in places.items()]
         routes = self._shape("shape", nodes, "listening", self.options.state_dir / "routes.json")
         sites = {}

@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -130,3 +131,10 @@ class Child:
 def command(module: str, *arguments: str) -> list[str]:
     """The argv of one of our own commands under this interpreter, installed scripts or not."""
     return [sys.executable, "-m", f"{module}.cli", *arguments]
+
+
+def free_port() -> int:
+    """A TCP port of this machine's loopback that nobody has at this moment."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

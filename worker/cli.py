@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from protos.log_lines import LogFormat, LogLines
 from protos.relay_key import relay_key
 from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
@@ -54,11 +56,14 @@ Insecure = Annotated[
 class _Say:
     """What a worker tells of itself: a line for people, or a JSON object."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, logs: LogLines | None = None) -> None:
         self._as_json = as_json
+        self._logs = logs
 
     def __call__(self, event: str, **values: object) -> None:
-        if self._as_json:
+        if self._logs is not None:
+            typer.echo(self._logs.of_event({"event": event, **values}))
+        elif self._as_json:
             typer.echo(json.dumps({"event": event, **values}))
         elif event == "stage":
             typer.echo(
@@ -167,9 +172,17 @@ def join(
     ca: CaFile = None,
     insecure: Insecure = False,
     fail_at: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            help="json: as --json, with time, level, run, worker and step in every line.",
+            envvar="ISTHMUS_LOG_FORMAT",
+        ),
+    ] = "text",
     as_json: AsJson = False,
 ) -> None:
     """Join the run of the coordinator at HOST:PORT and work until it ends."""
+    as_json = as_json or log_format == "json"
     bind = bind or "127.0.0.1:0"
     authority = _allow(address, bind, ca, insecure, as_json)
     token = _token(token_file, as_json)
@@ -187,7 +200,10 @@ def join(
 
     keep_freed_memory()
     name = name or f"{socket.gethostname()}-{os.getpid()}"
-    say = _Say(as_json)
+    logs = LogLines(time.time, name) if log_format == "json" else None
+    if logs is not None:
+        logs.take_over_logging()
+    say = _Say(as_json, logs)
     try:
         limit = parse_bytes(max_memory) if max_memory else None
         local = choose_device(device, name=name, region=region, max_memory_bytes=limit)
@@ -217,6 +233,7 @@ def join(
         identity=own,
         authority=authority,
         faults=faults,
+        at_step=logs.at_step if logs is not None else lambda _: None,
     )
     pid_file = state_dir / f"worker-{os.getpid()}.json"
     pid_file.parent.mkdir(parents=True, exist_ok=True)

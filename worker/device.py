@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,23 @@ def free_memory_bytes() -> int:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
         except (ValueError, OSError):
             return 0
+
+
+def memory_meter(device: LocalDevice) -> Callable[[], int]:
+    """What says how many bytes are in use: of the GPU by this process, else of the machine; 0: not known."""
+    if device.kind == "cuda":
+        import torch
+
+        return lambda: int(torch.cuda.memory_reserved(device.torch_device))
+    return _resident_bytes
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):  # macOS has no such file
+        return 0
 
 
 def choose_device(

@@ -30,7 +30,7 @@ from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode, from_wire
 from scheduler.job import job_from_json
-from worker.device import LocalDevice
+from worker.device import LocalDevice, memory_meter
 from worker.endpoint import DataEndpoint
 from worker.faults import Fault, Faults, no_faults
 from worker.identity import Identity
@@ -62,6 +62,8 @@ class MemberOptions:
     identity: Identity
     faults: tuple[Fault, ...] = ()
     """That this process is to suffer, for tests."""
+    at_step: Callable[[int], None] = lambda _: None
+    """Told how many steps were done before each that this worker votes for, on its thread of work."""
     authority: Authority | None = None
     """Who signs the coordinator's certificate; None: in the clear."""
 
@@ -151,11 +153,13 @@ class _Member:
         ways: Ways,
     ) -> None:
         self._say = say
+        self._at_step = options.at_step
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._stub, self._enter, self._run = stub, enter, member.run
         self._rejoin_timeout_s = options.rejoin_timeout_s
-        self._session = Session(stub, member, lambda: self._runtime.waits_for())
+        self._memory_used = memory_meter(device)
+        self._session = Session(stub, member, lambda: self._runtime.waits_for(), self._memory_used)
         self._session_number = 0
         self._coming_back: asyncio.Task[Membership] | None = None
         self._fatal: tuple[ExitCode, str] | None = None
@@ -180,6 +184,8 @@ class _Member:
         )
 
     def _emit(self, event: pb.Event) -> None:
+        if event.WhichOneof("body") == "step_vote":
+            self._at_step(event.step_vote.step)
         if event.WhichOneof("body") == "failed" and event.failed.fatal:
             self._fatal = (from_wire(event.failed.code), event.failed.reason)
         self._loop.call_soon_threadsafe(lambda: self._session.send(event))
@@ -241,7 +247,7 @@ class _Member:
             self._runtime.commit(member.committed)
         self._runtime.cut_off(why)
         await self._loop.run_in_executor(self._work, lambda: None)
-        self._session = Session(self._stub, member, self._runtime.waits_for)
+        self._session = Session(self._stub, member, self._runtime.waits_for, self._memory_used)
         holds = self._runtime.holds()
         if holds is not None:
             self._session.send(pb.Event(holds=holds))

@@ -109,10 +109,15 @@ class Session:
     """The open session: a queue of events going up, commands coming down, files both ways."""
 
     def __init__(
-        self, stub: OrchestratorStub, member: Membership, waits_for: Callable[[], int | None]
+        self,
+        stub: OrchestratorStub,
+        member: Membership,
+        waits_for: Callable[[], int | None],
+        memory_used: Callable[[], int],
     ) -> None:
-        """`waits_for`: the rank whose tensor this worker waits for, if it does; told with each heartbeat."""
-        self._stub, self._waits_for = stub, waits_for
+        """Told with each heartbeat: `waits_for`, the rank whose tensor this worker waits for, if it does;
+        `memory_used`, the bytes in use at this moment, 0 if not known."""
+        self._stub, self._waits_for, self._memory_used = stub, waits_for, memory_used
         self._metadata = ((SESSION_METADATA, member.session),)
         self._up: asyncio.Queue[pb.Event | None] = asyncio.Queue()
         self._heartbeat_s = member.heartbeat_s
@@ -141,7 +146,9 @@ class Session:
     async def _beat(self) -> None:
         while True:
             rank = self._waits_for()
-            beat = pb.Heartbeat(waits=rank is not None, waits_for=rank or 0)
+            beat = pb.Heartbeat(
+                waits=rank is not None, waits_for=rank or 0, memory_used_bytes=self._memory_used()
+            )
             self.send(pb.Event(heartbeat=beat))
             await asyncio.sleep(self._heartbeat_s)
 

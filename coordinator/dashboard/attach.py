@@ -101,7 +101,7 @@ async def served(
     try:
         yield
     finally:
+        dashboard.close()  # pages that follow the run would hold it open
         server.should_exit = True
-        server.force_exit = True  # pages that follow the run would hold it open
         await asyncio.wait({task}, timeout=5.0)
         listening.close()

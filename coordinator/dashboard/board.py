@@ -29,7 +29,7 @@ SERIES = (
     "raw_bytes",
 )
 _BAD = frozenset({"left", "failed", "warning"})
-_QUIET = frozenset({"step", "links", "eval", "listening"})
+_QUIET = frozenset({"step", "links", "use", "eval", "listening"})
 """Events that show as numbers, not in the list of what happened."""
 
 
@@ -44,6 +44,9 @@ class Worker:
     gone: str = ""
     stage: int = -1
     replica: int = -1
+    busy: float | None = None
+    """Share of the last recorded step in which it computed."""
+    memory_used_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +64,8 @@ class Board:
     tokens: int = 0
     seq: int = 0
     needed: int = 0
+    recorded_step: int = 0
+    """The last whose spans and traffic were told; 0: none of the plan that runs."""
     workers: dict[str, Worker] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
     plans: list[dict[str, Any]] = field(default_factory=list)
@@ -94,9 +99,14 @@ class Board:
                 self.phase, self.reason, self.step = event["phase"], event["reason"], event["step"]
             case "plan":
                 self.plan = {key: value for key, value in event.items() if key != "event"}
-                self.plans.append({"at_s": at_s, "step": self.step, **_shape(self.plan)})
+                why = self.reason if self.phase == "planning" else ""
+                self.plans.append({"at_s": at_s, "step": self.step, "why": why, **_shape(self.plan)})
+                self.recorded_step = 0
                 self.uses.clear()
                 self._place()
+            case "recovery":
+                if self.plans:
+                    self.plans[-1]["why"] = f"goes on after step {event['step']}: {event['reason']}"
             case "step":
                 self._step(event)
             case "eval":
@@ -106,6 +116,12 @@ class Board:
             case "links":
                 for use in event["links"]:
                     self.uses[use["from"], use["to"], use["kind"]] = dict(use)
+            case "use":
+                self.recorded_step = event["step"]
+                for row in event["workers"]:
+                    if (worker := self.workers.get(row["name"])) is not None:
+                        worker.busy = row["busy_s"] / event["step_s"] if event["step_s"] > 0 else None
+                        worker.memory_used_bytes = row["memory_used_bytes"] or None
             case "finished" | "failed":
                 self.phase, self.reason, self.code = kind, event["reason"], event["code"]
             case _:
@@ -131,6 +147,8 @@ class Board:
         }
         for name, worker in self.workers.items():
             worker.replica, worker.stage = at.get(name, (-1, -1))
+            if worker.stage < 0:
+                worker.busy = None
 
     def become(self, other: Board) -> None:
         """Show what the other shows: of a run that is read anew."""
@@ -153,6 +171,7 @@ class Board:
         return {
             "seq": self.seq, "run": self.run, "job": self.job, "phase": self.phase, "reason": self.reason,
             "code": self.code, "step": self.step, "steps": self.steps, "needed": self.needed,
+            "recorded_step": self.recorded_step,
             "eval_loss": self.eval_loss, "tokens": self.tokens,
             **{name: self.last(name) for name in SERIES if name != "step"},
             "workers": [
@@ -160,6 +179,7 @@ class Board:
                     "name": w.name, "region": w.region, "host": w.host, "memory_bytes": w.memory_bytes,
                     "state": "gone" if w.gone else ("spare" if w.stage < 0 and self.plan else "member"),
                     "reason": w.gone, "stage": w.stage, "replica": w.replica,
+                    "busy": w.busy, "memory_used_bytes": w.memory_used_bytes,
                 }
                 for w in self.workers.values()
             ],

@@ -7,12 +7,33 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..links import recorded_links
+from scheduler.trace import Trace
+from scheduler.trace_text import JSON
+
+from ..links import LINKS, recorded_links
 
 
-def measured_links(state_dir: Path, regions: Mapping[str, str]) -> list[dict[str, Any]]:
+class LinksFile:
+    """The trace of a state directory, read again only when it was written anew: it may be large."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._read: tuple[int, Trace | None] = (-1, None)
+
+    def trace(self) -> Trace | None:
+        try:
+            written_ns = (
+                (self._state_dir / f"{LINKS}{JSON}").stat().st_mtime_ns
+            )  # it is renamed into place last
+        except OSError:
+            return None
+        if self._read[0] != written_ns:
+            self._read = written_ns, recorded_links(self._state_dir)
+        return self._read[1]
+
+
+def measured_links(trace: Trace | None, regions: Mapping[str, str]) -> list[dict[str, Any]]:
     """One entry a pair of regions: median latency and bandwidth of its links; [] while none is measured."""
-    trace = recorded_links(state_dir)
     if trace is None:
         return []
     found: dict[tuple[str, str], list[tuple[float | None, float | None]]] = {}

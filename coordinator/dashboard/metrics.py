@@ -50,6 +50,7 @@ class _Collector(Collector):
         for key, n in sorted(counts.items()):
             members.add_metric(list(key), n)
         yield members
+        yield from _by_worker(board)
         sent = GaugeMetricFamily(
             "isthmus_link_bytes",
             "Bytes on the wire in the last recorded step.",
@@ -64,6 +65,21 @@ class _Collector(Collector):
             raw.add_metric(labels, row["raw_bytes"])
         yield sent
         yield raw
+
+
+def _by_worker(board: Board) -> Iterator[Metric]:
+    labels = ["worker", "region"]
+    busy = GaugeMetricFamily(
+        "isthmus_worker_busy_ratio", "Share of the last recorded step spent computing.", labels=labels
+    )
+    used = GaugeMetricFamily("isthmus_worker_memory_used_bytes", "As the worker last said.", labels=labels)
+    for worker in board.workers.values():
+        if not worker.gone and worker.busy is not None:
+            busy.add_metric([worker.name, worker.region], worker.busy)
+        if not worker.gone and worker.memory_used_bytes is not None:
+            used.add_metric([worker.name, worker.region], worker.memory_used_bytes)
+    yield busy
+    yield used
 
 
 def exposition(board: Board) -> tuple[bytes, str]:

@@ -19,7 +19,8 @@ def _list(items: Any) -> dict[str, Any]:
 
 WORKER = _object(
     name=_TEXT, region=_TEXT, host=_TEXT, memory_bytes=_WHOLE, reason=_TEXT,
-    state={"enum": ["member", "spare", "gone"]}, stage=_WHOLE, replica=_WHOLE,
+    state={"enum": ["member", "spare", "gone"]}, stage=_WHOLE, replica=_WHOLE, busy=_NUMBER,
+    memory_used_bytes={"type": ["integer", "null"]},
 )  # fmt: skip
 TRAFFIC = {
     **_object(
@@ -28,12 +29,17 @@ TRAFFIC = {
     "description": "`from` and `to` are regions; bytes are of the last recorded step.",
 }
 EVENT = _object(at_s={"type": "number"}, kind=_TEXT, text=_TEXT, bad={"type": "boolean"})
+PLAN = _object(
+    at_s={"type": "number"}, step=_WHOLE, why=_TEXT, version=_WHOLE, stages=_WHOLE, replicas=_WHOLE,
+    predicted_step_s=_NUMBER,
+)  # fmt: skip
 RUN = _object(
     seq=_WHOLE, run=_TEXT, job=_TEXT, phase=_TEXT, reason=_TEXT, code={"type": ["integer", "null"]},
-    step=_WHOLE, steps=_WHOLE, needed=_WHOLE, eval_loss=_NUMBER, tokens=_WHOLE, loss=_NUMBER,
+    step=_WHOLE, steps=_WHOLE, needed=_WHOLE, recorded_step=_WHOLE, eval_loss=_NUMBER,
+    tokens=_WHOLE, loss=_NUMBER,
     grad_norm=_NUMBER, tokens_per_s=_NUMBER, step_s=_NUMBER, predicted_step_s=_NUMBER, sent_bytes=_NUMBER,
     raw_bytes=_NUMBER, workers=_list(WORKER), plan={"type": ["object", "null"]},
-    plans=_list({"type": "object"}),
+    plans=_list(PLAN),
     traffic=_list(TRAFFIC), events=_list(EVENT),
 )  # fmt: skip
 STEPS = _object(

@@ -11,6 +11,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..timelines import TIMELINE_FILE
 from .board import Board
 from .guard import COOKIE, refusal
-from .links import measured_links
+from .links import LinksFile, measured_links
 from .metrics import exposition
 from .openapi import DOCUMENT
 
@@ -58,7 +59,9 @@ class Dashboard:
     ) -> None:
         self.board = board
         self._state_dir = state_dir
+        self._links_file = LinksFile(state_dir)
         self._streams = 0
+        self._closing = asyncio.Event()
         self._cache: tuple[int, bytes] = (-1, b"")
         self.app = Starlette(
             routes=[
@@ -74,6 +77,10 @@ class Dashboard:
             ],
             middleware=[Middleware(_Guard, token=token, hosts=hosts)],
         )
+
+    def close(self) -> None:
+        """Let those who follow the run see its end, and go."""
+        self._closing.set()
 
     # ---- pages
 
@@ -116,7 +123,9 @@ class Dashboard:
 
     async def _links(self, _: Request) -> Response:
         regions = {w.name: w.region or w.name for w in self.board.workers.values()}
-        return JSONResponse(await asyncio.to_thread(measured_links, self._state_dir, regions))
+        return JSONResponse(
+            await asyncio.to_thread(lambda: measured_links(self._links_file.trace(), regions))
+        )
 
     async def _events(self, _: Request) -> Response:
         if self._streams >= MAX_STREAMS:
@@ -134,7 +143,10 @@ class Dashboard:
                 elif quiet_s >= KEEP_ALIVE_S:
                     quiet_s = 0.0
                     yield b": still here\n\n"
-                await asyncio.sleep(PUSH_EVERY_S)
+                if self._closing.is_set():
+                    return
+                with suppress(TimeoutError):  # at the end of the run the last snapshot goes out, and no wait
+                    await asyncio.wait_for(self._closing.wait(), PUSH_EVERY_S)
                 quiet_s += PUSH_EVERY_S
         finally:
             self._streams -= 1

@@ -67,10 +67,16 @@ HEADS: Mapping[Cloud, str] = {"aws": "m7i.large", "gcp": "e2-standard-2", "azure
 """A small machine for Ray's head, which trains nothing."""
 
 
-def machine(cloud: str, gpu: str) -> Machine:
+def cloud_of(name: str) -> Cloud:
+    """The cloud of this name. CloudError, with those there are, if there is none."""
+    found = next((cloud for cloud in CLOUDS if cloud == name), None)
+    if found is None:
+        raise CloudError(f"found the cloud {name!r}, required one of: {', '.join(CLOUDS)}")
+    return found
+
+
+def machine(cloud: Cloud, gpu: str) -> Machine:
     """The machine of `cloud` with `gpu`. CloudError, with what there is, if there is none."""
-    if cloud not in CLOUDS:
-        raise CloudError(f"found the cloud {cloud!r}, required one of: {', '.join(CLOUDS)}")
     there = MACHINES[cloud]
     if gpu not in there:
         raise CloudError(

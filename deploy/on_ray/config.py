@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from deploy.on_ray.clouds import HEADS, CloudError
+from deploy.on_ray.clouds import HEADS, Cloud, CloudError
 from deploy.on_ray.sites import Site
 
 RAY = "ray[default]==2.60.0"
@@ -63,7 +63,7 @@ def cloud_cluster(job: str, sites: Sequence[Site], joining: Joining, project: st
         raise CloudError("found no --gcp-project, required Google's project id for gcp regions")
     name = cluster_name(job, cloud, region)
     machines = sum(site.machines for site in sites)
-    head = f"head-{HEADS[cloud]}"  # type: ignore[index]  # a Site's cloud is one of them
+    head = f"head-{HEADS[cloud]}"
     types = {head: {"resources": {"CPU": 0}, "min_workers": 0, "max_workers": 0, "node_config": _head(cloud)}}
     for site in sites:
         types[f"{site.gpu}-{site.machine.kind}"] = {
@@ -108,7 +108,7 @@ def _resources(site: Site) -> dict[str, float]:
     return here | {"GPU": machine.accelerators} if machine.accelerators else here
 
 
-def _provider(cloud: str, region: str, name: str, project: str) -> dict[str, Any]:
+def _provider(cloud: Cloud, region: str, name: str, project: str) -> dict[str, Any]:
     match cloud:
         case "aws":
             ports = {"FromPort": DATA_PORT, "ToPort": DATA_PORT + MAX_WORKERS_A_MACHINE - 1}
@@ -126,7 +126,7 @@ def _provider(cloud: str, region: str, name: str, project: str) -> dict[str, Any
             return {"type": "azure", "location": region, "resource_group": name, "cache_stopped_nodes": False}
 
 
-def _head(cloud: str) -> dict[str, Any]:
+def _head(cloud: Cloud) -> dict[str, Any]:
     match cloud:
         case "aws":
             return {"InstanceType": HEADS["aws"], "BlockDeviceMappings": _aws_disk(50)}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from deploy.on_ray.clouds import CloudError, Machine, machine
+from deploy.on_ray.clouds import Cloud, CloudError, Machine, cloud_of, machine
 from scheduler.plan import Plan
 from scheduler.trace import Node
 
@@ -22,7 +22,7 @@ _SITE = re.compile(r"(?P<cloud>[a-z]+)/(?P<region>[A-Za-z0-9-]+):(?P<gpu>[a-z0-9
 class Site:
     """Workers of one kind in one region of one cloud."""
 
-    cloud: str
+    cloud: Cloud
     region: str
     gpu: str
     workers: int
@@ -53,7 +53,7 @@ def parse_site(text: str) -> Site:
     match = _SITE.fullmatch(text)
     if match is None:
         raise CloudError(f"found {text!r}, required CLOUD/REGION:GPU=WORKERS, like aws/us-west-2:a10=4")
-    return checked(Site(match["cloud"], match["region"], match["gpu"], int(match["workers"])))
+    return checked(Site(cloud_of(match["cloud"]), match["region"], match["gpu"], int(match["workers"])))
 
 
 def sites_of_plan(plan: Plan, nodes: Mapping[str, Node], gpu: str) -> tuple[Site, ...]:
@@ -69,12 +69,12 @@ def sites_of_plan(plan: Plan, nodes: Mapping[str, Node], gpu: str) -> tuple[Site
         if not node.provider or not node.region:
             raise CloudError(f"the trace's node {node.name} names no provider and region; say --at instead")
         at[node.provider, node.region] += 1
-    return tuple(checked(Site(cloud, region, gpu, n)) for (cloud, region), n in sorted(at.items()))
+    return tuple(checked(Site(cloud_of(cloud), region, gpu, n)) for (cloud, region), n in sorted(at.items()))
 
 
-def by_region(sites: Iterable[Site]) -> dict[tuple[str, str], tuple[Site, ...]]:
+def by_region(sites: Iterable[Site]) -> dict[tuple[Cloud, str], tuple[Site, ...]]:
     """Sites of one cluster together: (cloud, region) -> its sites. CloudError for one that is said twice."""
-    found: dict[tuple[str, str], tuple[Site, ...]] = {}
+    found: dict[tuple[Cloud, str], tuple[Site, ...]] = {}
     for site in sites:
         there = found.get((site.cloud, site.region), ())
         if any(other.gpu == site.gpu for other in there):

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator import commands as c
 from coordinator import events as e
+from coordinator.drive import recorded_steps
 from coordinator.records import Restore, TakenUp
 from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
@@ -131,11 +132,26 @@ def test_steps_are_granted_ahead_so_that_nobody_waits_and_a_drain_is_near() -> N
     assert 5 <= ahead <= 12, "about a second of steps of 0.1 s"
 
 
-def test_spans_are_asked_of_a_step_at_two_thirds_and_of_the_last() -> None:
+@pytest.mark.parametrize(
+    ("steps", "wanted"), [(1, [0]), (12, [1, 8, 11]), (60, [1, 26, 40, 51, 59]), (9000, 102)]
+)
+def test_spans_are_asked_of_an_early_step_and_one_in_so_many_and_of_the_last(
+    steps: int, wanted: list[int] | int
+) -> None:
+    found = recorded_steps(World(with_options(steps=steps)).state)
+    assert (list(found) if isinstance(wanted, list) else len(found)) == wanted
+
+
+def test_spans_are_asked_for_with_the_steps() -> None:
     w = running()
     w.settle()
-    wanted = [s for x in w.orders("a") if isinstance(x, c.RunSteps) for s in x.record]
-    assert wanted == [8, 11]
+    asked = [s for x in w.orders("a") if isinstance(x, c.RunSteps) for s in x.record]
+    assert asked == [1, 8, 11]
+
+
+def test_an_early_step_of_every_plan_is_recorded() -> None:
+    state = replace(World(with_options(steps=100)).state, plan_first=70)
+    assert recorded_steps(state) == (66, 71, 96, 99)
 
 
 def test_evaluation_comes_before_the_checkpoint_of_the_same_step_and_rates_it() -> None:

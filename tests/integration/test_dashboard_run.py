@@ -1,19 +1,25 @@
-"""A run with its page: followed by server-sent events while it goes on, and opened again after its end."""
+"""A run with its page: looked at in a browser, followed by server-sent events, opened again after its end."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.processes import Child, command
+from deploy.local import LocalCluster, LocalOptions
+from deploy.processes import Child, command, free_port
 from scheduler.exit_codes import ExitCode
 
 pytest.importorskip("starlette")
+
+from tests.coordinator.dashboard.browser import browser, requests_of, why_no_browser
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
 JOB = f"""
@@ -23,8 +29,10 @@ data: {{files: ["{TEXT}"], held_out: 0.05, eval_samples: 8}}
 sequence_length: 32
 global_batch: 4
 micro_batch: 2
-steps: 6
+steps: 100000
+parallelism: {{stages: 1, replicas: 2}}
 """
+WAIT_MS = 120_000.0
 
 
 def ask(url: str) -> Any:
@@ -32,52 +40,104 @@ def ask(url: str) -> Any:
         return json.load(answer)
 
 
-def test_a_page_follows_the_run_and_shows_it_again(tmp_path: Path) -> None:
-    job, state = tmp_path / "job.yaml", tmp_path / "state"
+@dataclass(frozen=True)
+class Seen:
+    """A run of two workers with its page."""
+
+    cluster: LocalCluster
+    page: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    directory = tmp_path_factory.mktemp("seen")
+    job, at = directory / "job.yaml", f"127.0.0.1:{free_port()}"
     job.write_text(JOB)
-    where = ["--state-dir", str(state), "--json"]
-    start = command(
-        "coordinator", "start", str(job), "--bind", "127.0.0.1:0", "--dashboard", "127.0.0.1:0", *where
-    )
-    coordinator = Child("coordinator", start, tmp_path / "coordinator.log")
-    phases = []
-    try:
-        page = coordinator.wait_for("dashboard", 120.0)["address"]
-        listening = coordinator.wait_for("listening", 120.0)
-        join = command(
-            "worker", "join", listening["address"], "--token-file", listening["token_file"], "--name", "w"
-        )
-        worker = Child("worker", join, tmp_path / "worker.log")
-        with urllib.request.urlopen(f"{page}api/events", timeout=120) as events:
-            while True:
-                try:
-                    line = events.readline()
-                except OSError:
-                    break
-                if not line:
-                    break
-                if line.startswith(b"data: "):
-                    phases.append(json.loads(line[6:])["phase"])
-        assert coordinator.process.wait(60) == ExitCode.OK
-    finally:
-        coordinator.stop()
-        worker.stop()
-    assert phases[-1] == "finished"
-    assert len(phases) > 1, "it was followed, not only told the end"
-    listed = subprocess.run(
-        command("coordinator", "runs", str(tmp_path), "--json"), capture_output=True, text=True, check=True
-    )
-    run = json.loads(listed.stdout)
-    assert (run["phase"], run["step"], run["steps"]) == ("finished", 6, 6)
-    again = Child(
-        "again", command("coordinator", "dashboard", "--at", "127.0.0.1:0", *where), tmp_path / "again.log"
-    )
+    with LocalCluster(
+        job, LocalOptions(workers=2, state_dir=directory / "runs" / "a", dashboard=at)
+    ) as cluster:
+        yield Seen(cluster, f"http://{at}/")
+
+
+def test_a_browser_sees_a_worker_lost_and_the_plan_that_follows(run: Seen) -> None:
+    if missing := why_no_browser():
+        pytest.skip(missing)
+    from playwright.sync_api import expect
+
+    with browser() as opened:
+        page = opened.new_page()
+        page.set_default_timeout(WAIT_MS)
+        asked = requests_of(page)
+        page.goto(run.page)
+        phase = page.get_by_role("status")
+        plans = page.get_by_role("region", name="Plans so far").locator("tbody tr")
+        row, happened = page.locator("#worker-w1"), page.get_by_label("What happened, last first")
+        expect(phase).to_have_text("running", timeout=WAIT_MS)
+        page.get_by_role("img", name=re.compile("One step of 2 ranks")).wait_for()
+
+        # The keyboard alone: past the links of the page's head to the worker's cell, and on to its row.
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="To the run")).to_be_focused()
+        cell = page.get_by_role("link", name=re.compile("w1"))
+        cell.focus()
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(re.compile("#worker-w1$"))
+        expect(row).to_be_in_viewport()
+        expect(row).to_contain_text("stage 0, replica 1")
+
+        run.cluster.workers["w1"].kill()
+        lost = happened.locator("li.bad").filter(has_text="w1 is lost")
+        expect(lost).to_be_visible(timeout=WAIT_MS)
+        expect(row).to_contain_text("gone", timeout=WAIT_MS)
+        expect(row).to_contain_text(lost.locator("span").inner_text())
+        expect(plans).to_have_count(2, timeout=WAIT_MS)
+        expect(plans.first).to_contain_text("1 x 1")
+        expect(plans.first).to_contain_text("w1 is gone")
+        expect(page.locator("#shape")).to_contain_text("1 stage x 1 replica")
+        expect(phase).to_have_text("running", timeout=WAIT_MS)
+
+        for named in page.locator("[tabindex], a, summary, [role=img], [role=progressbar]").all():
+            expect(named).to_have_accessible_name(re.compile(r"\S"))
+    assert len(asked) > 8
+    elsewhere = [url for url in asked if not url.startswith((run.page, "data:"))]
+    assert elsewhere == []
+
+
+def test_a_page_follows_the_run_to_its_end_and_shows_it_again(run: Seen) -> None:
+    state = run.cluster.options.state_dir
+    phases, drained = [], False
+    with urllib.request.urlopen(f"{run.page}api/events", timeout=120) as events:
+        while True:
+            try:
+                line = events.readline()
+            except OSError:
+                break
+            if not line:
+                break
+            if line.startswith(b"data: "):
+                told = json.loads(line[6:])
+                phases.append(told["phase"])
+                if not drained and told["step"] >= 6 and told["recorded_step"]:
+                    drained = True
+                    run.cluster.drain()
+    assert run.cluster.wait() == ExitCode.OK
+    assert "running" in phases, "it was followed, not only told the end"
+    listing = command("coordinator", "runs", str(state.parent), "--json")
+    listed = subprocess.run(listing, capture_output=True, text=True, check=True)
+    ended = json.loads(listed.stdout)
+    assert phases[-1] == ended["phase"]
+    show = command("coordinator", "dashboard", "--at", "127.0.0.1:0", "--state-dir", str(state), "--json")
+    again = Child("again", show, run.cluster.logs / "page.log")
     try:
         page = again.wait_for("dashboard", 120.0)["address"]
         shown, points = ask(f"{page}api/run"), ask(f"{page}api/steps")
-        assert (shown["phase"], shown["step"], shown["loss"]) == ("finished", 6, run["loss"])
-        assert points["series"]["step"] == [1, 2, 3, 4, 5, 6]
+        assert all(shown[name] == ended[name] for name in ("phase", "step", "loss"))
+        assert points["series"]["step"][0] == 1
+        assert points["series"]["step"][-1] == ended["step"]
         assert ask(f"{page}api/timeline")["measured"]
+        worker = next(w for w in shown["workers"] if w["name"] == "w0")
+        assert 0 < worker["busy"] <= 1
+        assert worker["memory_used_bytes"] > 10**8, "a process with torch in it"
     finally:
         again.stop()
 

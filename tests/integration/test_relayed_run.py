@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
-from deploy.processes import Child, command
+from deploy.processes import Child, command, free_port
 
 from .test_secure_run import JOB
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.mark.parametrize("direct", ["both behind a NAT", "one behind a NAT"])

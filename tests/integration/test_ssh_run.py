@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 from deploy.over_ssh import script
 from deploy.over_ssh.hosts import Hosts, read_hosts
 from deploy.over_ssh.shell import Answer, say
-from deploy.processes import Child, command
+from deploy.processes import Child, command, free_port
 from scheduler.exit_codes import ExitCode
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
@@ -34,14 +33,6 @@ micro_batch: 2
 steps: 100000
 parallelism: {{stages: 2, replicas: 1}}
 """
-
-
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def stand_in(at: Path) -> tuple[str, ...]:
@@ -64,7 +55,7 @@ def ssh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[tuple[
         make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
         subprocess.run(make, check=True)
     (tmp_path / "authorized").write_text((tmp_path / "user_key.pub").read_text())
-    [port] = free_ports(1)
+    port = free_port()
     config = tmp_path / "sshd_config"
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host_key\nPidFile none\nUsePAM no\n"
@@ -110,7 +101,7 @@ def test_workers_come_train_and_leave(ssh: tuple[tuple[str, ...], int], tmp_path
     coordinator = Child("coordinator", command("coordinator", "start", str(job), *state), tmp_path / "c.log")
     try:
         listening = coordinator.wait_for("listening", 120.0)
-        data_port = free_ports(1)[0]
+        data_port = free_port()
         hosts = hosts_of(tmp_path, listening["address"], listening["token_file"], ssh[1], data_port)
         token = hosts.token_file.read_text()
 
@@ -139,7 +130,7 @@ def test_a_host_that_is_not_there_is_an_answer(tmp_path: Path) -> None:
     if shutil.which("ssh") is None:
         pytest.skip("no ssh")
     (tmp_path / "token").write_text("t")
-    [port] = free_ports(1)
+    port = free_port()
     hosts = hosts_of(tmp_path, "127.0.0.1:1", str(tmp_path / "token"), port, 1)
     [found] = say(hosts, lambda host: script.status(hosts, host), 60.0)
     assert found.code == 255

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from deploy.on_ray.config import SCRIPT
-from deploy.processes import Child, command
+from deploy.processes import Child, command, free_port
 from scheduler.exit_codes import ExitCode
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
@@ -23,12 +22,6 @@ global_batch: 4
 micro_batch: 2
 steps: 3
 """
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def bin_directory(at: Path) -> Path:

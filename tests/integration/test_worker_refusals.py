@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import Child, command
+from deploy.processes import Child, command, free_port
 from scheduler.exit_codes import ExitCode
 
 JOB = Path(__file__).parent.parent.parent / "jobs" / "tiny.yaml"
@@ -37,12 +37,6 @@ def worker(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command("worker", *arguments), capture_output=True, text=True, timeout=120, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_check_finds_everything_right(listening: tuple[str, str]) -> None:

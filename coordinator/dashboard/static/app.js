@@ -1,17 +1,17 @@
 // Follows the run: a snapshot with every change by server-sent events, curves and pictures asked for when due.
-import { $, el, table, digits, whole, bytes, seconds } from "./text.js";
+import { $, el, table, digits, whole, bytes, seconds, clock } from "./text.js";
 import { drawMap, drawLinks } from "./map.js";
 import { drawGrid, drawWorkers } from "./grid.js";
 import { Chart } from "./charts.js";
 import { drawTimeline } from "./timeline.js";
 
-const CURVES_EVERY_MS = 1000, PICTURES_EVERY_MS = 5000;
+const CURVES_EVERY_MS = 1000;
 const charts = {
   loss: new Chart($("loss"), "Loss by step", [{ label: "training", colour: "--hue0" }, { label: "held out", colour: "--hue1", points: true }]),
   speed: new Chart($("speed"), "Tokens a second by step", [{ label: "tokens/s", colour: "--hue2" }]),
   seconds: new Chart($("seconds"), "Seconds of a step", [{ label: "measured", colour: "--hue0" }, { label: "predicted", colour: "--hue1", dash: [6, 4] }]),
 };
-let run = null, drawn = {}, links = [], curvesAt = 0, picturesAt = 0, picturedStep = -1;
+let run = null, drawn = {}, links = [], curvesAt = 0, curvedStep = -1, pictured = "";
 
 const numbers = () => [
   ["Step", `${whole(run.step)}`, `of ${whole(run.steps)}`],
@@ -24,10 +24,14 @@ const numbers = () => [
   ["Workers", whole(run.workers.filter((w) => w.state !== "gone").length), run.workers.some((w) => w.state === "gone") ? `${run.workers.filter((w) => w.state === "gone").length} gone` : ""],
 ];
 
-// Draws a part only when what it shows has changed.
+// Draws a part only when what it shows has changed, and leaves the keyboard where it was.
 function once(name, value, draw) {
   const key = JSON.stringify(value);
-  if (drawn[name] !== key) { drawn[name] = key; draw(); }
+  if (drawn[name] === key) return;
+  drawn[name] = key;
+  const focused = document.activeElement?.id;
+  draw();
+  if (focused && document.activeElement?.id !== focused) $(focused)?.focus({ preventScroll: true });
 }
 
 function show() {
@@ -45,10 +49,11 @@ function show() {
   once("grid", [run.plan?.version, run.workers], () => drawGrid($("grid"), $("shape"), run));
   once("workers", run.workers, () => drawWorkers($("workers"), run));
   once("reasons", run.plan?.reasons, () => $("reasons").replaceChildren(...(run.plan?.reasons || ["No plan yet."]).map((r) => el("li", {}, r))));
-  once("plans", run.plans, () => $("plans").replaceChildren(run.plans.length > 1 ? table(["plan", "at step", "stages x replicas", "predicted step"],
-    run.plans.map((p) => [p.version, p.step, `${p.stages} x ${p.replicas}`, seconds(p.predicted_step_s)]), [0, 1, 3]) : ""));
+  once("plans", run.plans, () => $("plans").replaceChildren(run.plans.length ? table(["plan", "at", "after step", "stages x replicas", "predicted step", "because"],
+    [...run.plans].reverse().map((p) => [p.version, clock(p.at_s), p.step, `${p.stages} x ${p.replicas}`, seconds(p.predicted_step_s), p.why || "–"]), [0, 2, 4])
+    : el("p", { class: "soft" }, "No plan yet.")));
   once("events", run.events, () => $("events").replaceChildren(...[...run.events].reverse().map((e) =>
-    el("li", { class: e.bad ? "bad" : null }, el("time", { datetime: new Date(1000 * e.at_s).toISOString() }, new Date(1000 * e.at_s).toLocaleTimeString("en-GB")), el("span", {}, e.text)))));
+    el("li", { class: e.bad ? "bad" : null }, el("time", { datetime: new Date(1000 * e.at_s).toISOString() }, clock(e.at_s)), el("span", {}, e.text)))));
 }
 
 async function ask(path) {
@@ -77,8 +82,9 @@ async function pictures() {
 async function tend() {
   const now = performance.now();
   if (!run || document.hidden) return;
-  if (run.step !== picturedStep && now - curvesAt > CURVES_EVERY_MS) { curvesAt = now; picturedStep = run.step; await curves(); }
-  if (picturesAt === 0 || (now - picturesAt > PICTURES_EVERY_MS && drawn.seq !== run.seq)) { picturesAt = now; drawn.seq = run.seq; await pictures(); }
+  if (run.step !== curvedStep && now - curvesAt > CURVES_EVERY_MS) { curvesAt = now; curvedStep = run.step; await curves(); }
+  const due = `${run.run} ${run.plan?.version} ${run.recorded_step} ${run.code}`;
+  if (pictured !== due) { pictured = due; await pictures(); }
 }
 
 function follow() {

@@ -1,6 +1,7 @@
 // The curves, by uPlot: made once, given new points as they come.
 import { digits, el } from "./text.js";
 
+const HEIGHT = 190;
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export class Chart {
@@ -12,7 +13,7 @@ export class Chart {
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(box);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.make());
   }
-  size() { return { width: Math.max(200, this.box.clientWidth), height: Math.max(120, this.box.clientHeight - 34) }; }
+  size() { return { width: Math.max(200, this.box.clientWidth), height: HEIGHT }; }
   make() {
     if (!this.data) return;
     this.plot?.destroy();

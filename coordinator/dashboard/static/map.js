@@ -51,22 +51,32 @@ export function drawMap(figure, run) {
     path.append(svg("title", {}, `${flow.from} to ${flow.to}, ${KINDS[flow.kind] || flow.kind}: ${bytes(flow.sent_bytes)} a step, ${flow.codec}`));
     root.append(path);
   }
-  const taken = [];
-  for (const r of [...regions].sort((a, b) => y(a.at[0]) - y(b.at[0]))) {
-    const [cx, cy] = [x(r.at[1]), y(r.at[0])];
-    const radius = unit * (6 + 2.2 * Math.sqrt(r.workers));
-    const dot = svg("circle", { cx, cy, r: radius, fill: r.workers ? hue(r.hue) : "var(--paper)", stroke: r.workers ? "var(--paper)" : "var(--alarm)", "stroke-width": 1.5 * unit });
-    dot.append(svg("title", {}, `${r.name}: ${r.workers} workers${r.gone ? `, ${r.gone} gone` : ""}`));
-    const words = `${r.name} · ${r.workers}${r.gone ? ` (${r.gone} gone)` : ""}`;
-    const wide = words.length * 6.6 * unit, right = cx + radius + wide > left + width;
-    let ty = cy + 4 * unit;
-    while (taken.some((t) => Math.abs(t.y - ty) < 15 * unit && Math.abs(t.x - cx) < wide)) ty += 15 * unit;
-    taken.push({ x: cx, y: ty });
-    const label = svg("text", { x: right ? cx - radius - 4 * unit : cx + radius + 4 * unit, y: ty,
-      "text-anchor": right ? "end" : "start", style: `font-size:${12 * unit}px;paint-order:stroke;stroke:var(--paper);stroke-width:${3 * unit}px` }, words);
-    root.append(dot, label);
+  const dots = regions.map((r) => ({ ...r, cx: x(r.at[1]), cy: y(r.at[0]), radius: unit * (6 + Math.min(12, 2.2 * Math.sqrt(r.workers))) }));
+  const taken = dots.map((d) => ({ left: d.cx - d.radius, right: d.cx + d.radius, top: d.cy - d.radius, bottom: d.cy + d.radius }));
+  const view = { left, right: left + width, top, bottom: top + height };
+  const labels = [];
+  for (const d of dots.sort((a, b) => b.workers - a.workers || a.cy - b.cy)) {
+    const words = `${d.name} · ${d.workers}${d.gone ? ` (${d.gone} gone)` : ""}`;
+    const dot = svg("circle", { cx: d.cx, cy: d.cy, r: d.radius, fill: d.workers ? hue(d.hue) : "var(--paper)", stroke: d.workers ? "var(--paper)" : "var(--alarm)", "stroke-width": 1.5 * unit });
+    dot.append(svg("title", {}, words));
+    root.append(dot);
+    const box = roomFor(d, words.length * 6.4 * unit, 14 * unit, 3 * unit, taken, view);
+    if (!box) continue;
+    taken.push(box);
+    labels.push(svg("text", { x: box.left, y: box.bottom - 3 * unit,
+      style: `font-size:${12 * unit}px;paint-order:stroke;stroke:var(--paper);stroke-width:${3 * unit}px` }, words));
   }
+  root.append(...labels);
   figure.append(root);
+}
+
+// Where a label beside its dot covers nothing else; null: nowhere, and the dot's title and the tables name it.
+function roomFor(d, width, height, gap, taken, view) {
+  const [middle, beside] = [d.cy - height / 2, d.cx - width / 2];
+  const corners = [[d.cx + d.radius + gap, middle], [d.cx - d.radius - gap - width, middle], [beside, d.cy - d.radius - gap - height], [beside, d.cy + d.radius + gap]];
+  const boxes = corners.map(([l, t]) => ({ left: l, right: l + width, top: t, bottom: t + height }));
+  const inside = (b) => b.left >= view.left && b.right <= view.right && b.top >= view.top && b.bottom <= view.bottom;
+  return boxes.find((b) => inside(b) && !taken.some((o) => b.left < o.right && o.left < b.right && b.top < o.bottom && o.top < b.bottom)) || null;
 }
 
 export function drawLinks(box, run, links) {

@@ -30,6 +30,8 @@ function scaled(x, units, base) {
 export const bytes = (x) => scaled(x, ["B", "kB", "MB", "GB", "TB"], 1000);
 export const rate = (x) => (known(x) ? scaled(8 * x, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"], 1000) : "–");
 export const seconds = (x) => (!known(x) ? "–" : x < 1 ? `${digits(1000 * x)} ms` : `${digits(x)} s`);
+export const clock = (at_s) => new Date(1000 * at_s).toLocaleTimeString("en-GB");
+export const share = (x) => (known(x) ? `${Math.round(100 * x)} %` : "–");
 export const hue = (i) => `var(--hue${((i % 8) + 8) % 8})`;
 
 // A table whose rows are arrays of texts; columns of numbers stand to the right.
