@@ -33,7 +33,7 @@ from worker.data import open_dataset
 
 SEEDS = 3
 QUICK = ("fp32 (2x1)", "direct fw2/bw4 (2x1)", "AC-SGD fw3/bw6 (2x1)", "tile fw4/bw8 (4x1)",
-         "weights 4 bits (2x2)")  # fmt: skip
+         "weights 4 bits (2x2)", "momentum 4 bits (2x2)", "averages, every 4, 8 bits (2x2)")  # fmt: skip
 PROMISED = ("AC-SGD fw3/bw6", "AC-SGD fw4/bw8")
 WORSE = "direct fw2/bw4"
 Losses = Mapping[str, Sequence[Outcome]]

@@ -48,6 +48,8 @@ seed: %(seed)d
 %(extra)s
 """
 PROMPT = "KING. "
+WARM_UP = "WARM_UP"
+"""In a setting: a sixth of the run's steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,15 @@ def _settings() -> Iterator[Setting]:
     for bits in (4, 8):
         yield Setting(f"weights {bits} bits", 2, 2, f"reduce: {{feedback: {{bits: {bits}}}}}")
     for bits in (1, 4):
-        momentum = f"reduce: {{momentum: {{bits: {bits}, warmup_steps: 64}}}}"
+        momentum = f"reduce: {{momentum: {{bits: {bits}, warmup_steps: {WARM_UP}}}}}"
         yield Setting(f"momentum {bits} bits", 2, 2, momentum)
     for bits in (8, 4):
         change = f"reduce: {{feedback: {{bits: {bits}}}}}"
         yield Setting(f"local steps, every 8, {bits} bits", 2, 2, change, "local_steps: {every: 8}")
+    change = "reduce: {feedback: {bits: 8}}"
+    for every in (8, 4):
+        averaged = f"local_steps: {{every: {every}, lr: 1.0, momentum: 0.0}}"
+        yield Setting(f"averages, every {every}, 8 bits", 2, 2, change, averaged)
     for name in JUDGED:
         yield Setting(name, 4, 1, BOUNDARIES[name])
     for name, text in BOUNDARIES.items():
@@ -174,7 +180,7 @@ def job_of(setting: Setting, size: Size, seed: int, files: str) -> JobSpec:
         "length": size.length,
         "steps": size.steps,
         "extra": setting.extra,
-        "compression": setting.compression,
+        "compression": setting.compression.replace(WARM_UP, str(max(1, size.steps // 6))),
         "seed": seed,
     }
     return parse_job(JOB % values, setting.label)
