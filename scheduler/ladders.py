@@ -65,7 +65,8 @@ def _error(spec: Spec, auto: AutoOptions, shape: tuple[int, ...], visits: Visits
 def _candidates(kind: Kind, width: int, again: bool) -> Iterator[Spec]:
     """Activations may be remembered, and rounded to the nearest. Of their gradients the mean must be right
     (AC-SGD's theorem), in 4 bits or more. What weights' gradients lose goes with the next. First visits go in
-    8 bits, which err less than what any later visit leaves."""
+    8 bits, which err less than what any later visit leaves; buffers lie on disk, so that no plan has to fit
+    with them in memory that it may not need."""
     yield IdentitySpec()
     group = next((g for g in (64, 32, 16, 8) if width % g == 0), 0)
     if kind == "reduce":
@@ -82,4 +83,4 @@ def _candidates(kind: Kind, width: int, again: bool) -> Iterator[Spec]:
     yield from (KBitSpec(bits, "group", group, rounding) for bits in range(8, least - 1, -1))
     yield from (TileSpec(bits, tile, rounding=rounding) for bits in range(8, least, -1))
     if kind == "activations" and again:
-        yield from (AcsgdSpec(bits, group=group, first=8) for bits in (8, 6, 4, 3, 2))
+        yield from (AcsgdSpec(bits, group=group, first=8, memory="disk") for bits in (8, 6, 4, 3, 2))

@@ -287,7 +287,7 @@ def test_the_most_that_a_budget_allows_is_remembered_samples_only_in_long_runs()
         visits = Visits(100, 100 * epochs)
         return ladder("activations", ActivationAutoOptions(change=change), SHAPE, 4, visits)[-1]
 
-    assert most(50) == "acsgd:bits=3,first=8"
+    assert most(50) == "acsgd:bits=3,first=8,memory=disk"
     assert most(50, change=1.0) == most(1) == "kbit:bits=4"
     assert most(4) == most(4, change=0.2) == "kbit:bits=4"  # a quarter of all visits are first ones
 
