@@ -15,6 +15,7 @@ from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import holdings_of, loading_s, travelling
 from scheduler.liveness import remember
+from scheduler.moving import transfers_s
 from scheduler.plan import Plan, PlanError
 from scheduler.recovery import Gather, GoOn, Standing, adopt, recover
 from scheduler.replan import Measured, Stay, reconsider
@@ -22,6 +23,7 @@ from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 from scheduler.traffic import traffic
 from scheduler.units import duration
+from sim.copies import Copies
 from sim.faults import Faults
 from sim.looking import Looking
 from sim.losses import Loss, Step, first_loss
@@ -73,6 +75,7 @@ class _Run:
         self._presence = Presence(
             self._region, faults, self._region[plan.device(0)], measure_s=options.measure_s
         )
+        self._copies = Copies(options.copy_every)
         self._looking = Looking(options.replan_every, options.look_every_s)
         self._t = options.start_s
         self._done = self._saved = 0
@@ -124,6 +127,8 @@ class _Run:
             self._saved = self._done
         self._progress(self._done)
         if self._done < self._options.steps:
+            for send in self._copies.begin(plan, self._done, self._t, self._travel_s):
+                self._leave(*send)
             self._look_for_better(plan)
 
     def _timeline(self, plan: Plan) -> Timeline:
@@ -155,6 +160,7 @@ class _Run:
     def _take(self, plan: Plan) -> None:
         self._plan = plan
         self._looking.planned(self._here())
+        self._copies.planned(plan, self._work.model, self._network.topology(self._t))
         self._result.plans.append(plan)
         w = self._work
         costs = durations(plan, w.model, w.profiles, self._network.topology(self._t))
@@ -201,22 +207,31 @@ class _Run:
 
     def _standing(self, here: Sequence[str], kept: Sequence[str]) -> Standing:
         """Of a run whose devices `kept` have their layers still."""
-        holdings = holdings_of(self._plan, self._done, kept)
-        saved = self._saved or None
-        return Standing(self._plan, tuple(here), holdings, self._done, self._options.steps, saved)
+        o, holdings = self._options, holdings_of(self._plan, self._done, kept)
+        self._copies.arrived(self._t)
+        copies, saved = self._copies.only_of(kept), self._saved or None
+        return Standing(self._plan, tuple(here), holdings, self._done, o.steps, saved, copies, o.shape)
 
     def _move(self, found: GoOn, besides_s: float) -> None:
         """Layers travel from those who hold them, over the links as they are now."""
         plan, model = found.plan, self._work.model
         links = links_at(self._network, self._t, plan.streams, self._faults.partitions)
         took_s = loading_s(found.sources, model, links) + besides_s
-        for donor, name, n_bytes in travelling(found.sources, model):
-            if self._region[donor] != self._region[name]:
-                _add(self._result.egress_bytes, self._region[donor], n_bytes)
+        for send in travelling(found.sources, model):
+            self._leave(*send)
         self._say(f"plan {plan.version}: {found.reason}; ready in {duration(took_s)}")
         self._t += took_s
         self._take(plan)
         self._hold(plan, took_s)
+
+    def _travel_s(self, sends: Sequence[tuple[str, str, int]]) -> float:
+        links = links_at(self._network, self._t, self._plan.streams, self._faults.partitions)
+        return transfers_s(links, sends)
+
+    def _leave(self, src: str, dst: str, n_bytes: float) -> None:
+        """What goes from one region to another is paid for."""
+        if self._region[src] != self._region[dst]:
+            _add(self._result.egress_bytes, self._region[src], n_bytes)
 
     # ---- losses
 
@@ -268,6 +283,8 @@ class _Run:
         self._result.recoveries += 1
         self._result.restarts += found.from_checkpoint
         self._result.steps_lost += self._done - found.step
+        if found.from_checkpoint:
+            self._copies.only_of(())
         del self._result.steps[found.step :]
         self._done = found.step
         self._move(found, besides_s)

@@ -19,6 +19,10 @@ class RunOptions:
     """Moment of the network's clock at which the first step begins."""
     save_every: int = 50
     """Steps between checkpoints; 0: none before the end."""
+    copy_every: int = 0
+    """Steps between the copies of each stage that a neighbour keeps; 0: there are none."""
+    shape: tuple[int, int] | None = None
+    """(stages, replicas) that the job asks for; None: left open."""
     settle_s: float = 5.0
     """From a loss that is noticed to the first step under a new plan, beside the layers' way: stop, plan,
     build the stages anew, connect."""

@@ -124,10 +124,21 @@ def simulate(
     horizon_s = s.start_s + max(10 * s.steps * plan.predicted_step_s, DAY_S)
     faults = script.faults(horizon_s, np.random.default_rng(s.seed))
     tokens = job.global_batch * job.sequence_length
+    asked = job.parallelism
     options = RunOptions(
-        s.steps, tokens, s.start_s, s.save_every, s.settle_s, s.restart_s, s.measure_s, s.wait_for_workers,
-        replan_every=s.replan_every, patience=Patience(restart_s=s.settle_s, steps_redone=0.0),
-    )  # fmt: skip
+        s.steps,
+        tokens,
+        s.start_s,
+        s.save_every,
+        job.checkpoint.neighbours_every,
+        None if asked == "auto" else (asked.stages, asked.replicas),
+        s.settle_s,
+        s.restart_s,
+        s.measure_s,
+        s.wait_for_workers,
+        replan_every=s.replan_every,
+        patience=Patience(restart_s=s.settle_s, steps_redone=0.0),
+    )
     result = simulate_run(work, network, plan, options, planner, faults, progress)
     costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
     return Simulation(read, work, result, costs, prices.currency, tokens)

@@ -152,6 +152,31 @@ def test_a_process_that_died_is_there_again_after_a_restart_with_nothing() -> No
     assert "nobody holds layer 1: back to" in r.events[3].text
 
 
+def test_neighbours_copies_bring_a_lost_stage_back_where_no_checkpoint_does() -> None:
+    """Copies begun after steps 3 and 6 are there within a step; the stage is lost in the eighth."""
+    faults = Faults().fail_at(rank=1, step=7)
+    o = RunOptions(10, 8, save_every=0, restart_s=30.0, settle_s=2.0)
+    without = simulate_run(WORK, NETWORK, PLAN, o, planner, faults)
+    assert (without.restarts, without.steps_lost) == (1, 7)
+    copied = simulate_run(WORK, NETWORK, PLAN, replace(o, copy_every=3), planner, faults)
+    assert (copied.recoveries, copied.restarts, copied.steps_lost) == (1, 0, 1)
+    assert [s.plan_version for s in copied.steps] == [1] * 6 + [2] * 4
+    # d2 gets layer 1 from d0, who kept it.
+    moving_s = 0.5 + LAYER_BYTES / 100 + 2
+    assert copied.total_s == pytest.approx(7.5 * STEP_S + moving_s + 4 * STEP_S)
+    # Twelve steps were begun; copies of steps 3, 6 and 9, and the layer that moved, left d0's region.
+    assert copied.egress_bytes["r0"] == 12 * 208 + 4 * LAYER_BYTES
+
+
+def test_a_copy_that_is_still_on_its_way_does_not_count() -> None:
+    large = replace(
+        WORK, model=replace(WORK.model, layers=tuple(replace(x, state_bytes=2000) for x in LAYERS))
+    )
+    o = RunOptions(4, 8, save_every=0, restart_s=30.0, copy_every=1)
+    r = simulate_run(large, NETWORK, PLAN, o, planner, Faults().fail_at(rank=1, step=1))
+    assert (r.restarts, r.steps_lost) == (1, 1)
+
+
 def grown(faults: Faults, steps: int = 40, **options: Any) -> RunResult:
     """A run of one pipeline, d0 and d1, whose planner makes two as soon as four devices are there; a spare in
     the place of d1 would be no faster."""
