@@ -64,6 +64,8 @@ class Board:
     tokens: int = 0
     seq: int = 0
     needed: int = 0
+    outlook: str = ""
+    """What the last look for a faster plan found; '' before the first."""
     recorded_step: int = 0
     """The last whose spans and traffic were told; 0: none of the plan that runs."""
     workers: dict[str, Worker] = field(default_factory=dict)
@@ -122,11 +124,13 @@ class Board:
                     if (worker := self.workers.get(row["name"])) is not None:
                         worker.busy = row["busy_s"] / event["step_s"] if event["step_s"] > 0 else None
                         worker.memory_used_bytes = row["memory_used_bytes"] or None
+            case "outlook":
+                self.outlook = f"after step {event['step']}: {event['reason']}"
             case "finished" | "failed":
                 self.phase, self.reason, self.code = kind, event["reason"], event["code"]
             case _:
                 pass
-        if kind not in _QUIET:
+        if kind not in _QUIET and not (kind == "outlook" and not event["moves"]):
             bad = kind in _BAD and not (kind == "left" and self.over)
             self.happened.append({"at_s": at_s, "kind": kind, "text": _words(event), "bad": bad})
 
@@ -171,7 +175,7 @@ class Board:
         return {
             "seq": self.seq, "run": self.run, "job": self.job, "phase": self.phase, "reason": self.reason,
             "code": self.code, "step": self.step, "steps": self.steps, "needed": self.needed,
-            "recorded_step": self.recorded_step,
+            "recorded_step": self.recorded_step, "outlook": self.outlook,
             "eval_loss": self.eval_loss, "tokens": self.tokens,
             **{name: self.last(name) for name in SERIES if name != "step"},
             "workers": [

@@ -35,7 +35,7 @@ PLAN = _object(
 )  # fmt: skip
 RUN = _object(
     seq=_WHOLE, run=_TEXT, job=_TEXT, phase=_TEXT, reason=_TEXT, code={"type": ["integer", "null"]},
-    step=_WHOLE, steps=_WHOLE, needed=_WHOLE, recorded_step=_WHOLE, eval_loss=_NUMBER,
+    step=_WHOLE, steps=_WHOLE, needed=_WHOLE, recorded_step=_WHOLE, outlook=_TEXT, eval_loss=_NUMBER,
     tokens=_WHOLE, loss=_NUMBER,
     grad_norm=_NUMBER, tokens_per_s=_NUMBER, step_s=_NUMBER, predicted_step_s=_NUMBER, sent_bytes=_NUMBER,
     raw_bytes=_NUMBER, workers=_list(WORKER), plan={"type": ["object", "null"]},

@@ -19,7 +19,7 @@ from scheduler.exit_codes import ExitCode
 
 pytest.importorskip("starlette")
 
-from tests.coordinator.dashboard.browser import browser, requests_of, why_no_browser
+from tests.coordinator.dashboard.browser import WAIT_MS, browser, requests_of, why_no_browser
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
 JOB = f"""
@@ -32,7 +32,6 @@ micro_batch: 2
 steps: 100000
 parallelism: {{stages: 1, replicas: 2}}
 """
-WAIT_MS = 120_000.0
 
 
 def ask(url: str) -> Any:
@@ -53,9 +52,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     directory = tmp_path_factory.mktemp("seen")
     job, at = directory / "job.yaml", f"127.0.0.1:{free_port()}"
     job.write_text(JOB)
-    with LocalCluster(
-        job, LocalOptions(workers=2, state_dir=directory / "runs" / "a", dashboard=at)
-    ) as cluster:
+    logs = ("--log-format", "json")
+    options = LocalOptions(
+        workers=2, state_dir=directory / "runs" / "a", dashboard=at,
+        options_of={"worker": logs, "coordinator": (*logs, "--tensorboard", str(directory / "curves"))},
+    )  # fmt: skip
+    with LocalCluster(job, options) as cluster:
         yield Seen(cluster, f"http://{at}/")
 
 
@@ -72,7 +74,7 @@ def test_a_browser_sees_a_worker_lost_and_the_plan_that_follows(run: Seen) -> No
         phase = page.get_by_role("status")
         plans = page.get_by_role("region", name="Plans so far").locator("tbody tr")
         row, happened = page.locator("#worker-w1"), page.get_by_label("What happened, last first")
-        expect(phase).to_have_text("running", timeout=WAIT_MS)
+        expect(phase).to_have_text("running")
         page.get_by_role("img", name=re.compile("One step of 2 ranks")).wait_for()
 
         # The keyboard alone: past the links of the page's head to the worker's cell, and on to its row.
@@ -88,19 +90,29 @@ def test_a_browser_sees_a_worker_lost_and_the_plan_that_follows(run: Seen) -> No
         run.cluster.workers["w1"].kill()
         lost = happened.locator("li.bad").filter(has_text="w1 is lost")
         expect(lost).to_be_visible(timeout=WAIT_MS)
-        expect(row).to_contain_text("gone", timeout=WAIT_MS)
+        expect(row).to_contain_text("gone")
         expect(row).to_contain_text(lost.locator("span").inner_text())
-        expect(plans).to_have_count(2, timeout=WAIT_MS)
+        expect(plans).to_have_count(2)
         expect(plans.first).to_contain_text("1 x 1")
         expect(plans.first).to_contain_text("w1 is gone")
         expect(page.locator("#shape")).to_contain_text("1 stage x 1 replica")
-        expect(phase).to_have_text("running", timeout=WAIT_MS)
+        expect(phase).to_have_text("running")
 
         for named in page.locator("[tabindex], a, summary, [role=img], [role=progressbar]").all():
             expect(named).to_have_accessible_name(re.compile(r"\S"))
     assert len(asked) > 8
     elsewhere = [url for url in asked if not url.startswith((run.page, "data:"))]
     assert elsewhere == []
+
+
+def assert_every_line_says_what_it_is_of(logs: Path) -> None:
+    """Run, worker and step, in the logs of the coordinator and of the worker that ended by itself."""
+    for name in ("coordinator", "w0"):
+        lines = [json.loads(x) for x in (logs / f"{name}.log").read_text().splitlines() if x.startswith("{")]
+        assert all(line.keys() >= {"at", "level", "run", "worker", "step"} for line in lines)
+        assert lines[-1]["run"].startswith("seen-")
+        assert lines[-1]["step"] >= 6
+    assert lines[-1]["worker"] == "w0"
 
 
 def test_a_page_follows_the_run_to_its_end_and_shows_it_again(run: Seen) -> None:
@@ -122,6 +134,8 @@ def test_a_page_follows_the_run_to_its_end_and_shows_it_again(run: Seen) -> None
                     run.cluster.drain()
     assert run.cluster.wait() == ExitCode.OK
     assert "running" in phases, "it was followed, not only told the end"
+    assert len(list((state.parent.parent / "curves").rglob("events.*"))) == 1
+    assert_every_line_says_what_it_is_of(run.cluster.logs)
     listing = command("coordinator", "runs", str(state.parent), "--json")
     listed = subprocess.run(listing, capture_output=True, text=True, check=True)
     ended = json.loads(listed.stdout)

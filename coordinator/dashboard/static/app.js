@@ -49,6 +49,7 @@ function show() {
   once("grid", [run.plan?.version, run.workers], () => drawGrid($("grid"), $("shape"), run));
   once("workers", run.workers, () => drawWorkers($("workers"), run));
   once("reasons", run.plan?.reasons, () => $("reasons").replaceChildren(...(run.plan?.reasons || ["No plan yet."]).map((r) => el("li", {}, r))));
+  $("outlook").textContent = run.outlook ? `Last look for a faster plan, ${run.outlook}` : "";
   once("plans", run.plans, () => $("plans").replaceChildren(run.plans.length ? table(["plan", "at", "after step", "stages x replicas", "predicted step", "because"],
     [...run.plans].reverse().map((p) => [p.version, clock(p.at_s), p.step, `${p.stages} x ${p.replicas}`, seconds(p.predicted_step_s), p.why || "–"]), [0, 2, 4])
     : el("p", { class: "soft" }, "No plan yet.")));

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 HOST = "127.0.0.1"
+WAIT_MS = 120_000.0
+"""Against a page that hangs; what is expected is waited for, on a slow machine longer."""
 
 
 def chromium() -> str | None:
@@ -42,8 +44,9 @@ def why_no_browser() -> str | None:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Chromium without a window, as it is installed: nothing is downloaded."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=WAIT_MS)
     # Its sandbox wants a user that is not root.
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:

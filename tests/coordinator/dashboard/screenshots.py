@@ -21,7 +21,7 @@ from PIL import Image
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.replay import board_of
 
-from .browser import browser, served, why_no_browser
+from .browser import WAIT_MS, browser, served, why_no_browser
 from .simulated import Simulated
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def picture(opened: Browser, address: str, width: int, scheme: Any) -> Image.Ima
     page = opened.new_page(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     )
+    page.set_default_timeout(WAIT_MS)
     page.goto(address)
     for part in DRAWN:
         page.locator(part).wait_for()

@@ -20,6 +20,7 @@ from coordinator.dashboard.board import Board  # noqa: E402
 from coordinator.dashboard.guard import local_names, refusal  # noqa: E402
 from coordinator.dashboard.openapi import DOCUMENT  # noqa: E402
 from coordinator.dashboard.server import STATIC, Dashboard  # noqa: E402
+from coordinator.tokens import Tokens  # noqa: E402
 
 
 def step(n: int, loss: float = 2.0) -> dict[str, Any]:
@@ -99,6 +100,48 @@ def test_steps_that_were_rolled_back_are_forgotten(board: Board) -> None:
 def test_a_number_that_is_none_is_null_and_not_nan(board: Board) -> None:
     board.take(step(3, math.nan), 0.0)
     assert board.snapshot()["loss"] is None
+
+
+def test_a_look_for_a_faster_plan_is_kept_and_only_a_move_is_an_event(board: Board) -> None:
+    before = len(board.snapshot()["events"])
+    board.take({"event": "outlook", "step": 2, "moves": False, "reason": "nothing is 20 % faster"}, 0.0)
+    assert board.snapshot()["outlook"] == "after step 2: nothing is 20 % faster"
+    assert len(board.snapshot()["events"]) == before
+    board.take({"event": "outlook", "step": 4, "moves": True, "reason": "1.2 s instead of 2 s"}, 0.0)
+    assert board.snapshot()["events"][-1]["text"] == "1.2 s instead of 2 s"
+
+
+def test_a_plan_has_its_reason_and_workers_how_busy_they_were(board: Board) -> None:
+    lost = "b is lost: no heartbeat"
+    used = {"busy_s": 0.3, "wait_s": 0.1, "reduce_s": 0.05, "idle_s": 0.05, "memory_used_bytes": 7}
+    for event in (
+        {"event": "use", "step": 2, "step_s": 0.5, "workers": [{"name": "a", **used}]},
+        {"event": "left", "name": "b", "reason": lost},
+        {"event": "phase", "phase": "planning", "reason": lost, "step": 2},
+        plan(2, ("a",)),
+    ):
+        board.take(event, 0.0)
+    found = board.snapshot()
+    assert (found["plans"][-1]["why"], found["plans"][-1]["step"]) == (lost, 2)
+    assert found["recorded_step"] == 0, "what was recorded was of another plan"
+    worker = next(w for w in found["workers"] if w["name"] == "a")
+    assert (worker["busy"], worker["memory_used_bytes"]) == (0.6, 7)
+    board.take({"event": "recovery", "step": 2, "reason": "a has all layers", "way": "repair"}, 0.0)
+    assert board.snapshot()["plans"][-1]["why"] == "goes on after step 2: a has all layers"
+
+
+def test_a_token_to_join_by_opens_no_page(board: Board, tmp_path: Path) -> None:
+    """Neither while it is good nor once it has expired: the page has a token of its own."""
+    tokens = Tokens(tmp_path)
+    try:
+        joins = tokens.create(1000.0, uses=9, valid_s=60.0)
+        where = Where("0.0.0.0:0", "the run's own token")
+        client = TestClient(Dashboard(board, tmp_path, where.token).app)
+        for now_s in (1001.0, 2000.0):
+            assert bool(tokens.refusal(joins, now_s)) is (now_s > 1060.0)
+            assert client.get("/api/run", headers={"authorization": f"Bearer {joins}"}).status_code == 401
+    finally:
+        tokens.close()
 
 
 def test_points_are_thinned_to_the_limit_and_end_with_the_last_step() -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("starlette")
 
 from coordinator.dashboard.board import Board
 
-from .browser import browser, served, why_no_browser
+from .browser import WAIT_MS, browser, served, why_no_browser
 from .simulated import Simulated
 
 WORKERS, LOST = 500, 41
@@ -35,6 +35,7 @@ def test_of_500_workers_regions_are_counted_and_each_can_be_found(address: str) 
 
     with browser() as opened:
         page = opened.new_page()
+        page.set_default_timeout(WAIT_MS)
         page.goto(address)
         page.locator("#timeline svg").wait_for()
         pipelines = page.get_by_role("region", name="Pipelines")
