@@ -8,7 +8,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 REPORT   ?= runs/demo/report
 
-.PHONY: train finetune test install lint types layers unit protos bench audit fuzz clean
+.PHONY: train finetune test install lint types layers unit docs protos bench audit fuzz clean
 
 train: $(VENV)/.worker data/shakespeare/SOURCE.txt  ## train the demo job over four shaped cities, on this machine
 	$(BIN)/deploy local jobs/demo.yaml --workers 4 --links four_cities --state-dir runs/demo --fresh --report $(REPORT)
@@ -32,6 +32,9 @@ layers: $(VENV)/.dev
 
 unit: $(VENV)/.dev $(VENV)/.protoc
 	$(BIN)/pytest
+
+docs: $(VENV)/.docs  ## the documentation's site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 protos: $(VENV)/.protoc  ## regenerate the stubs after a change of protos/*.proto
 	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/orchestrator.proto
@@ -68,6 +71,10 @@ $(VENV)/.hub: $(VENV)/.worker
 
 $(VENV)/.dev: $(VENV)/.worker
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.worker
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[worker,deploy,docs]'
 	@touch $@
 
 # The stubs' generator wants an older protobuf than the rest, so it lives apart.

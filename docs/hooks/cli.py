@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 PROGRAMS = ("coordinator", "worker", "sim", "deploy")
 PAGE = "reference/cli.md"
@@ -62,16 +63,15 @@ def _argument(p: Any) -> str:
 
 def _spelled(p: Any) -> str:
     names = ", ".join(f"`{o}`" for o in (*p.opts, *p.secondary_opts))
-    if p.is_flag:
-        return names
-    choices = getattr(p.type, "choices", None)
-    kind = "\\|".join(map(str, choices)) if choices else _kind(p)
-    return f"{names} {kind}"
+    return names if p.is_flag else f"{names} {_kind(p)}"
 
 
 def _kind(p: Any) -> str:
-    name = p.type.name.removesuffix(" range")
-    return str(p.metavar or {"float": "NUMBER", "integer": "N"}.get(name, name.upper()))
+    """What an option wants: as it says, else by its annotation, where this version of typer keeps that."""
+    wanted = getattr(getattr(p, "type_descriptor", None), "annotation", None)
+    if get_origin(wanted) is Literal:
+        return "\\|".join(map(str, get_args(wanted)))
+    return str(p.metavar or {int: "N", float: "NUMBER", Path: "PATH"}.get(wanted, "TEXT"))
 
 
 def _default(p: Any) -> str:
@@ -84,14 +84,12 @@ def _default(p: Any) -> str:
 
 
 def _simple(value: Any) -> bool:
-    from pathlib import Path
-
     return isinstance(value, str | int | float) or (isinstance(value, Path) and not value.is_absolute())
 
 
 def _meaning(p: Any) -> str:
     parts = [p.help or ""]
-    if p.param_type_name == "option" and p.multiple:
+    if p.param_type_name == "option" and p.multiple and "repeated" not in parts[0]:
         parts.append("May be repeated.")
     if isinstance(p.envvar, str):
         parts.append(f"Environment: `{p.envvar}`.")
