@@ -1,6 +1,6 @@
 """Figures of DT-FM and AC-SGD beside what the engine says of the same settings.
 
-    python -m tests.benchmarks.papers [--quick] [--processes N]
+    python -m tests.benchmarks.papers [--quick] [--trials N] [--cells FILE] [--processes N]
 
 Every row has the paper's figure, ours, their ratio and what had to be assumed. Two factors are the same
 for all rows and nothing else is fitted: GPUs reach GPU_EFFICIENCY of their peak, links LINK_EFFICIENCY of
@@ -9,7 +9,8 @@ authors' volumes have no exchange of them.
 Ends with one JSON line; exits with 1 when what follows exactly from the papers is not met: the volume of a
 step, and the cost of two layouts by DT-FM's objective. Measured ratios are reported, not judged: their
 set-ups are not known well enough. --quick: 24 layers and batch 1024 only, instead of 24, 32, 40 and
-1024, 2048, 4096. A full run is an hour of CPU: --cells FILE keeps what it has found and goes on from there.
+1024, 2048, 4096. A setting is some ten seconds of CPU with --trials 400, more with the paper's 4,900; --cells
+FILE keeps what was found and goes on from there.
 """
 
 from __future__ import annotations
