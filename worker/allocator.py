@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""mallopt's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX."""
 _NEVER = 2**31 - 1
 """More than any tensor here: mallopt takes an int."""
 
@@ -23,4 +23,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _NEVER)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    settings = ((_MMAP_THRESHOLD, _NEVER), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
+    # One arena, for what a thread frees is else kept for that thread, and above 64 MB not at all.
+    return all(bool(mallopt(which, value)) for which, value in settings)
