@@ -169,13 +169,16 @@ class JobSpec(_Strict):
     model: ModelSpec
     data: DataSpec
     sequence_length: Annotated[int, Field(ge=2)]
+    """Tokens of a sample."""
     global_batch: Annotated[int, Field(ge=1)]
     """Samples a step, over all replicas."""
     micro_batch: Auto | Annotated[int, Field(ge=1)]
     """Samples in a micro-batch. `auto`: workers are profiled with `profiled_micro_batch`, and with half of
     it to learn what does not grow with the samples."""
     steps: Annotated[int, Field(ge=1)]
+    """Of the optimizer, over the whole run."""
     eval_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations of the held-out text; 0: only at the end."""
     optimizer: OptimizerSpec = OptimizerSpec()
     precision: Literal["fp32", "bf16"] = "fp32"
     parallelism: Literal["auto"] | ParallelismSpec = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from types import NoneType, UnionType
@@ -31,8 +32,9 @@ def job_page() -> str:
     out = []
     sections = dict(_reached("", JobSpec))
     for model, paths in sections.items():
-        title = "The job" if model is JobSpec else ", ".join(f"`{p}`" for p in paths)
-        out += [f"\n## {title} {{ #{_anchor(model)} }}\n", _about(model), "", *_table(model)]
+        title = "The job" if model is JobSpec else f"`{paths[0]}`"
+        also = f"Also {', '.join(f'`{p}`' for p in paths[1:])}." if len(paths) > 1 else ""
+        out += [f"\n## {title} {{ #{_anchor(model)} }}\n", _about(model), "", also, "", *_table(model)]
     out += [
         "\n## Parts of a block\n",
         "In `model: layers:`, as `[[h3, mlp], 11 x [attention window=128, mlp]]`.",
@@ -79,11 +81,15 @@ def _table(model: type[BaseModel]) -> list[str]:
     if not model.model_fields:
         return ["No options."]
     texts = _texts(model)
-    rows = [
-        f"| `{key}` | {_kind(field)} | {_default(field)} | {' '.join(texts.get(key, '').split())} |"
-        for key, field in model.model_fields.items()
-    ]
+    rows = []
+    for key, field in model.model_fields.items():
+        said = texts.get(key) or next((_first_sentence(_about(m)) for m in _models(field.annotation)), "")
+        rows.append(f"| `{key}` | {_kind(field)} | {_default(field)} | {' '.join(said.split())} |")
     return ["| key | value | default | meaning |", "|---|---|---|---|", *rows]
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0]
 
 
 def _texts(model: type[BaseModel]) -> dict[str, str]:

@@ -14,9 +14,9 @@ import yaml
 
 from deploy.supervise import FINAL
 from scheduler.exit_codes import ExitCode
+from tests.docs.commands import options_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-PLAIN = {"COLUMNS": "300", "TERM": "dumb", "PATH": "/usr/bin"}
 UNITS = sorted((DEPLOY / "systemd").iterdir())
 MANIFESTS = sorted(p for p in (DEPLOY / "kubernetes").glob("*.yaml") if p.name != "kustomization.yaml")
 SCRIPTS = [DEPLOY / "on_ray" / "start-workers.sh", DEPLOY / "slurm" / "isthmus.sbatch"]
@@ -107,11 +107,7 @@ def spoken() -> list[tuple[str, str]]:
 def test_every_option_that_a_file_says_is_one_of_the_command(file: str, line: str) -> None:
     for program, words in re.findall(r"(worker|coordinator)\"? (?:join|start)\b([^;&|\n]*)", line):
         verb = "join" if program == "worker" else "start"
-        asked = subprocess.run(
-            [sys.executable, "-m", f"{program}.cli", verb, "--help"],
-            capture_output=True, text=True, check=True, env=PLAIN,
-        )  # fmt: skip
-        known = set(re.findall(r"--[a-z][a-z-]+", asked.stdout))
+        known = options_of(program, verb)
         said = set(re.findall(r"--[a-z][a-z-]+", words))
         assert said <= known, f"{file}: {program} {verb} knows no {', '.join(sorted(said - known))}"
 

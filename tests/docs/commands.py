@@ -43,6 +43,18 @@ def in_words(text: str) -> Iterator[str]:
         yield " ".join(found[1].split())
 
 
+def options_of(program: str, *path: str) -> set[str]:
+    """The options of a command, such as `worker join`; those that its help hides are left out."""
+    command: Any = get_command(import_module(f"{program}.cli").app)
+    for name in path:
+        command = command.get_command(None, name)
+    return {o for p in command.params if not getattr(p, "hidden", False) for o in _spellings(p)} | {"--help"}
+
+
+def _spellings(p: Any) -> tuple[str, ...]:
+    return (*p.opts, *p.secondary_opts)
+
+
 def complaint(line: str, whole: bool = True) -> str:
     """What is wrong with a command line; '' if its command would take it. `whole`: required arguments, too.
 
@@ -50,7 +62,8 @@ def complaint(line: str, whole: bool = True) -> str:
     """
     loose = bool(re.search(r"…|\.\.\.|\[| \| ", line)) or not whole
     words = [w for w in shlex.split(line.replace("…", " ").replace("...", " ")) if w not in ("[", "]", "|")]
-    command, at = get_command(import_module(f"{words[0]}.cli").app), 1
+    command: Any = get_command(import_module(f"{words[0]}.cli").app)
+    at = 1
     while hasattr(command, "get_command"):
         if at == len(words):
             return ""
@@ -63,7 +76,7 @@ def complaint(line: str, whole: bool = True) -> str:
 
 def _parsed(command: Any, words: list[str], loose: bool) -> str:
     if loose:
-        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        known = {o for p in command.params for o in _spellings(p)} | {"--help"}
         said = {w.strip("[]").partition("=")[0] for w in words if w.strip("[").startswith("--") and w != "--"}
         return f"knows no {', '.join(sorted(said - known))}" if said - known else ""
     if "--help" in words:
