@@ -270,6 +270,8 @@ def _reason(
 
 
 def _layers(layers: tuple[int, ...]) -> str:
+    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
     return f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
 
 

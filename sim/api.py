@@ -11,7 +11,7 @@ named here may change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scheduler.gpus import ACHIEVABLE
@@ -31,6 +31,7 @@ from sim.inputs import (
     read_network,
     read_work,
 )
+from sim.presence import there_at_first
 from sim.replay import Work
 from sim.run import simulate_run
 from sim.run_records import RunEvent, RunOptions, RunResult, StepDone
@@ -186,13 +187,15 @@ def simulate(
     """`steps` steps of `job`, the links as they were recorded from `start_s` on.
 
     `plan`: the one to begin with; None: one is made for the links of that moment. `save_every`: steps between
-    checkpoints. `replan_every`: steps after which another plan is considered; 0: only when a device is lost.
+    checkpoints. `replan_every`: steps after which another plan is considered; 0: when devices come or go.
     A run that cannot go on ends with `result.code` and `result.reason`, as a real one does. Raises PlanError
     for a plan of other devices.
     """
     work, links = network.work(job), network.read.network
     planner = planner_of(job, work)
-    first = plan or planner(network.at(start_s), [d.name for d in network.devices], 1)
-    tokens = job.global_batch * job.sequence_length
-    options = RunOptions(steps, tokens, start_s, save_every, replan_every=replan_every)
+    options = replace(
+        RunOptions.of(job, steps), start_s=start_s, save_every=save_every, replan_every=replan_every
+    )
+    there = there_at_first(network.devices, faults, start_s, options.measure_s)
+    first = plan or planner(network.at(start_s), there, 1)
     return simulate_run(work, links, first, options, planner, faults)

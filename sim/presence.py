@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 
+from scheduler.topology import Device
 from sim.faults import Faults, Partition
+
+
+def there_at_first(
+    devices: Sequence[Device], faults: Faults, start_s: float, measure_s: float = 0.0
+) -> list[str]:
+    """Who can be planned with when the run begins; nobody plans round a partition."""
+    region = {d.name: d.region for d in devices}
+    return Presence(region, replace(faults, partitions=()), "", measure_s).at(start_s)
 
 
 class Presence:

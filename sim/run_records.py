@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from scheduler.exit_codes import ExitCode
+from scheduler.job import JobSpec
 from scheduler.plan import Plan
 from scheduler.replan import Patience
 from scheduler.timeline import Timeline
@@ -42,6 +43,17 @@ class RunOptions:
     restart_s is what moving takes beside the layers' way."""
     deadline_s: float = inf
     """Moment at which the run is given up."""
+
+    @classmethod
+    def of(cls, job: JobSpec, steps: int) -> RunOptions:
+        """With what the job says; all else by default."""
+        asked = job.parallelism
+        return cls(
+            steps,
+            job.global_batch * job.sequence_length,
+            copy_every=job.checkpoint.neighbours_every,
+            shape=None if asked == "auto" else (asked.stages, asked.replicas),
+        )
 
 
 @dataclass(frozen=True, slots=True)

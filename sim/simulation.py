@@ -18,13 +18,12 @@ from scheduler.plan import Plan, PlanError
 from scheduler.plan_text import plan_document
 from scheduler.planner import make_plan
 from scheduler.replan import Patience
-from scheduler.topology import Device, Topology
+from scheduler.topology import Topology
 from sim.contenders import Field, contend, shape_for
 from sim.fault_script import Script, read_script
-from sim.faults import Faults
 from sim.inputs import JobInput, NetworkInput, NetworkRead, read_gpus, read_job, read_network, read_work
 from sim.plan_file import read_plan
-from sim.presence import Presence
+from sim.presence import there_at_first
 from sim.prices import Bill, Prices, bill, read_prices
 from sim.replay import Work, require_devices
 from sim.run import Planner, simulate_run
@@ -119,35 +118,25 @@ def simulate(
         require_devices(plan, network)
     else:
         faults = script.faults(s.start_s, np.random.default_rng(s.seed))
-        plan = planner(network.topology(s.start_s), _there_at_first(network.devices, faults, s), 1)
+        there = there_at_first(network.devices, faults, s.start_s, s.measure_s)
+        plan = planner(network.topology(s.start_s), there, 1)
     planned(plan)
     horizon_s = s.start_s + max(10 * s.steps * plan.predicted_step_s, DAY_S)
     faults = script.faults(horizon_s, np.random.default_rng(s.seed))
-    tokens = job.global_batch * job.sequence_length
-    asked = job.parallelism
-    options = RunOptions(
-        s.steps,
-        tokens,
-        s.start_s,
-        s.save_every,
-        job.checkpoint.neighbours_every,
-        None if asked == "auto" else (asked.stages, asked.replicas),
-        s.settle_s,
-        s.restart_s,
-        s.measure_s,
-        s.wait_for_workers,
+    options = replace(
+        RunOptions.of(job, s.steps),
+        start_s=s.start_s,
+        save_every=s.save_every,
+        settle_s=s.settle_s,
+        restart_s=s.restart_s,
+        measure_s=s.measure_s,
+        wait_for_workers_s=s.wait_for_workers,
         replan_every=s.replan_every,
         patience=Patience(restart_s=s.settle_s, steps_redone=0.0),
     )
     result = simulate_run(work, network, plan, options, planner, faults, progress)
     costs = bill(prices, network.devices, result.device_s, result.egress_bytes)
-    return Simulation(read, work, result, costs, prices.currency, tokens)
-
-
-def _there_at_first(devices: Sequence[Device], faults: Faults, s: Settings) -> list[str]:
-    """Who can be planned with when the run begins."""
-    region = {d.name: d.region for d in devices}
-    return Presence(region, replace(faults, partitions=()), "", s.measure_s).at(s.start_s)
+    return Simulation(read, work, result, costs, prices.currency, options.tokens_a_step)
 
 
 def document(simulation: Simulation) -> dict[str, Any]:

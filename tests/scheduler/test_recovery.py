@@ -117,6 +117,9 @@ def test_a_stage_lost_with_all_replicas_takes_all_back_to_the_checkpoint() -> No
     never = recover(standing(a_plan(("a", "b")), here, saved=None), spare, measured(here))
     assert isinstance(never, GoOn)
     assert (never.step, "back to the beginning, 7 steps again" in never.reason) == (0, True)
+    strangers = recover(standing(a_plan(("a", "b")), ("c", "e")), a_plan(("c", "e")), measured(("c", "e")))
+    assert isinstance(strangers, GoOn)
+    assert "nobody holds layers 0 to 3: back to" in strangers.reason
 
 
 def test_nobody_to_go_on_with_waits_and_says_why() -> None:
