@@ -37,7 +37,7 @@ from .progress import Bar, JsonLines, JsonLog, Show
 from .proving import ledger
 from .records import OVER
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
-from .run import PortInUse, RunOptions, run
+from .run import EVERYWHERE, PortInUse, RunOptions, run
 from .seeing import DashboardPortInUse, DashboardRefused, run_with_dashboard, runs
 from .seeing import dashboard as open_dashboard
 from .status import lines_of
@@ -186,9 +186,14 @@ def start(
     relay: Annotated[
         str,
         typer.Option(
-            help="HOST:PORT of a `worker relay`, for workers that cannot reach each other.",
+            help="HOST:PORT of a relay, for workers that cannot reach each other: a `worker relay`, or what "
+            "leads to --relay-bind.",
             envvar="ISTHMUS_RELAY",
         ),
+    ] = "",
+    relay_bind: Annotated[
+        str,
+        typer.Option(help="Run a relay here, at this HOST:PORT.", envvar="ISTHMUS_COORDINATOR_RELAY_BIND"),
     ] = "",
     insecure: Annotated[
         bool,
@@ -233,6 +238,13 @@ def start(
     _require_safe(bind, tls, insecure, as_json)
     if relay:
         _split_bind(relay, as_json, "--relay")
+    if relay_bind and _split_bind(relay_bind, as_json, "--relay-bind")[0] in EVERYWHERE and not relay:
+        _end(
+            ExitCode.USAGE,
+            f"--relay-bind: found {relay_bind}, which is no address to connect to; required "
+            "--relay HOST:PORT, where workers reach it",
+            as_json,
+        )
     planner = given(_read_plan(plan_file, as_json)) if plan_file else make
     needed, why = (min_workers, "") if min_workers is not None else default_min_workers(job)
     try:
@@ -251,6 +263,7 @@ def start(
             dry_run=dry_run,
             tls=tls,
             relay=relay,
+            relay_bind=relay_bind,
             regather_s=wait_for_workers,
             reconsider_s=look_every,
         )

@@ -6,7 +6,7 @@ itself (a plan was made, a manifest is written, time has passed) carry none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
@@ -96,13 +96,19 @@ class LinkSample:
     error: str = ""
     flow_Bps: float = 0.0
     """Of one stream alone; 0: as much as all."""
+    relayed: bool = False
+    """Measured through the relay, which its tensors will take too."""
 
     def times(self, factor: float) -> LinkSample:
         """The link on which everything takes `factor` times as long."""
         if factor == 1.0:
             return self
-        slower = (self.latency_s * factor, self.bandwidth_Bps / factor)
-        return LinkSample(self.peer, *slower, self.error, self.flow_Bps / factor)
+        return replace(
+            self,
+            latency_s=self.latency_s * factor,
+            bandwidth_Bps=self.bandwidth_Bps / factor,
+            flow_Bps=self.flow_Bps / factor,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from protos.relay_key import relay_key
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.liveness import HEARTBEAT_S, SILENCE, Patience
@@ -24,12 +25,13 @@ from .events import Drain
 from .planning import BETWEEN_STEPS, Planner, make
 from .progress import while_heard
 from .records import Options
+from .relaying import relay_beside
 from .resume import ADDRESS_FILE, OpenRun
 from .service import PortInUse, serve
 from .state import start
 from .tokens import Tokens
 
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 GRACE_S = 15.0
 """How long workers have to leave after the run has ended."""
 
@@ -45,7 +47,9 @@ class RunOptions:
     tls: ServerTls | None = None
     """None: in the clear."""
     relay: str = ""
-    """host:port of a `worker relay`; '': there is none."""
+    """host:port that workers reach a relay at; '': as `relay_bind` says."""
+    relay_bind: str = ""
+    """host:port at which to run a relay here; '': none is run."""
     regather_s: float = 300.0
     """How long a run that lost workers waits for others if it cannot go on without."""
     silence: Patience = SILENCE
@@ -85,7 +89,7 @@ def advertised(bind: str, port: int) -> str:
 def _beside(address: str) -> str:
     """The address for commands on this machine: what listens everywhere is reached by loopback."""
     host, _, port = address.rpartition(":")
-    return f"{_EVERYWHERE.get(host, host)}:{port}"
+    return f"{EVERYWHERE.get(host, host)}:{port}"
 
 
 async def run(
@@ -102,9 +106,12 @@ async def run(
     state = replace(state, conduct=conduct, quarantined=quarantined)
     driver = Driver(job, opened, state, planner, while_heard(say), options.patience)
     tokens = Tokens(opened.state_dir)
+    beside = ExitStack()
     try:
-        server, port = await serve(driver, token[0], tokens, options.bind, options.tls, options.relay)
+        at = _relay(options, token[0], beside)
+        server, port = await serve(driver, token[0], tokens, options.bind, options.tls, at)
     except PortInUse:
+        beside.close()
         tokens.close()
         raise
     address = advertised(options.bind, port)
@@ -123,6 +130,7 @@ async def run(
                 steps=job.steps,
                 min_workers=options.min_workers,
                 tls=options.tls is not None,
+                relay=at,
                 join=f"worker join {address} --token-file {token[1]}{_ca(opened.state_dir, options.tls)}",
             )
             for note in opened.notes:
@@ -131,9 +139,24 @@ async def run(
             await driver.settle(GRACE_S)
     finally:
         await server.stop(1.0)
+        beside.close()
         tokens.close()
         address_file.unlink(missing_ok=True)
     return driver.state.code
+
+
+def _relay(options: RunOptions, token: str, beside: ExitStack) -> str:
+    """Where workers find a relay, which is run here if it is asked for; '' without one. Raises PortInUse."""
+    if not options.relay_bind:
+        return options.relay
+    try:
+        address, _ = beside.enter_context(relay_beside(options.relay_bind, relay_key(token)))
+    except OSError as error:
+        raise PortInUse(
+            f"{options.relay_bind}: the relay cannot listen there ({error.strerror or error}); "
+            "give another --relay-bind"
+        ) from error
+    return options.relay or address
 
 
 def _ca(state_dir: Path, tls: ServerTls | None) -> str:

@@ -347,6 +347,7 @@ def status_reply(driver: Driver) -> pb.StatusReply:
                 last_layer=last - 1,
                 last_seen_s=driver.silence_s(name),
                 curve_public_key=member.peer.curve_public_key,
+                relayed_to=[b for (a, b), link in s.links.items() if a == name and link.relayed],
             )
         )
     for name, gone in s.departed.items():

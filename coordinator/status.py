@@ -49,7 +49,8 @@ def _holds(w: pb.WorkerStatus) -> str:
 
 def _heard(w: pb.WorkerStatus) -> str:
     if not w.reason:
-        return f"heard of {w.last_seen_s:.1f} s ago"
+        relayed = f"; relayed to {', '.join(w.relayed_to)}" if w.relayed_to else ""
+        return f"heard of {w.last_seen_s:.1f} s ago{relayed}"
     return f"{departure_from_wire(w.departure).words}: {w.reason}" if w.departure else str(w.reason)
 
 

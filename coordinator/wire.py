@@ -85,7 +85,7 @@ def _link(m: pb.LinkSample) -> e.LinkSample:
             "required finite numbers, bandwidth more than 0"
         )
     flow = m.bandwidth_Bps if math.isfinite(m.bandwidth_Bps) and m.bandwidth_Bps > 0 else bandwidth
-    return e.LinkSample(m.peer, m.latency_s, max(bandwidth, flow), flow_Bps=flow)
+    return e.LinkSample(m.peer, m.latency_s, max(bandwidth, flow), flow_Bps=flow, relayed=m.relayed)
 
 
 def _step_vote(worker: str, m: pb.StepVote) -> e.StepVote:

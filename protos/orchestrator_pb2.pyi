@@ -552,7 +552,7 @@ class StatusRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason", "curve_public_key", "departure")
+    __slots__ = ("name", "state", "device", "data_address", "rank", "first_layer", "last_layer", "last_seen_s", "reason", "curve_public_key", "departure", "relayed_to")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -564,6 +564,7 @@ class WorkerStatus(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     CURVE_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     DEPARTURE_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_TO_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     device: DeviceInfo
@@ -575,7 +576,8 @@ class WorkerStatus(_message.Message):
     reason: str
     curve_public_key: bytes
     departure: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ..., departure: _Optional[int] = ...) -> None: ...
+    relayed_to: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ..., departure: _Optional[int] = ..., relayed_to: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan", "outlook")

@@ -307,7 +307,7 @@ def relay(
 ) -> None:
     """Pass on the tensors of workers that cannot reach each other; `coordinator start --relay HOST:PORT`
     tells them of it. It needs the run's own token, and sees nothing but encrypted bytes."""
-    from worker.relay import serve
+    from protos.relay import serve
 
     host, _, port = bind.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:

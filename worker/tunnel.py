@@ -15,8 +15,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from worker.relay import DIAL, JOINED, LISTEN, NONCE_BYTES, answer
-from worker.splice import COPY_BYTES, Ends, closed, connect, splice
+from protos.relay import DIAL, JOINED, LISTEN, NONCE_BYTES, answer
+from protos.splice import COPY_BYTES, Ends, closed, connect, splice
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def test_a_run_of_workers_that_cannot_reach_each_other(tmp_path: Path, direct: s
     job, state, relay_at = tmp_path / "job.yaml", tmp_path / "state", f"127.0.0.1:{free_port()}"
     job.write_text(JOB)
     started: list[Child] = []
+    apart = direct.startswith("both")
+    """The relay is a process of its own, or the coordinator's."""
 
     def child(name: str, *argv: str) -> Child:
         started.append(Child(name, command(argv[0], *argv[1:], "--json"), tmp_path / f"{name}.log"))
@@ -25,11 +28,15 @@ def test_a_run_of_workers_that_cannot_reach_each_other(tmp_path: Path, direct: s
     try:
         coordinator = child(
             "coordinator", "coordinator", "start", str(job), "--bind", "127.0.0.1:0",
-            "--state-dir", str(state), "--relay", relay_at,
+            "--state-dir", str(state), "--relay" if apart else "--relay-bind", relay_at,
         )  # fmt: skip
         listening = coordinator.wait_for("listening", 60)
-        relay = child("relay", "worker", "relay", "--bind", relay_at, "--token-file", listening["token_file"])
-        assert relay.wait_for("listening", 60)["address"] == relay_at
+        assert listening["relay"] == relay_at
+        if apart:
+            relay = child(
+                "relay", "worker", "relay", "--bind", relay_at, "--token-file", listening["token_file"]
+            )
+            assert relay.wait_for("listening", 60)["address"] == relay_at
         hidden = ["w0", "w1"] if direct.startswith("both") else ["w1"]
         workers = [
             child(
@@ -43,11 +50,14 @@ def test_a_run_of_workers_that_cannot_reach_each_other(tmp_path: Path, direct: s
         assert finished["step"] == 4
         assert coordinator.process.wait(60) == 0
         assert [w.process.wait(60) for w in workers] == [0, 0]
-        relay.process.terminate()
-        passed = relay.wait_for("stopped", 30)
-        assert passed["joined"] >= 2
-        assert passed["refused"] == 0
-        assert passed["n_bytes"] > 8 * 2 * 32 * 32 * 4, "at least the activations of a step"
+        relayed = [x["relayed"] for _, x in json.loads((state / "measured.json").read_text())["links"]]
+        assert any(relayed), "what was measured through the relay is known as such"
+        if apart:
+            relay.process.terminate()
+            passed = relay.wait_for("stopped", 30)
+            assert passed["joined"] >= 2
+            assert passed["refused"] == 0
+            assert passed["n_bytes"] > 8 * 2 * 32 * 32 * 4, "at least the activations of a step"
     finally:
         for c in reversed(started):
             c.stop()

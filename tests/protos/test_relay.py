@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import pytest
 
 from protos import orchestrator_pb2 as pb
-from worker import relay as relay_module
-from worker.relay import DIAL, JOINED, LISTEN, NONCE_BYTES, Relay, answer
-from worker.splice import Ends, connect
+from protos import relay as relay_module
+from protos.relay import DIAL, JOINED, LISTEN, NONCE_BYTES, Relay, answer
+from protos.splice import Ends, connect
 from worker.transport import Frame, FrameKey, PeerUnreachable
 from worker.tunnel import Tunnels
 from worker.ways import Ways

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from worker.splice import COPY_BYTES, Ends, closed, splice
+from protos.splice import COPY_BYTES, Ends, closed, splice
 
 log = logging.getLogger(__name__)
 
