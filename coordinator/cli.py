@@ -19,6 +19,7 @@ from protos.log_lines import LogLines
 from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.lease import LEASE_S
 from scheduler.liveness import SILENCE
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
@@ -40,8 +41,10 @@ from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, t
 from .run import EVERYWHERE, PortInUse, RunOptions, run
 from .seeing import DashboardPortInUse, DashboardRefused, run_with_dashboard, runs
 from .seeing import dashboard as open_dashboard
+from .standing_by import holder_name, wait_until_free
 from .status import lines_of
 from .status import watch as watch_status
+from .store import StoreError, keep_elsewhere
 
 app = typer.Typer(
     help="Take a job, gather workers, plan, and drive the training. Exit codes: `coordinator exit-codes`.",
@@ -195,6 +198,19 @@ def start(
         str,
         typer.Option(help="Run a relay here, at this HOST:PORT.", envvar="ISTHMUS_COORDINATOR_RELAY_BIND"),
     ] = "",
+    store: Annotated[
+        str,
+        typer.Option(
+            help="Where the run's history is, if not in the state directory: a SQLite file or a "
+            "postgresql:// URL that another coordinator reaches too; whoever drives the run has its lease.",
+            envvar="ISTHMUS_STORE",
+        ),
+    ] = "",
+    standby: Annotated[
+        bool,
+        typer.Option("--standby", help="Wait until whoever drives the run of --store is gone; then do so."),
+    ] = False,
+    lease: Annotated[float, typer.Option(min=0.5, hidden=True)] = LEASE_S,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -247,15 +263,32 @@ def start(
         )
     planner = given(_read_plan(plan_file, as_json)) if plan_file else make
     needed, why = (min_workers, "") if min_workers is not None else default_min_workers(job)
+    show = _show(as_json, logs)
+    holder = holder_name() if store else ""
     try:
-        opened = open_run(state_dir, job, resume=resume, resume_step=resume_step, now_s=time.time())
+        if store:
+            keep_elsewhere(state_dir, store)
+        elif standby:
+            _end(ExitCode.USAGE, "--standby: found no --store, required one that both reach", as_json)
+        if standby:
+            if wait_until_free(state_dir, lease, show, time.time, time.sleep) == "over":
+                typer.echo("the run is over: nothing is left to take over", err=True)
+                raise typer.Exit(int(ExitCode.OK))
+            resume = True
+        opened = open_run(
+            state_dir, job, resume=resume, resume_step=resume_step, now_s=time.time(), holder=holder,
+            lease_s=lease,
+        )  # fmt: skip
     except OpenError as e:
         _end(e.code, str(e), as_json)
+    except StoreError as e:
+        _end(ExitCode.STATE_DIR, str(e), as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
     try:
         secret = token(state_dir, token_file)
         if why:
             opened.notes += (why,)
-        show = _show(as_json, logs)
         show = with_outlets(show, Wanted(tensorboard, wandb, otel), opened.state_dir)
         options = RunOptions(
             bind=bind,
@@ -266,6 +299,7 @@ def start(
             relay_bind=relay_bind,
             regather_s=wait_for_workers,
             reconsider_s=look_every,
+            lease_s=lease,
         )
         if margin is not None:
             options = replace(options, patience=replace(BETWEEN_STEPS, margin=margin))

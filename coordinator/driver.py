@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from scheduler.checkpoint_layout import Manifest
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec, job_to_json
+from scheduler.lease import LEASE_S, RENEWALS
 from scheduler.link_use import LinkUse
 from scheduler.replan import Move, Patience, Stay
 from scheduler.timeline import Span
@@ -42,6 +42,7 @@ from .commands import (
     WriteManifest,
 )
 from .data_keys import DataKeys
+from .database import DatabaseError
 from .drive import recorded_steps
 from .links import record_links
 from .measurements import keep_measurements
@@ -49,7 +50,7 @@ from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look, w
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
-from .store import Store
+from .store import Store, Superseded
 from .timelines import Timelines, link_event, use_event
 from .watching import Watching
 
@@ -79,6 +80,7 @@ class Driver:
         planner: Planner,
         say: Say,
         patience: Patience = BETWEEN_STEPS,
+        lease_s: float = LEASE_S,
     ) -> None:
         self.job = job
         self.run = opened.run
@@ -90,6 +92,10 @@ class Driver:
         self.finished = asyncio.Event()
         self.timelines = Timelines(opened.state_dir)
         self.watching: Watching | None = None
+        self.superseded = ""
+        """'' or why this coordinator may drive the run no more."""
+        self._lease_s = lease_s
+        self._renewed_s = time.monotonic()
         self._planner, self._patience = planner, patience
         self._say = say
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,12 +109,16 @@ class Driver:
 
     def apply(self, event: e.Event) -> list[Refuse]:
         """Handle one event and carry out what follows. Returns the refusals, for whoever asked to join."""
+        if self.superseded:
+            return []  # whoever drives the run now is told of it by the workers themselves
         before = self.state
         transition = handle(before, event, time.monotonic())
         self.state = transition.state
         self._admit(event)
         refused = [c for c in transition.commands if isinstance(c, Refuse)]
         for command in transition.commands:
+            if self.superseded:  # what is not written down is told to nobody
+                return refused
             self._carry_out(command)
         self._tell_changes(before, event, transition.reason)
         return refused
@@ -129,6 +139,8 @@ class Driver:
 
     def join(self, event: e.Join) -> Refuse | None:
         """Take a worker in, or say why not."""
+        if self.superseded:
+            return Refuse(ExitCode.SUPERSEDED, f"another coordinator drives the run: {self.superseded}")
         refused = self.apply(event)
         if refused:
             self.tell(
@@ -173,7 +185,14 @@ class Driver:
             over_s = time.monotonic() - began_s - TICK_S
             if over_s > TICK_S:  # what workers sent meanwhile is not read yet
                 self.apply(e.Overslept(over_s))
+            self._renew()
             self.apply(e.Tick())
+
+    def _renew(self) -> None:
+        if self.opened.store.lease is None or time.monotonic() - self._renewed_s < self._lease_s / RENEWALS:
+            return
+        self._renewed_s = time.monotonic()
+        self._keep(lambda store, now_s: store.renew_lease(now_s, self._lease_s))
 
     async def settle(self, grace_s: float) -> None:
         """Wait, at most `grace_s`, for records to be written and workers to leave."""
@@ -311,7 +330,9 @@ class Driver:
     def _record_step(self, r: RecordStep) -> None:
         plan = self.state.plan
         predicted_s = plan.predicted_step_s if plan else 0.0
-        self._keep(lambda store, now_s: store.step(r, predicted_s, now_s))
+        self._keep(lambda store, now_s: store.step(r, predicted_s, now_s), commits=True)
+        if self.superseded:
+            return
         self._tokens += r.tokens
         self.tell(
             "step",
@@ -407,12 +428,31 @@ class Driver:
             self._keep(lambda store, now_s: store.event(kind, fields, now_s))
         self._say({"event": kind, **fields})
 
-    def _keep(self, write: Callable[[Store, float], None]) -> None:
-        """Write history. A disk that takes no more costs the history, loudly, and not the training."""
+    def _keep(self, write: Callable[[Store, float], None], commits: bool = False) -> None:
+        """Write history. A disk that takes no more costs the history, loudly, and not the training; but where
+        another coordinator may take over, a step that is not written down must not be told to anybody."""
+        if self.superseded:
+            return
         try:
             write(self.opened.store, time.time())
-        except sqlite3.Error as error:
+        except Superseded as error:
+            self._give_way(str(error))
+        except DatabaseError as error:
+            if commits and self.opened.store.lease is not None:
+                self._give_way(f"the step cannot be written down: {error}")
+                return
             self._say({"event": "warning", "reason": f"the history was not written: {error}"})
+
+    def _give_way(self, reason: str) -> None:
+        """Let go of all workers, who look for whoever drives the run now."""
+        self.superseded = reason
+        self.state = replace(self.state, phase="failed", code=ExitCode.SUPERSEDED, reason=reason)
+        for line in self.lines.values():
+            if not line.queue.full():
+                line.queue.put_nowait(None)
+        code = int(ExitCode.SUPERSEDED)
+        self._say({"event": "superseded", "code": code, "reason": reason, "step": self.state.done})
+        self.finished.set()
 
 
 def new_session() -> str:

@@ -14,6 +14,7 @@ from typing import IO
 
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json
+from scheduler.lease import LEASE_S
 
 from .checkpoints import CheckpointCorrupt, CheckpointError, CheckpointStore
 from .records import Restore, TakenUp
@@ -42,7 +43,8 @@ class OpenRun:
     store: Store
     checkpoints: CheckpointStore
     restore: Restore | None
-    lock: IO[str]
+    lock: IO[str] | None
+    """None: a lease is held instead."""
     notes: tuple[str, ...] = ()
     taken_up: TakenUp | None = None
     """Where the run stood, for workers that still stand there."""
@@ -51,26 +53,44 @@ class OpenRun:
 
     def close(self) -> None:
         self.store.close()
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def open_run(
-    state_dir: Path, job: JobSpec, *, resume: bool, resume_step: int | None, now_s: float
+    state_dir: Path,
+    job: JobSpec,
+    *,
+    resume: bool,
+    resume_step: int | None,
+    now_s: float,
+    holder: str = "",
+    lease_s: float = LEASE_S,
 ) -> OpenRun:
-    """Raises OpenError with the exit code and what to do."""
+    """`holder`: in whose name the run's lease is taken; '': there is none, the directory is locked instead.
+    Raises OpenError with the exit code and what to do."""
+    going_on = resume or resume_step is not None
+    if holder:
+        return _open(state_dir, job, going_on, resume_step, now_s, None, (holder, lease_s))
     try:
         lock = lock_state_dir(state_dir)
     except StoreError as e:
         raise OpenError(ExitCode.STATE_DIR, str(e)) from e
     try:
-        return _open(state_dir, job, resume or resume_step is not None, resume_step, now_s, lock)
+        return _open(state_dir, job, going_on, resume_step, now_s, lock)
     except BaseException:
         lock.close()
         raise
 
 
 def _open(
-    state_dir: Path, job: JobSpec, resume: bool, resume_step: int | None, now_s: float, lock: IO[str]
+    state_dir: Path,
+    job: JobSpec,
+    resume: bool,
+    resume_step: int | None,
+    now_s: float,
+    lock: IO[str] | None,
+    lease: tuple[str, float] | None = None,
 ) -> OpenRun:
     try:
         store = Store(state_dir)
@@ -78,6 +98,13 @@ def _open(
         raise OpenError(ExitCode.STATE_DIR, str(e)) from e
     checkpoints = CheckpointStore(state_dir)
     try:
+        if lease is not None and store.take_lease(lease[0], now_s, lease[1]) is None:
+            by = store.held_by()
+            who = by.holder if by else "another"
+            raise OpenError(
+                ExitCode.STATE_DIR,
+                f"found that {who} drives the run; stop it, or pass --standby to wait until it is gone",
+            )
         held = store.run()
         notes: list[str] = []
         if held is None and resume:

@@ -9,17 +9,19 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from protos.relay_key import relay_key
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
+from scheduler.lease import LEASE_S
 from scheduler.liveness import HEARTBEAT_S, SILENCE, Patience
 from scheduler.replan import Patience as Moving
 
 from .certs import CA, TLS_DIR, ServerTls
+from .database import DatabaseError
 from .driver import Driver, Say
 from .events import Drain
 from .planning import BETWEEN_STEPS, Planner, make
@@ -29,6 +31,7 @@ from .relaying import relay_beside
 from .resume import ADDRESS_FILE, OpenRun
 from .service import PortInUse, serve
 from .state import start
+from .store import Superseded
 from .tokens import Tokens
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
@@ -53,6 +56,8 @@ class RunOptions:
     regather_s: float = 300.0
     """How long a run that lost workers waits for others if it cannot go on without."""
     silence: Patience = SILENCE
+    lease_s: float = LEASE_S
+    """Of a run that another coordinator may take over: how long it waits for this one."""
     reconsider_s: float = 30.0
     """Between two looks for a faster plan while the run goes on; 0: there are none."""
     patience: Moving = BETWEEN_STEPS
@@ -104,7 +109,7 @@ async def run(
     state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
     conduct, quarantined = opened.store.last_conduct()
     state = replace(state, conduct=conduct, quarantined=quarantined)
-    driver = Driver(job, opened, state, planner, while_heard(say), options.patience)
+    driver = Driver(job, opened, state, planner, while_heard(say), options.patience, options.lease_s)
     tokens = Tokens(opened.state_dir)
     beside = ExitStack()
     try:
@@ -142,6 +147,9 @@ async def run(
         beside.close()
         tokens.close()
         address_file.unlink(missing_ok=True)
+        if not driver.superseded:
+            with suppress(Superseded, DatabaseError):  # it runs out by itself
+                opened.store.give_lease_back()
     return driver.state.code
 
 

@@ -53,6 +53,7 @@ _REFUSED = {
     ExitCode.NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     ExitCode.QUARANTINED: grpc.StatusCode.PERMISSION_DENIED,
     ExitCode.RUN_OVER: grpc.StatusCode.ABORTED,
+    ExitCode.SUPERSEDED: grpc.StatusCode.UNAVAILABLE,  # the worker tries again, and elsewhere
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

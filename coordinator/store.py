@@ -1,8 +1,9 @@
-"""The run's history in SQLite: what happened, which plans, every committed step, the samples it consumed.
+"""The run's history: what happened, which plans, every committed step, the samples it consumed.
 
 Append-only but for one thing: continuing from a checkpoint marks the steps after it as discarded.
 Decides nothing; the state machine says what is recorded. One writer (the coordinator), any number
-of readers (write-ahead log), so a report can be made while the run goes on.
+of readers, so a report can be made while the run goes on. Where a coordinator may be followed by another that
+stands by, whoever drives has a lease, and every write asks first whether it is still the same one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,50 +20,73 @@ from typing import IO, Any, Self
 
 from scheduler.bad_numbers import Conduct
 from scheduler.exit_codes import ExitCode
+from scheduler.lease import Lease, renewed, take
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
 from scheduler.samples import Ledger
 
 from .commands import RecordConduct, RecordEval, RecordStep
+from .database import DatabaseError, Row, open_database
 from .records import TakenUp
 
 DATABASE = "run.sqlite"
+ELSEWHERE = "store"
+"""STATE/store: where the history is instead, a path or a URL; it may hold a password."""
 LOCK = "coordinator.lock"
 SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
-  id INTEGER PRIMARY KEY CHECK (id = 1), schema INTEGER NOT NULL, run TEXT NOT NULL,
-  job_json TEXT NOT NULL, created_s REAL NOT NULL, phase TEXT NOT NULL, code INTEGER, reason TEXT NOT NULL);
+  id BIGINT PRIMARY KEY CHECK (id = 1), schema BIGINT NOT NULL, run TEXT NOT NULL,
+  job_json TEXT NOT NULL, created_s DOUBLE PRECISION NOT NULL, phase TEXT NOT NULL,
+  code BIGINT, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS attempts (
-  attempt INTEGER PRIMARY KEY, start_step INTEGER NOT NULL, started_s REAL NOT NULL,
-  ended_s REAL, code INTEGER, reason TEXT);
+  attempt BIGINT PRIMARY KEY, start_step BIGINT NOT NULL, started_s DOUBLE PRECISION NOT NULL,
+  ended_s DOUBLE PRECISION, code BIGINT, reason TEXT);
 CREATE TABLE IF NOT EXISTS events (
-  id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, at_s REAL NOT NULL,
+  id IDENTITY, attempt BIGINT NOT NULL, at_s DOUBLE PRECISION NOT NULL,
   kind TEXT NOT NULL, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (
-  attempt INTEGER NOT NULL, version INTEGER NOT NULL, at_s REAL NOT NULL, plan TEXT NOT NULL,
+  attempt BIGINT NOT NULL, version BIGINT NOT NULL, at_s DOUBLE PRECISION NOT NULL, plan TEXT NOT NULL,
   PRIMARY KEY (attempt, version));
 CREATE TABLE IF NOT EXISTS steps (
-  attempt INTEGER NOT NULL, step INTEGER NOT NULL, at_s REAL NOT NULL, plan_version INTEGER NOT NULL,
-  loss REAL NOT NULL, tokens INTEGER NOT NULL, grad_norm REAL NOT NULL, duration_s REAL NOT NULL,
-  predicted_s REAL NOT NULL, sent_bytes INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
-  discarded INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
+  attempt BIGINT NOT NULL, step BIGINT NOT NULL, at_s DOUBLE PRECISION NOT NULL, plan_version BIGINT NOT NULL,
+  loss DOUBLE PRECISION NOT NULL, tokens BIGINT NOT NULL, grad_norm DOUBLE PRECISION NOT NULL,
+  duration_s DOUBLE PRECISION NOT NULL,
+  predicted_s DOUBLE PRECISION NOT NULL, sent_bytes BIGINT NOT NULL, raw_bytes BIGINT NOT NULL,
+  discarded BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
 CREATE TABLE IF NOT EXISTS samples (
-  attempt INTEGER NOT NULL, step INTEGER NOT NULL, first INTEGER NOT NULL, stop INTEGER NOT NULL,
-  discarded INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
+  attempt BIGINT NOT NULL, step BIGINT NOT NULL, first BIGINT NOT NULL, stop BIGINT NOT NULL,
+  discarded BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
+CREATE TABLE IF NOT EXISTS lease (
+  id BIGINT PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, epoch BIGINT NOT NULL,
+  until_s DOUBLE PRECISION NOT NULL);
 CREATE TABLE IF NOT EXISTS conduct (
-  identity TEXT NOT NULL, step INTEGER NOT NULL, PRIMARY KEY (identity, step));
+  identity TEXT NOT NULL, step BIGINT NOT NULL, PRIMARY KEY (identity, step));
 CREATE TABLE IF NOT EXISTS quarantined (
-  identity TEXT PRIMARY KEY, at_s REAL NOT NULL, reason TEXT NOT NULL);
+  identity TEXT PRIMARY KEY, at_s DOUBLE PRECISION NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS evals (
-  attempt INTEGER NOT NULL, step INTEGER NOT NULL, at_s REAL NOT NULL, loss REAL NOT NULL,
-  tokens INTEGER NOT NULL, discarded INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
+  attempt BIGINT NOT NULL, step BIGINT NOT NULL, at_s DOUBLE PRECISION NOT NULL,
+  loss DOUBLE PRECISION NOT NULL, tokens BIGINT NOT NULL, discarded BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (attempt, step));
 """
 
 
 class StoreError(Exception):
     """The state directory cannot be used: says what was found and what to do."""
+
+
+class Superseded(Exception):
+    """Another coordinator has taken the lease: this one may write nothing any more."""
+
+
+def keep_elsewhere(state_dir: Path, where: str) -> None:
+    """Have the directory's history be at `where`, for this command and all that come. Raises StoreError."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    path = state_dir / ELSEWHERE
+    if path.exists() and path.read_text().strip() != where:
+        raise StoreError(f"{path}: found that the run's history is elsewhere already; give the same --store")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(f"{where}\n")
 
 
 def lock_state_dir(state_dir: Path) -> IO[str]:
@@ -97,22 +122,24 @@ class Store:
     """The open database of one state directory. Times are seconds since 1970, passed in."""
 
     def __init__(self, state_dir: Path, *, read_only: bool = False) -> None:
-        path = state_dir / DATABASE
-        if read_only and not path.exists():
+        elsewhere = state_dir / ELSEWHERE
+        where = elsewhere.read_text().strip() if elsewhere.exists() else str(state_dir / DATABASE)
+        shown = where.rpartition("@")[2] if "://" in where else where
+        self.lease: Lease | None = None
+        """Under which this store is written to; None: nobody else could."""
+        if read_only and "://" not in where and not Path(where).exists():
             raise StoreError(f"{state_dir}: found no {DATABASE}, required the state directory of a run")
         try:
-            uri = f"{path.absolute().as_uri()}{'?mode=ro' if read_only else ''}"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-            self._db.row_factory = sqlite3.Row
+            self._db = open_database(where, read_only)
             if not read_only:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.executescript(_SCHEMA)
-            row = self._db.execute("SELECT * FROM run").fetchone()
-        except sqlite3.Error as e:
-            raise StoreError(f"{path}: found {e}, required a database that isthmus wrote") from e
-        if row is not None and row["schema"] != SCHEMA_VERSION:
-            raise StoreError(f"{path}: found schema {row['schema']}, required {SCHEMA_VERSION}")
+                for statement in _SCHEMA.split(";"):
+                    if statement.strip():
+                        self._db.execute(statement.replace("IDENTITY", self._db.identity_column))
+            found = self._db.rows("SELECT * FROM run")
+        except DatabaseError as e:
+            raise StoreError(f"{shown}: found {e}, required a database that isthmus wrote") from e
+        if found and found[0]["schema"] != SCHEMA_VERSION:
+            raise StoreError(f"{shown}: found schema {found[0]['schema']}, required {SCHEMA_VERSION}")
         self.attempt = self._scalar("SELECT max(attempt) FROM attempts") or 0
 
     def __enter__(self) -> Self:
@@ -127,31 +154,89 @@ class Store:
         self._db.close()
 
     def _scalar(self, sql: str, *args: Any) -> Any:
-        row = self._db.execute(sql, args).fetchone()
-        return None if row is None else row[0]
+        rows = self._db.rows(sql, args)
+        return next(iter(rows[0].values())) if rows else None
 
-    def rows(self, sql: str, *args: Any) -> list[sqlite3.Row]:
+    def rows(self, sql: str, *args: Any) -> list[Row]:
         """All rows of a query, for readers of history."""
-        return self._db.execute(sql, args).fetchall()
+        return self._db.rows(sql, args)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All that is written inside, or nothing; nothing once another has the lease. Raises Superseded."""
+        with self._db.transaction():
+            if self.lease is not None:
+                self._db.lock("lease")
+                found = self._lease()
+                if found is None or found.epoch != self.lease.epoch:
+                    who = f"{found.holder} has taken the run over" if found else "the lease is gone"
+                    raise Superseded(who)
+            yield
+
+    # ---- who drives
+
+    def _lease(self) -> Lease | None:
+        rows = self._db.rows("SELECT holder, epoch, until_s FROM lease")
+        return Lease(**rows[0]) if rows else None
+
+    def held_by(self) -> Lease | None:
+        """Who has the lease, or had it last."""
+        return self._lease()
+
+    def take_lease(self, holder: str, now_s: float, lasts_s: float) -> Lease | None:
+        """Take it and write under it from here on; None: somebody else has it still."""
+        with self._db.transaction():
+            self._db.lock("lease")
+            found = take(self._lease(), holder, now_s, lasts_s)
+            if found is not None:
+                self._keep(found)
+        self.lease = found
+        return found
+
+    def renew_lease(self, now_s: float, lasts_s: float) -> None:
+        """For another while. Raises Superseded."""
+        assert self.lease is not None
+        with self._writing():
+            found = renewed(self.lease, self._lease(), now_s, lasts_s)
+            assert found is not None, "the same epoch was there a moment ago"
+            self._keep(found)
+        self.lease = found
+
+    def give_lease_back(self) -> None:
+        """Whoever stands by need not wait. Raises Superseded."""
+        if self.lease is not None:
+            with self._writing():
+                self._keep(Lease(self.lease.holder, self.lease.epoch, 0.0))
+
+    def _keep(self, lease: Lease) -> None:
+        self._db.execute(
+            "INSERT INTO lease VALUES (1, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+            " holder = excluded.holder, epoch = excluded.epoch, until_s = excluded.until_s",
+            (lease.holder, lease.epoch, lease.until_s),
+        )
 
     # ---- the run and its attempts
 
-    def run(self) -> sqlite3.Row | None:
+    def run(self) -> Row | None:
         """The run that the directory holds, or None."""
         rows = self.rows("SELECT * FROM run")
         return rows[0] if rows else None
 
     def create(self, run: str, job_json: str, now_s: float) -> None:
         """Begin a run in an empty directory."""
-        self._db.execute(
-            "INSERT INTO run VALUES (1, ?, ?, ?, ?, 'gathering', NULL, '')",
-            (SCHEMA_VERSION, run, job_json, now_s),
-        )
+        with self._writing():
+            self._db.execute(
+                "INSERT INTO run VALUES (1, ?, ?, ?, ?, 'gathering', NULL, '')",
+                (SCHEMA_VERSION, run, job_json, now_s),
+            )
 
     def begin_attempt(self, start_step: int, job_json: str, now_s: float) -> None:
         """The run is taken up at `start_step`; what was done from there on is discarded."""
+        with self._writing():
+            self._begin(start_step, job_json, now_s)
+
+    def _begin(self, start_step: int, job_json: str, now_s: float) -> None:
         self.attempt += 1
-        self._db.execute("BEGIN")
         self._discard_from(start_step)
         self._db.execute(
             "INSERT INTO attempts VALUES (?, ?, ?, NULL, NULL, NULL)", (self.attempt, start_step, now_s)
@@ -159,7 +244,6 @@ class Store:
         self._db.execute(
             "UPDATE run SET job_json = ?, code = NULL, phase = 'gathering', reason = ''", (job_json,)
         )
-        self._db.execute("COMMIT")
 
     def _discard_from(self, step: int) -> None:
         for table in ("steps", "samples"):
@@ -185,76 +269,82 @@ class Store:
 
     def rewind(self, step: int, reason: str, now_s: float) -> None:
         """The run goes back to `step` by itself: what came after is discarded, as by another attempt."""
-        done_here = self._scalar("SELECT count(*) FROM steps WHERE attempt = ?", self.attempt)
-        if not done_here:  # this attempt has only begun: it begins further back
-            self._discard_from(step)
-            self._db.execute("UPDATE attempts SET start_step = ? WHERE attempt = ?", (step, self.attempt))
-            return
-        job_json = self._scalar("SELECT job_json FROM run")
-        self._db.execute(
-            "UPDATE attempts SET ended_s = ?, reason = ? WHERE attempt = ?", (now_s, reason, self.attempt)
-        )
-        self.begin_attempt(step, job_json, now_s)
+        with self._writing():
+            done_here = self._scalar("SELECT count(*) FROM steps WHERE attempt = ?", self.attempt)
+            if not done_here:  # this attempt has only begun: it begins further back
+                self._discard_from(step)
+                args = (step, self.attempt)
+                self._db.execute("UPDATE attempts SET start_step = ? WHERE attempt = ?", args)
+                return
+            job_json = self._scalar("SELECT job_json FROM run")
+            self._db.execute(
+                "UPDATE attempts SET ended_s = ?, reason = ? WHERE attempt = ?", (now_s, reason, self.attempt)
+            )
+            self._begin(step, job_json, now_s)
 
     def set_phase(self, phase: str, reason: str) -> None:
-        self._db.execute("UPDATE run SET phase = ?, reason = ?", (phase, reason))
+        with self._writing():
+            self._db.execute("UPDATE run SET phase = ?, reason = ?", (phase, reason))
 
     def end_attempt(self, phase: str, code: ExitCode, reason: str, now_s: float) -> None:
-        self._db.execute("BEGIN")
-        self._db.execute("UPDATE run SET phase = ?, code = ?, reason = ?", (phase, int(code), reason))
-        self._db.execute(
-            "UPDATE attempts SET ended_s = ?, code = ?, reason = ? WHERE attempt = ?",
-            (now_s, int(code), reason, self.attempt),
-        )
-        self._db.execute("COMMIT")
+        with self._writing():
+            self._db.execute("UPDATE run SET phase = ?, code = ?, reason = ?", (phase, int(code), reason))
+            self._db.execute(
+                "UPDATE attempts SET ended_s = ?, code = ?, reason = ? WHERE attempt = ?",
+                (now_s, int(code), reason, self.attempt),
+            )
 
     # ---- what happens
 
     def event(self, kind: str, body: dict[str, Any], now_s: float) -> None:
-        self._db.execute(
-            "INSERT INTO events (attempt, at_s, kind, body) VALUES (?, ?, ?, ?)",
-            (self.attempt, now_s, kind, json.dumps(body)),
-        )
+        with self._writing():
+            self._db.execute(
+                "INSERT INTO events (attempt, at_s, kind, body) VALUES (?, ?, ?, ?)",
+                (self.attempt, now_s, kind, json.dumps(body)),
+            )
 
     def plan(self, plan: Plan, now_s: float) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO plans VALUES (?, ?, ?, ?)",
-            (self.attempt, plan.version, now_s, json.dumps(asdict(plan))),
-        )
+        with self._writing():
+            self._db.execute(
+                "INSERT INTO plans VALUES (?, ?, ?, ?) ON CONFLICT (attempt, version) DO UPDATE SET"
+                " at_s = excluded.at_s, plan = excluded.plan",
+                (self.attempt, plan.version, now_s, json.dumps(asdict(plan))),
+            )
 
     def step(self, r: RecordStep, predicted_s: float, now_s: float) -> None:
         """A committed step and the samples it consumed, together or not at all."""
-        self._db.execute("BEGIN")
-        self._db.execute(
-            "INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-            (
-                self.attempt, r.step, now_s, r.plan_version, r.loss, r.tokens, r.grad_norm,
-                r.duration_s, predicted_s, r.sent_bytes, r.raw_bytes,
-            ),
-        )  # fmt: skip
-        self._db.execute(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, 0)", (self.attempt, r.step, r.first_sample, r.end_sample)
-        )
-        self._db.execute("COMMIT")
+        with self._writing():
+            self._db.execute(
+                "INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                (
+                    self.attempt, r.step, now_s, r.plan_version, r.loss, r.tokens, r.grad_norm,
+                    r.duration_s, predicted_s, r.sent_bytes, r.raw_bytes,
+                ),
+            )  # fmt: skip
+            self._db.execute(
+                "INSERT INTO samples VALUES (?, ?, ?, ?, 0)",
+                (self.attempt, r.step, r.first_sample, r.end_sample),
+            )
 
     def evaluation(self, r: RecordEval, now_s: float) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO evals VALUES (?, ?, ?, ?, ?, 0)",
-            (self.attempt, r.step, now_s, r.loss, r.tokens),
-        )
+        with self._writing():
+            self._db.execute(
+                "INSERT INTO evals VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (attempt, step) DO UPDATE SET"
+                " at_s = excluded.at_s, loss = excluded.loss, tokens = excluded.tokens, discarded = 0",
+                (self.attempt, r.step, now_s, r.loss, r.tokens),
+            )
 
     def conduct(self, r: RecordConduct, now_s: float) -> None:
         """Whose numbers were bad, and who is out for that: it outlasts the coordinator."""
-        self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT OR IGNORE INTO conduct VALUES (?, ?)",
-            [(who, step) for who, steps in r.conduct.faults.items() for step in steps],
-        )
-        self._db.executemany(
-            "INSERT OR IGNORE INTO quarantined VALUES (?, ?, ?)",
-            [(who, now_s, r.reason) for who in sorted(r.quarantined)],
-        )
-        self._db.execute("COMMIT")
+        with self._writing():
+            self._db.executemany(
+                "INSERT INTO conduct VALUES (?, ?) ON CONFLICT DO NOTHING",
+                [(who, step) for who, steps in r.conduct.faults.items() for step in steps],
+            )
+            self._db.executemany(
+                "INSERT INTO quarantined VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                [(who, now_s, r.reason) for who in sorted(r.quarantined)],
+            )
 
     def last_conduct(self) -> tuple[Conduct, frozenset[str]]:
         """What `conduct` wrote, all of it."""

@@ -43,6 +43,7 @@ class ExitCode(IntEnum):
     TLS = 27
     QUARANTINED = 28
     LEDGER = 29
+    SUPERSEDED = 30
     INTERRUPTED = 130
 
 
@@ -111,6 +112,8 @@ _TABLE = (
          "Test the machine's memory and device; the coordinator's log names the steps."),
     Exit(ExitCode.LEDGER, "The run's history does not prove that each sample was used exactly once.",
          "Read the defects; resume from a checkpoint before the first of them with --resume-step."),
+    Exit(ExitCode.SUPERSEDED, "Another coordinator drives the run now, or the shared store is out of reach.",
+         "Start this one again with --standby."),
     Exit(ExitCode.INTERRUPTED, "Stopped by a signal before it was done.",
          "Start with --resume to continue from the last checkpoint."),
 )  # fmt: skip

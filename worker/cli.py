@@ -96,7 +96,8 @@ def _token(path: Path | None, as_json: bool = False) -> str:
 def _allow(address: str, bind: str, ca: Path | None, insecure: bool, as_json: bool) -> Authority | None:
     """Who must have signed the coordinator's certificate; None: nobody. Without --ca or --insecure nothing
     leaves this machine in the clear; tensors are always encrypted, with keys that the coordinator names."""
-    for what, where in (("HOST:PORT", address), ("--bind", bind)):
+    addresses = address.split(",")
+    for what, where in (*(("HOST:PORT", a) for a in addresses), ("--bind", bind)):
         host, _, port = where.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             _end(ExitCode.USAGE, f"{what}: found {where!r}, required host:port", as_json)
@@ -105,7 +106,7 @@ def _allow(address: str, bind: str, ca: Path | None, insecure: bool, as_json: bo
             return read_authority(ca)
         except TlsError as e:
             _end(ExitCode.TLS, str(e), as_json)
-    if not insecure and not is_loopback(address.rpartition(":")[0]):
+    if not insecure and not all(is_loopback(a.rpartition(":")[0]) for a in addresses):
         _end(
             ExitCode.INSECURE_BIND,
             f"HOST:PORT: found {address}, beyond this machine, and no --ca; the token and the keys of the "

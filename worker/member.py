@@ -14,6 +14,7 @@ import random
 import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,11 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
     tunnels: Tunnels | None = None
     endpoint = DataEndpoint(options.bind, keys=identity.keys)
     try:
-        async with aio_channel(options.address, options.authority) as channel:
-            stub = OrchestratorStub(channel)
+        async with AsyncExitStack() as stack:
+            stubs = []
+            for address in options.address.split(","):
+                channel = await stack.enter_async_context(aio_channel(address, options.authority))
+                stubs.append((address, OrchestratorStub(channel)))
             data_address = options.advertise or endpoint.address
             request = pb.JoinRequest(
                 protocol_version=PROTOCOL_VERSION,
@@ -109,9 +113,8 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
 
             async def enter(timeout_s: float) -> Membership:
                 return await join(
-                    stub,
+                    stubs,
                     request,
-                    address=options.address,
                     authority=options.authority,
                     timeout_s=timeout_s,
                     rng=random.Random(os.getpid()),
@@ -131,7 +134,7 @@ async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> E
                 tunnels = Tunnels(member.relay_address, member.relay_key, public, endpoint.address)
                 say("relay", address=member.relay_address)
             ways = Ways(routes, tunnels)
-            return await _Member(options, device, say, stub, member, enter, endpoint, ways).run()
+            return await _Member(options, device, say, member, enter, endpoint, ways).run()
     finally:
         if tunnels is not None:
             await asyncio.to_thread(tunnels.close)
@@ -146,7 +149,6 @@ class _Member:
         options: MemberOptions,
         device: LocalDevice,
         say: Say,
-        stub: OrchestratorStub,
         member: Membership,
         enter: Callable[[float], Coroutine[Any, Any, Membership]],
         endpoint: DataEndpoint,
@@ -156,10 +158,10 @@ class _Member:
         self._at_step = options.at_step
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
-        self._stub, self._enter, self._run = stub, enter, member.run
+        self._enter, self._run = enter, member.run
         self._rejoin_timeout_s = options.rejoin_timeout_s
         self._memory_used = memory_meter(device)
-        self._session = Session(stub, member, lambda: self._runtime.waits_for(), self._memory_used)
+        self._session = Session(member, lambda: self._runtime.waits_for(), self._memory_used)
         self._session_number = 0
         self._coming_back: asyncio.Task[Membership] | None = None
         self._fatal: tuple[ExitCode, str] | None = None
@@ -247,7 +249,7 @@ class _Member:
             self._runtime.commit(member.committed)
         self._runtime.cut_off(why)
         await self._loop.run_in_executor(self._work, lambda: None)
-        self._session = Session(self._stub, member, self._runtime.waits_for, self._memory_used)
+        self._session = Session(member, self._runtime.waits_for, self._memory_used)
         holds = self._runtime.holds()
         if holds is not None:
             self._session.send(pb.Event(holds=holds))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -52,23 +52,27 @@ class Membership:
     relay_address: str = ""
     """host:port; '': there is none."""
     relay_key: bytes = b""
+    stub: OrchestratorStub | None = None
+    """Of the coordinator that took it in."""
     committed: pb.Commit | None = None
     """The last step that all have voted for, if there is one."""
 
 
 async def join(
-    stub: OrchestratorStub,
+    stubs: Sequence[tuple[str, OrchestratorStub]],
     request: pb.JoinRequest,
     *,
-    address: str,
     authority: Authority | None,
     timeout_s: float,
     rng: random.Random,
     say: Callable[[str], None],
 ) -> Membership:
-    """Ask to be taken in until the coordinator answers or `timeout_s` have passed. Raises JoinRefused."""
-    waited_s, wait_s = 0.0, FIRST_WAIT_S
+    """Ask to be taken in until a coordinator answers or `timeout_s` have passed. `stubs`: with the address of
+    each, in turn: one drives the run, others may stand by. Raises JoinRefused."""
+    waited_s, wait_s, turn = 0.0, FIRST_WAIT_S, 0
     while True:
+        address, stub = stubs[turn % len(stubs)]
+        turn += 1
         try:
             reply = await stub.Join(request, timeout=10.0)
             return Membership(
@@ -78,6 +82,7 @@ async def join(
                 reply.heartbeat_s,
                 reply.relay_address,
                 reply.relay_key,
+                stub,
                 _last_commit(reply),
             )
         except grpc.aio.AioRpcError as e:
@@ -86,6 +91,8 @@ async def join(
                 raise JoinRefused(code, e.details() or e.code().name) from None
             if why := await asyncio.to_thread(explain, address, authority):
                 raise JoinRefused(ExitCode.TLS, why) from None
+            if turn % len(stubs):
+                continue  # another may answer at once
             if waited_s >= timeout_s:
                 raise JoinRefused(
                     ExitCode.UNREACHABLE,
@@ -110,14 +117,14 @@ class Session:
 
     def __init__(
         self,
-        stub: OrchestratorStub,
         member: Membership,
         waits_for: Callable[[], int | None],
         memory_used: Callable[[], int],
     ) -> None:
         """Told with each heartbeat: `waits_for`, the rank whose tensor this worker waits for, if it does;
         `memory_used`, the bytes in use at this moment, 0 if not known."""
-        self._stub, self._waits_for, self._memory_used = stub, waits_for, memory_used
+        assert member.stub is not None
+        self._stub, self._waits_for, self._memory_used = member.stub, waits_for, memory_used
         self._metadata = ((SESSION_METADATA, member.session),)
         self._up: asyncio.Queue[pb.Event | None] = asyncio.Queue()
         self._heartbeat_s = member.heartbeat_s
