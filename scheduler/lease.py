@@ -1,8 +1,8 @@
 """Who may drive a run: one at a time, for a while, under a number that only grows.
 
-A lease is taken when it is free or has expired, with the next epoch; whoever drives writes only as long as the
-store still has its epoch. So a coordinator that stood still and wakes up behind another's back can do nothing:
-its lease may have run out, which harms nobody, but once another has taken it the epoch is another.
+A lease is taken when it is free or has expired, with the next epoch; whoever drives writes only as long as
+the store still has its epoch. So a coordinator that stood still and wakes up behind another's back can do
+nothing: its lease may have run out, which harms nobody, but once another has taken it the epoch is another.
 
 Pure: time is an argument. Clocks of the coordinators may differ by less than a lease.
 """

@@ -40,6 +40,7 @@ def state_dir(tmp_path: Path) -> Path:
         taken_up = store.last_commit()
     assert taken_up is not None
     assert taken_up.done == 10, "the plan that was made in the attempt before is found"
+    assert opened.lock is not None
     opened.lock.close()
     ones = (0.01,) * len(LAYERS)
     model = ModelProfile(LAYERS, 2, 16, visits=Visits(20, 80))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,13 +88,14 @@ def test_who_is_superseded_can_write_nothing_and_what_was_written_before_counts(
     two_ = open_run(second, a_job(), resume=True, resume_step=None, now_s=116.0, holder="two")
     assert two_.taken_up is not None
     assert two_.taken_up.done == 1
-    for write in (
+    writes: list[Callable[[], None]] = [
         lambda: one.store.step(record(1), 0.5, 117.0),
         lambda: one.store.event("note", {}, 117.0),
         lambda: one.store.renew_lease(117.0, 10.0),
         lambda: one.store.end_attempt("failed", ExitCode.STALLED, "", 117.0),
         lambda: one.store.give_lease_back(),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(Superseded, match="two has taken the run over"):
             write()
     two_.store.step(record(1), 0.5, 118.0)
@@ -105,7 +107,8 @@ def test_who_is_superseded_can_write_nothing_and_what_was_written_before_counts(
 def test_whoever_stands_by_waits_as_long_as_the_lease_is_renewed(tmp_path: Path, where: str) -> None:
     first, second = two(tmp_path, where)
     one = open_run(first, a_job(), resume=False, resume_step=None, now_s=100.0, holder="one")
-    now, said = [100.0], []
+    now = [100.0]
+    said: list[dict[str, Any]] = []
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
