@@ -1,4 +1,4 @@
-"""A run that another coordinator takes over: one lease, and two that never both commit. SQLite and Postgres."""
+"""A run that another coordinator takes over: one lease, two that never both commit, SQLite and Postgres."""
 
 from __future__ import annotations
 
