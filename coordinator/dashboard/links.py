@@ -13,33 +13,36 @@ from scheduler.trace_text import JSON
 from ..links import LINKS, recorded_links
 
 
-class LinksFile:
-    """The trace of a state directory, read again only when it was written anew: it may be large."""
+class LinksByRegion:
+    """What a state directory's trace says, made again only when it was written anew or workers have changed.
+
+    The trace itself is not kept: of 500 workers it has 250,000 links.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._read: tuple[int, Trace | None] = (-1, None)
+        self._made: tuple[object, list[dict[str, Any]]] = (None, [])
 
-    def trace(self) -> Trace | None:
-        try:
-            written_ns = (
-                (self._state_dir / f"{LINKS}{JSON}").stat().st_mtime_ns
-            )  # it is renamed into place last
+    def read(self, regions: Mapping[str, str]) -> list[dict[str, Any]]:
+        """One entry a pair of regions, of the workers' `regions`; [] while no link is measured."""
+        try:  # the json is renamed into place after the rest
+            written_ns = (self._state_dir / f"{LINKS}{JSON}").stat().st_mtime_ns
         except OSError:
-            return None
-        if self._read[0] != written_ns:
-            self._read = written_ns, recorded_links(self._state_dir)
-        return self._read[1]
+            return []
+        of = written_ns, frozenset(regions.items())
+        if self._made[0] != of:
+            trace = recorded_links(self._state_dir)
+            self._made = of, measured_links(trace, regions) if trace is not None else []
+        return self._made[1]
 
 
-def measured_links(trace: Trace | None, regions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One entry a pair of regions: median latency and bandwidth of its links; [] while none is measured."""
-    if trace is None:
-        return []
+def measured_links(trace: Trace, regions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Median latency and bandwidth of the links between each two regions, as they were measured last."""
+    end_s = trace.duration_s
     found: dict[tuple[str, str], list[tuple[float | None, float | None]]] = {}
     for a, b in trace.links:
         if a in regions and b in regions:
-            state = trace.at(trace.duration_s, a, b)
+            state = trace.at(end_s, a, b)
             found.setdefault((regions[a], regions[b]), []).append((state.one_way_s, state.bandwidth_Bps))
     return [
         {

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..timelines import TIMELINE_FILE
 from .board import Board
 from .guard import COOKIE, refusal
-from .links import LinksFile, measured_links
+from .links import LinksByRegion
 from .metrics import exposition
 from .openapi import DOCUMENT
 
@@ -59,7 +59,7 @@ class Dashboard:
     ) -> None:
         self.board = board
         self._state_dir = state_dir
-        self._links_file = LinksFile(state_dir)
+        self._measured = LinksByRegion(state_dir)
         self._streams = 0
         self._closing = asyncio.Event()
         self._cache: tuple[int, bytes] = (-1, b"")
@@ -123,9 +123,7 @@ class Dashboard:
 
     async def _links(self, _: Request) -> Response:
         regions = {w.name: w.region or w.name for w in self.board.workers.values()}
-        return JSONResponse(
-            await asyncio.to_thread(lambda: measured_links(self._links_file.trace(), regions))
-        )
+        return JSONResponse(await asyncio.to_thread(self._measured.read, regions))
 
     async def _events(self, _: Request) -> Response:
         if self._streams >= MAX_STREAMS:

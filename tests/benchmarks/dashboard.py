@@ -113,7 +113,7 @@ def measure(workers: int, seconds: float) -> dict[str, float]:
                 after = used()
                 elements = int(page.evaluate("document.querySelectorAll('*').length"))
         finally:
-            child.stdin.close()
+            child.terminate()
             child.wait(30)
     return {
         "workers": workers,

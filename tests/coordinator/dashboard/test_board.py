@@ -15,12 +15,17 @@ jsonschema = pytest.importorskip("jsonschema")
 from prometheus_client.openmetrics.parser import text_string_to_metric_families  # noqa: E402 (after the skip)
 from starlette.testclient import TestClient  # noqa: E402
 
+from coordinator.commands import MakePlan  # noqa: E402
 from coordinator.dashboard.attach import Where  # noqa: E402
 from coordinator.dashboard.board import Board  # noqa: E402
 from coordinator.dashboard.guard import local_names, refusal  # noqa: E402
 from coordinator.dashboard.openapi import DOCUMENT  # noqa: E402
 from coordinator.dashboard.server import STATIC, Dashboard  # noqa: E402
+from coordinator.events import LinkSample  # noqa: E402
+from coordinator.links import record_links  # noqa: E402
 from coordinator.tokens import Tokens  # noqa: E402
+from scheduler.profile import ModelProfile  # noqa: E402
+from scheduler.topology import Device  # noqa: E402
 
 
 def step(n: int, loss: float = 2.0) -> dict[str, Any]:
@@ -142,6 +147,19 @@ def test_a_token_to_join_by_opens_no_page(board: Board, tmp_path: Path) -> None:
             assert client.get("/api/run", headers={"authorization": f"Bearer {joins}"}).status_code == 401
     finally:
         tokens.close()
+
+
+def test_measured_links_are_told_by_region_and_again_when_they_are_measured_again(
+    client: TestClient, tmp_path: Path
+) -> None:
+    devices = (Device("a", region="Oregon"), Device("b", region="Tokyo"), Device("x", region="Ohio"))
+    for at_s, latency_s in ((1000.0, 0.05), (1090.0, 0.08)):
+        links = tuple(
+            (s.name, LinkSample(d.name, latency_s, 1e8)) for s in devices for d in devices if s != d
+        )
+        record_links(tmp_path, MakePlan(1, ModelProfile((), 1, 1), devices, (), links), at_s)
+        found = {(x["from"], x["to"]): (x["links"], x["latency_s"]) for x in client.get("/api/links").json()}
+        assert found == {("Oregon", "Tokyo"): (1, latency_s), ("Tokyo", "Oregon"): (1, latency_s)}
 
 
 def test_points_are_thinned_to_the_limit_and_end_with_the_last_step() -> None:
