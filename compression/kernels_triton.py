@@ -164,6 +164,26 @@ def _scale(scales_at, place, good, divisor, modulus):
 
 
 @triton.jit
+def _pack(
+    x_at, memory_at, scales_at, out, at, m, each, block, half, seed, divisor, modulus,
+    MEMORY: tl.constexpr, STOCHASTIC: tl.constexpr, SIZE: tl.constexpr,
+    WIDTH: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """The WIDTH bits above SHIFT of the codes of a block, `each` bytes of them."""
+    j = tl.arange(0, SIZE * WIDTH // 8)
+    byte = tl.zeros((SIZE * WIDTH // 8,), tl.int32)
+    for lane in tl.static_range(8 // WIDTH):
+        i = lane * each + j
+        good = (j < each) & (i < m)
+        x = _load(x_at, memory_at, at + i, good, MEMORY)
+        scale = _scale(scales_at, at + i, good, divisor, modulus)
+        code = _code(x, scale, i, block, half, seed, STOCHASTIC, SIZE)
+        part = (code >> SHIFT) & ((1 << WIDTH) - 1)
+        byte |= tl.where(good, part, 0) << (WIDTH * lane)
+    tl.store(out + j, byte.to(tl.uint8), mask=j < each)
+
+
+@triton.jit
 def _encode(
     x_at, memory_at, scales_at, packed_at, largest_at, n, n_scales, half: tl.float32,
     inverse_half: tl.float32, seed,
@@ -185,24 +205,14 @@ def _encode(
         tl.store(scales_at + first + k, upper.to(tl.int16), mask=first + k < n_scales)
         tl.store(largest_at + block, tl.max(largest, axis=0))
         tl.debug_barrier()  # scales are read again below, lane by lane
-    shift = BITS
     out = packed_at + block.to(tl.int64) * (SIZE * BITS // 8)
     for position in tl.static_range(4):
-        WIDTH: tl.constexpr = 8 >> position
-        if BITS & WIDTH:
-            shift -= WIDTH
-            each = (m * WIDTH + 7) // 8
-            j = tl.arange(0, SIZE * WIDTH // 8)
-            byte = tl.zeros((SIZE * WIDTH // 8,), tl.int32)
-            for lane in tl.static_range(8 // WIDTH):
-                i = lane * each + j
-                good = (j < each) & (i < m)
-                x = _load(x_at, memory_at, at + i, good, MEMORY)
-                scale = _scale(scales_at, at + i, good, divisor, modulus)
-                code = _code(x, scale, i, block, half, seed, STOCHASTIC, SIZE)
-                part = (code >> shift) & ((1 << WIDTH) - 1)
-                byte |= tl.where(good, part, 0) << (WIDTH * lane)
-            tl.store(out + j, byte.to(tl.uint8), mask=j < each)
+        if BITS & (8 >> position):
+            each = (m * (8 >> position) + 7) // 8
+            _pack(
+                x_at, memory_at, scales_at, out, at, m, each, block, half, seed, divisor, modulus,
+                MEMORY, STOCHASTIC, SIZE, 8 >> position, BITS & ((8 >> position) - 1),
+            )  # fmt: skip
             out += each
     if MEMORY:
         tl.debug_barrier()  # every lane has read the memory as it was
@@ -218,6 +228,14 @@ def _encode(
 
 
 @triton.jit
+def _unpack(source, i, m, WIDTH: tl.constexpr):
+    """The values at `i` of the m that are packed in WIDTH bits each, lane after lane."""
+    each = (m * WIDTH + 7) // 8
+    byte = tl.load(source + i % each, mask=i < m, other=0).to(tl.int32)
+    return (byte >> (WIDTH * (i // each))) & ((1 << WIDTH) - 1)
+
+
+@triton.jit
 def _decode(
     packed_at, step_at, y_at, n, half: tl.float32,
     BITS: tl.constexpr, BRAIN: tl.constexpr, ADD: tl.constexpr, divisor, modulus, SIZE: tl.constexpr,
@@ -227,17 +245,11 @@ def _decode(
     m = tl.minimum(n - at, SIZE).to(tl.int32)
     i = tl.arange(0, SIZE)
     code = tl.zeros((SIZE,), tl.int32)
-    shift = BITS
     source = packed_at + block.to(tl.int64) * (SIZE * BITS // 8)
     for position in tl.static_range(4):
-        WIDTH: tl.constexpr = 8 >> position
-        if BITS & WIDTH:
-            shift -= WIDTH
-            each = (m * WIDTH + 7) // 8
-            lane = i // each
-            byte = tl.load(source + i % each, mask=i < m, other=0).to(tl.int32)
-            code |= ((byte >> (WIDTH * lane)) & ((1 << WIDTH) - 1)) << shift
-            source += each
+        if BITS & (8 >> position):
+            code |= _unpack(source, i, m, 8 >> position) << (BITS & ((8 >> position) - 1))
+            source += (m * (8 >> position) + 7) // 8
     place = at + i
     index = place // divisor
     if modulus > 0:
