@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scheduler.job import ModelSpec
 from scheduler.pattern import part_names
 from worker.model.layer import Layer, State
 from worker.model.mixer import Mixer
 from worker.model.mixers import make_mixer
-from worker.model.parts import make_norm
+from worker.model.parts import Norm, add_norm, make_norm
 
 
 class Block(Layer):
@@ -32,20 +32,26 @@ class Block(Layer):
         assert isinstance(mixer, Mixer)
         return mixer
 
-    def _norm_of(self, part: str) -> nn.Module:
-        return self.get_submodule(f"{part}_norm")
+    def _norm_of(self, part: str) -> Norm:
+        norm = self.get_submodule(f"{part}_norm")
+        assert isinstance(norm, Norm)
+        return norm
 
     def begin(self) -> State:
         return tuple(self.mixer_of(part).begin() for part in self.parts)
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
-        states = []
+        states, mixed = [], None
         for i, part in enumerate(self.parts):
-            before = None if state is None else state[i]
-            mixed, after = self.mixer_of(part)(self._norm_of(part)(x_BTD), before)
-            x_BTD = x_BTD + mixed
+            before, norm = None if state is None else state[i], self._norm_of(part)
+            if mixed is None:
+                normed = norm(x_BTD)
+            else:
+                x_BTD, normed = add_norm(x_BTD, mixed, norm)
+            mixed, after = self.mixer_of(part)(normed, before)
             states.append(after)
-        return x_BTD, None if state is None else tuple(states)
+        assert mixed is not None  # a block has a part
+        return x_BTD + mixed, None if state is None else tuple(states)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
         part, _, rest = parameter.partition(".")

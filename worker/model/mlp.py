@@ -15,8 +15,10 @@ from torch import Tensor
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import MlpSpec
+from worker.kernels import choice
 from worker.model.layer import State
 from worker.model.mixer import Mixer
+from worker.model.parts import Linear
 from worker.model.structured import Structured, make_linear
 
 
@@ -39,6 +41,10 @@ class Mlp(_Mlp):
         self.down = make_linear(options, *down, bias=True, std=0.02 / sqrt(model.parts))
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
+        if choice.runs_here(x_BTD) and isinstance(self.up, Linear) and self.up.bias is not None:
+            from worker.kernels.gates_triton import bias_gelu
+
+            return self.down(bias_gelu(F.linear(x_BTD, self.up.weight), self.up.bias)), state
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh")), state
 
     def dense(self, x_BTD: Tensor) -> Tensor:
@@ -56,6 +62,10 @@ class GatedMlp(_Mlp):
         self.down = make_linear(options, *down, bias=False, std=0.02 / sqrt(model.parts))
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
+        if choice.runs_here(x_BTD):
+            from worker.kernels.gates_triton import swiglu
+
+            return self.down(swiglu(self.gate_up(x_BTD))), state
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up), state
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.kernels import choice
 from worker.model.layer import blank
 
 Family = Literal["gpt2", "llama"]
@@ -63,6 +64,17 @@ class RMSNorm(nn.Module):
 
 
 Norm = LayerNorm | RMSNorm
+
+
+def add_norm(x: Tensor, added: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """(x + added, the norm of that), both as x."""
+    if choice.runs_here(x):
+        from worker.kernels.norm_triton import add_norm as fused
+
+        bias = norm.bias if isinstance(norm, LayerNorm) else None
+        return fused(x, added, norm.weight, bias, norm.eps)
+    total = x + added
+    return total, norm(total)
 
 
 def make_norm(family: Family, width: int, eps: float) -> Norm:

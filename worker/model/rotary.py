@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from worker.kernels import choice
+
 
 def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
     """`x` turned by its positions, which are `first`, `first` + 1, ...; C is the head's width, even."""
@@ -17,6 +19,10 @@ def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
     last = first + length
     # Tables of powers of two: while text is generated a new one is made only at each doubling.
     cos, sin = _table(1 << (last - 1).bit_length(), width, theta, x_BHTC.dtype, str(x_BHTC.device))
+    if choice.runs_here(x_BHTC):
+        from worker.kernels.rotary_triton import turn
+
+        return turn(x_BHTC, cos[first:last], sin[first:last])
     low, high = x_BHTC.chunk(2, dim=-1)
     return x_BHTC * cos[first:last] + torch.cat((-high, low), dim=-1) * sin[first:last]
 
