@@ -35,7 +35,8 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _turned(dy, *ctx.saved_tensors, back=True), None, None
+        cos, sin = ctx.saved_tensors
+        return _turned(dy, cos, sin, back=True), None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:

@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from compression import kernels_triton
+from compression.grid import BLOCK
 from worker.kernels import flash_triton, gates_triton, norm_triton, rotary_triton
 
 Compiled = tuple[Any, dict[str, str], dict[str, Any]]
@@ -62,13 +63,12 @@ def kernels() -> list[Compiled]:
     turns = [
         of(rotary_triton._kernel, _MODEL, HALF=40, BLOCK=64, TILE=16, BACK=back) for back in (True, False)
     ]
-    block = kernels_triton.BLOCK
     grouped = {"BITS": 3, "STOCHASTIC": True, "FUSED": True, "MEMORY": True, "GROUP": 128}
     # A divisor of 1 is a constant to Triton: each channel has its scale.
     channels = {"BITS": 8, "STOCHASTIC": False, "FUSED": False, "MEMORY": False, "GROUP": 1, "divisor": 1}
-    encode = [of(kernels_triton._encode, codec, SIZE=block, **options) for options in (grouped, channels)]
+    encode = [of(kernels_triton._encode, codec, SIZE=BLOCK, **options) for options in (grouped, channels)]
     decode = [
-        of(kernels_triton._decode, codec, BITS=3, BRAIN=False, ADD=add, SIZE=block) for add in (True, False)
+        of(kernels_triton._decode, codec, BITS=3, BRAIN=False, ADD=add, SIZE=BLOCK) for add in (True, False)
     ]
     return [*attention(), *around, *gates, *turns, *encode, *decode]
 
