@@ -138,9 +138,12 @@ class Picture:
     zoom: TimeAxis | None = None
 
 
+WIDE_LETTERS = "mwMW@%"
+
+
 def text_px(text: str, size: float = FONT_PX) -> float:
-    """About how wide a text is."""
-    return GLYPH * size * len(text)
+    """About how wide a text is; rather too wide than cut off."""
+    return GLYPH * size * (len(text) + 0.5 * sum(text.count(c) for c in WIDE_LETTERS))
 
 
 def stacked(pictures: Sequence[Picture], title: str, margin: float = 0.0, gap: float = 12.0) -> Picture:

@@ -289,3 +289,20 @@ def test_a_matrix_of_links_has_a_cell_a_link_darker_where_it_is_slower() -> None
     near, far = cells["Oregon to Virginia: 67 ms"], cells["Tokyo to London: 210 ms"]
     assert int(near[1:3], 16) > int(far[1:3], 16)
     assert {"67", "210", "366", "1,160"} <= set(texts(picture))
+
+
+def test_wide_letters_are_given_room() -> None:
+    """`megatron` was cut off at its left end when all letters were taken as equally wide."""
+    assert text_px("megatron") > text_px("negatron")
+
+
+def test_charts_of_one_axis_stand_in_line_whatever_their_labels() -> None:
+    x, y = Axis("hours", span=(0.0, 4.0)), Axis("s", from_zero=True)
+    points = ((0.0, 1.0), (4.0, 2.0))
+
+    def ticks_at(label: str, room_for: tuple[str, ...]) -> list[float]:
+        drawn = curve([Series(label, points)], x, y, "", room_for=room_for)
+        return [s.x for s in drawn.shapes if isinstance(s, Text) and s.text in "01234"]
+
+    assert ticks_at("step", ("slow tenth",)) == ticks_at("slow tenth", ())
+    assert ticks_at("step", ()) != ticks_at("slow tenth", ())
