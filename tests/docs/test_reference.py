@@ -120,6 +120,12 @@ def test_what_a_page_links_and_shows_is_there(page: str) -> None:
     assert not missing
 
 
+def test_every_example_is_shown_as_it_is() -> None:
+    text = "".join((DOCS / p).read_text(encoding="utf-8") for p in pages())
+    shown = set(re.findall(r"^--8<-- \"docs/examples/(.+)\"$", text, re.MULTILINE))
+    assert shown == {p.name for p in (DOCS / "examples").glob("*.py")}
+
+
 def test_the_site_takes_nothing_from_other_hosts() -> None:
     assert SITE["theme"]["font"] is False
     assert "extra_javascript" not in SITE
