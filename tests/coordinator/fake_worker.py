@@ -52,6 +52,8 @@ class FakeWorker:
     """Breaks its connection when it is to do this step."""
     spoil_upload: bool = False
     step_s: float = 0.0
+    layer_s: float = 0.001
+    """What it says that a layer takes."""
     told: list[pb.Command] = field(default_factory=list)
     restored: dict[str, bytes] = field(default_factory=dict)
     put_errors: list[str] = field(default_factory=list)
@@ -112,7 +114,7 @@ class FakeWorker:
     async def _obey(self, command: pb.Command) -> bool:
         kind = command.WhichOneof("body")
         if kind == "profile":
-            ones = (0.001,) * N_LAYERS
+            ones = (self.layer_s,) * N_LAYERS
             self.say(
                 profiled=profiled_to_message(LAYERS, DeviceProfile(self.name, ones, ones, ones), "d", 64, 4)
             )
@@ -165,7 +167,8 @@ class FakeWorker:
 
     async def _steps(self, run: pb.RunSteps) -> bool:
         idle = not self.todo
-        self.todo.extend((step, step in run.record) for step in range(run.start, run.stop))
+        wanted = {*run.record, *run.watch}
+        self.todo.extend((step, step in wanted) for step in range(run.start, run.stop))
         return await self._vote() if idle else True
 
     async def _commit(self, step: int) -> bool:
