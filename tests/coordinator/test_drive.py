@@ -1,4 +1,4 @@
-"""Steps, evaluations, checkpoints, draining, losses of workers: each history by hand."""
+"""Steps, evaluations, checkpoints, draining: each history by hand."""
 
 from __future__ import annotations
 
@@ -10,20 +10,13 @@ import pytest
 from coordinator import commands as c
 from coordinator import events as e
 from coordinator.drive import recorded_steps
-from coordinator.records import Restore, TakenUp
-from scheduler.departures import Departure, Gone
+from coordinator.records import Restore
+from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import Patience
 from scheduler.samples import Ledger
 
-from .world import World, a_file, line_plan, with_options
-
-
-def running(world: World | None = None, *names: str) -> World:
-    w = world or World()
-    w.join(*(names or ("a", "b")))
-    w.settle(until="running")
-    return w
+from .world import World, a_file, running, with_options
 
 
 def test_a_whole_run_commits_every_step_once_and_ends_saved() -> None:
@@ -176,9 +169,6 @@ def test_an_evaluation_that_saw_nothing_is_not_recorded_and_the_run_goes_on() ->
     assert w.state.eval_loss is None
 
 
-# ---- checkpoints
-
-
 def test_the_manifest_waits_for_every_stage_and_lists_what_the_store_holds() -> None:
     w = running()
     w.settle(until="saving")
@@ -245,9 +235,6 @@ def test_a_full_disk_at_the_end_ends_the_run_with_its_code() -> None:
     w.feed(e.SaveFailed(12, "No space left on device"))
     assert (w.phase, w.state.code) == ("failed", ExitCode.CHECKPOINT_WRITE)
     assert "step 12 failed: No space left" in w.state.reason
-
-
-# ---- the end
 
 
 def test_draining_finishes_what_is_granted_saves_and_ends() -> None:
@@ -317,335 +304,6 @@ def test_a_run_resumed_at_its_end_is_finished() -> None:
     w.join("a", "b")
     w.settle()
     assert (w.phase, w.steps(), w.manifests()) == ("finished", [], [])
-
-
-# ---- losing a worker
-
-
-@pytest.mark.parametrize("phase", ["loading", "running", "evaluating", "saving"])
-def test_a_lost_worker_that_nobody_replaces_ends_the_run_naming_it(phase: str) -> None:
-    w = World(with_options(regather_s=5.0), least=2)
-    w.join("a", "b")
-    w.settle(until=phase)
-    w.feed(e.Disconnected("b", "reset by peer"))
-    assert w.orders("a")[-1] == c.AbortPlan(1, w.state.interrupted), "what waits for it is ended at once"
-    w.settle()
-    w.feed(e.Tick(), after_s=4.9)
-    assert w.phase == "gathering"
-    w.feed(e.Tick(), after_s=0.2)
-    assert (w.phase, w.state.code) == ("failed", ExitCode.WORKER_LOST)
-    assert w.state.reason.startswith("b is lost")
-    assert w.orders("a")[-1] == c.Stop(ExitCode.WORKER_LOST, w.state.reason)
-    assert w.of(c.Finish) == [c.Finish(ExitCode.WORKER_LOST, w.state.reason)]
-
-
-def at_step(w: World, step: int) -> World:
-    while w.state.done < step:
-        busy = [x for x, q in w.waiting.items() if q]
-        if busy:
-            w.answer(busy[0])
-        else:
-            w.answer_shell()
-    return w
-
-
-def test_the_reason_says_which_checkpoint_can_be_resumed() -> None:
-    w = at_step(running(World(with_options(regather_s=0.0), least=2)), 5)
-    w.feed(e.Disconnected("b", "reset"))
-    w.settle()
-    w.feed(e.Tick())
-    assert "the checkpoint of step 4 can be resumed" in w.state.reason
-
-
-@pytest.mark.parametrize("phase", ["running", "evaluating", "saving"])
-def test_while_a_replica_lives_the_run_goes_on_from_it_and_nothing_is_done_twice(phase: str) -> None:
-    w = running(World(with_options(min_workers=4), replicas=2, least=4), "a", "b", "c", "d")
-    w.settle(until=phase)
-    done = w.state.done
-    w.feed(e.Disconnected("d", "reset"))
-    w.settle(until="loading")
-    takes = {n: [x for x in w.orders(n) if isinstance(x, c.TakePlan)][-1] for n in "ab"}
-    assert all(t.step == done and t.restore_step is None for t in takes.values())
-    assert [s.donors for t in takes.values() for s in t.sources] == [("a",)] * 2 + [("b",)] * 2
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert not w.of(c.Rewind)
-    assert [s.step for s in w.steps()] == list(range(12))
-    assert {s.plan_version for s in w.steps()} >= {2}
-    assert {n: w.has[n] for n in "ab"} == {"a": {0: 12, 1: 12}, "b": {2: 12, 3: 12}}
-
-
-def test_a_spare_gets_the_layers_from_a_peer_and_a_donor_lost_meanwhile_is_replaced() -> None:
-    w = running(World(with_options(min_workers=4), replicas=2, least=4), "a", "b", "c", "d")
-    w.join("e")
-    w = at_step(w, 2)
-    w.feed(e.Disconnected("d", "reset"))
-    w.settle(until="gathering")
-    w.feed(e.Disconnected("a", "reset"))
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert not w.of(c.Rewind)
-    assert [s.step for s in w.steps()] == list(range(12))
-
-
-def test_a_stage_lost_with_all_replicas_goes_back_to_the_last_checkpoint_in_the_same_run() -> None:
-    w = at_step(running(World(least=2)), 6)
-    w.feed(e.Disconnected("b", "reset"))
-    w.settle()
-    assert w.phase == "gathering"
-    assert w.state.reason == "b is gone; 1 device left: 2 workers are required"
-    w.join("c")
-    w.settle(until="loading")
-    assert [x.step for x in w.given if isinstance(x, c.Rewind)] == [4]
-    takes = [[x for x in w.orders(n) if isinstance(x, c.TakePlan)][-1] for n in "ac"]
-    assert [(t.restore_step, t.step, t.sources) for t in takes] == [(4, 4, ())] * 2
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert [s.step for s in w.steps()] == list(range(12))
-    assert [x.step for x in w.given if isinstance(x, c.RecordStep)] == [*range(6), *range(4, 12)]
-
-
-@pytest.mark.parametrize("phase", ["running", "evaluating", "saving"])
-def test_a_worker_that_leaves_finishes_its_steps_and_hands_its_layers_over(phase: str) -> None:
-    w = World(least=2)
-    w.join("a", "b")
-    w.settle(until="running")
-    w.join("c")
-    w.settle(until=phase)
-    granted = w.state.granted
-    w.feed(e.Leaving("b", "its machine is taken back"))
-    assert not [x for x in w.orders("b") if isinstance(x, c.AbortPlan | c.Stop)]
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert not w.of(c.Rewind)
-    assert [s.step for s in w.steps()] == list(range(12))
-    assert w.state.departed["b"] == Gone(Departure.LEFT, "b is lost: it left (its machine is taken back)")
-    assert w.orders("b")[-1] == c.Stop(ExitCode.OK, "it left, its layers are handed over")
-    take = next(x for x in w.orders("b")[::-1] if isinstance(x, c.TakePlan))
-    assert take.guests == ("b",)
-    assert [p.to for p in take.serves] == ["c"] * len(take.serves)
-    assert take.step >= granted
-
-
-def test_all_who_leave_at_once_save_first_and_others_go_on_from_there() -> None:
-    w = at_step(running(World(least=2)), 2)
-    for name in ("a", "b"):
-        w.feed(e.Leaving(name, "its machine is taken back"))
-    w.settle()
-    assert w.phase == "gathering"
-    assert not w.state.members
-    assert w.state.saved_at == w.state.done > 0
-    assert w.orders("a")[-1] == c.Stop(ExitCode.OK, "it left, with all the others")
-    done = w.state.done
-    w.join("c", "d")
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert [s.step for s in w.steps()] == list(range(12)), f"nothing is done twice from step {done} on"
-
-
-def test_a_run_that_all_have_left_is_drained_at_once() -> None:
-    w = at_step(running(World(least=2)), 2)
-    for name in ("a", "b"):
-        w.feed(e.Leaving(name, "asked to"))
-    w.settle()
-    w.feed(e.Drain("asked to"))
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert f"step {w.state.done} is saved" in w.state.reason
-
-
-def test_the_last_who_stays_may_leave_while_the_others_hand_over() -> None:
-    w = at_step(running(World(least=1)), 2)
-    w.feed(e.Leaving("a", "asked to"))
-    w.settle(until="planning")
-    w.feed(e.Leaving("b", "asked to"))
-    w.settle()
-    assert w.phase == "gathering"
-    assert not w.state.members
-    w.join("c", "d")
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-
-
-def test_who_stands_by_is_profiled_and_measured_beside_the_run() -> None:
-    w = at_step(running(World(least=2)), 1)
-    w.join("c")
-    assert w.phase == "running"
-    w.settle(until="finished")
-    asked = [type(x) for x in w.orders("c")]
-    assert asked == [c.Profile, c.MeasureLinks, c.MeasureLinks, c.Stop]
-    assert {pair for pair in w.state.links if "c" in pair} == {("c", "a"), ("c", "b"), ("a", "c"), ("b", "c")}
-
-
-def test_who_stands_by_and_cannot_be_reached_is_sent_away_and_the_run_goes_on() -> None:
-    w = at_step(running(World(least=2)), 1)
-    w.join("c")
-    w.answer("c")
-    w.feed(e.LinksMeasured("a", (e.LinkSample("c", 0, 0, "c:1 does not answer"),)))
-    assert w.orders("c")[-1] == c.Stop(ExitCode.PEER_UNREACHABLE, "a -> c: c:1 does not answer")
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-
-
-def test_a_spare_that_leaves_is_released_at_once() -> None:
-    w = running()
-    w.join("c")
-    w.feed(e.Leaving("c", "asked to"))
-    assert w.orders("c") == [c.Profile(), c.Stop(ExitCode.OK, "it left, as it was told to")]
-    w.settle()
-    assert w.phase == "finished"
-
-
-def test_without_anybody_to_take_over_a_worker_that_leaves_waits_as_long_as_the_run_does() -> None:
-    w = running(World(with_options(regather_s=5.0), least=2))
-    w.feed(e.Leaving("b", "asked to"))
-    w.settle()
-    assert w.phase == "gathering"
-    assert "b" in w.state.members
-    w.join("c")
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert not w.of(c.Rewind)
-
-
-def taken_up(done: int = 6) -> World:
-    """A coordinator started again after `done` steps, two of them behind the checkpoint of step 4."""
-    plan = line_plan(3, ["a", "b"])
-    at_4 = Restore(4, tuple(a_file(i, 4) for i in range(4)))
-    options = with_options(await_s=5.0)
-    return World(options, at_4, taken_up=TakenUp(plan, done, 0.5), least=2)
-
-
-def back(w: World, name: str, step: int, layers: range) -> None:
-    """`name` joins again, with its layers."""
-    w.join(name)
-    w.has[name] = dict.fromkeys(layers, step)
-    w.feed(e.Holds(name, step, layers.start, layers.stop))
-
-
-def test_workers_that_kept_their_layers_go_on_under_a_new_coordinator_without_a_step_lost() -> None:
-    w = taken_up()
-    back(w, "a", 6, range(2))
-    back(w, "b", 6, range(2, 4))
-    w.settle(until="loading")
-    (take,) = [x for x in w.orders("a") if isinstance(x, c.TakePlan)]
-    assert (take.step, take.restore_step, take.plan.version) == (6, None, 4)
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert not w.of(c.Rewind)
-    assert [x.step for x in w.given if isinstance(x, c.RecordStep)] == list(range(6, 12))
-
-
-def test_who_is_back_waits_for_the_others_but_not_for_ever() -> None:
-    w = taken_up()
-    back(w, "a", 6, range(2))
-    w.join("c")
-    w.settle()
-    assert (w.phase, w.state.reason) == ("gathering", "waiting for b to come back")
-    w.feed(e.Tick(), after_s=w.state.options.await_s - 1)
-    assert w.phase == "gathering"
-    w.feed(e.Tick(), after_s=2.0)
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert [x.step for x in w.given if isinstance(x, c.Rewind)] == [4]
-
-
-def test_a_run_taken_up_by_new_workers_goes_back_to_the_checkpoint_at_once() -> None:
-    w = taken_up()
-    w.join("c", "d")
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert [x.step for x in w.given if isinstance(x, c.Rewind)] == [4]
-    assert [x.step for x in w.given if isinstance(x, c.RecordStep)] == list(range(4, 12))
-
-
-def test_a_worker_that_was_silent_and_is_back_with_its_layers_costs_no_step() -> None:
-    w = at_step(running(World(least=2)), 6)
-    done = w.state.done
-    w.feed(e.Disconnected("b", "reset"))
-    w.settle()
-    assert w.phase == "gathering"
-    back(w, "b", done, range(2, 4))
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert not w.of(c.Rewind)
-
-
-def test_a_stage_lost_before_the_first_checkpoint_begins_again() -> None:
-    w = at_step(running(World(least=1)), 3)
-    w.feed(e.Disconnected("b", "reset"))
-    w.settle()
-    assert [x.step for x in w.given if isinstance(x, c.Rewind)] == [0]
-    assert (w.phase, [s.step for s in w.steps()]) == ("finished", list(range(12)))
-
-
-def test_votes_of_a_step_that_lost_a_rank_do_not_count_for_its_repetition() -> None:
-    w = running(World(with_options(min_workers=4), replicas=2, least=4), "a", "b", "c", "d")
-    for n in "abc":
-        w.feed(w.a_step(n, 0))
-    w.feed(e.Disconnected("d", "reset"))
-    assert w.steps() == []
-    w.settle(until="loading")
-    w.settle(until="running")
-    w.feed(w.a_step("a", 0))
-    assert w.steps() == []
-    w.feed(w.a_step("b", 0))
-    assert [s.plan_version for s in w.steps()] == [2]
-
-
-def test_a_worker_that_fails_on_its_own_is_replaced_and_a_bad_number_is_not() -> None:
-    for code, phase in ((ExitCode.DEVICE, "planning"), (ExitCode.DIVERGED, "failed")):
-        w = running(World(with_options(min_workers=4), replicas=2, least=4), "a", "b", "c", "d")
-        w.feed(e.Failed("d", code, "trouble", fatal=True))
-        assert w.phase == phase
-
-
-def test_draining_while_the_run_finds_another_plan_saves_first() -> None:
-    w = at_step(running(World(with_options(min_workers=4), replicas=2, least=4), "a", "b", "c", "d"), 2)
-    w.feed(e.Disconnected("d", "reset"))
-    w.feed(e.Drain("Ctrl-C"))
-    assert w.phase == "planning"
-    w.settle()
-    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
-    assert [m.step for m in w.manifests()] == [2]
-
-
-def test_a_newcomer_with_other_data_is_sent_away_and_the_run_goes_on_waiting() -> None:
-    w = at_step(running(World(least=2)), 2)
-    w.feed(e.Disconnected("b", "reset"))
-    w.settle()
-    w.join("c")
-    w.forget("c")
-    w.feed(replace(w.state.profiles["a"], worker="c", data_digest="other"))
-    (stop,) = [x for x in w.orders("c") if isinstance(x, c.Stop)]
-    assert stop.code is ExitCode.WORKERS_DISAGREE
-    assert w.phase in ("gathering", "profiling")
-
-
-def test_silence_is_judged_by_the_heartbeats_that_came() -> None:
-    def after_silence(between_s: float, silent_s: float) -> str:
-        options = with_options(silence=Patience(8.0, 2.0, 1e6))
-        w = running(World(options))
-        for _ in range(10):
-            w.feed(e.Heartbeat("a"), after_s=between_s / 2)
-            w.feed(e.Heartbeat("b"), after_s=between_s / 2)
-        for _ in range(20):
-            w.feed(e.Heartbeat("a"), after_s=silent_s / 20)
-        w.feed(e.Tick())
-        return w.phase
-
-    assert after_silence(1.0, 1.9) == "running"
-    assert after_silence(1.0, 2.2) == "planning"
-    assert after_silence(4.0, 3.9) == "running", "slow but steady heartbeats earn a longer deadline"
-
-
-def test_the_deadline_grows_with_median_and_deviation() -> None:
-    patience = Patience(k=4, floor_s=0.1, unknown_s=9)
-    steady = patience.deadline_s([1.0] * 9)
-    erratic = patience.deadline_s([0.5, 1.0, 1.5] * 3)
-    assert (steady, erratic) == (1.0, 1.0 + 4 * 1.4826 * 0.5)
-    assert patience.deadline_s([1.0, 1.0]) == 9
-    assert Patience(k=4, floor_s=5, unknown_s=9).deadline_s([1.0] * 9) == 5
-    assert Patience(k=4, floor_s=5, unknown_s=9, times=3).deadline_s([100.0] * 9) == 300
 
 
 def test_a_step_that_never_ends_is_named_with_those_it_waits_for() -> None:

@@ -334,3 +334,20 @@ class World:
 
 def with_options(**changes: object) -> Options:
     return replace(OPTIONS, **changes)  # type: ignore[arg-type]
+
+
+def running(world: World | None = None, *names: str) -> World:
+    w = world or World()
+    w.join(*(names or ("a", "b")))
+    w.settle(until="running")
+    return w
+
+
+def at_step(w: World, step: int) -> World:
+    while w.state.done < step:
+        busy = [x for x, q in w.waiting.items() if q]
+        if busy:
+            w.answer(busy[0])
+        else:
+            w.answer_shell()
+    return w
