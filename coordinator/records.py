@@ -226,6 +226,8 @@ class State:
     """The step that was done again as it was, because its numbers looked bad."""
     overdue_at: int = -1
     """The step that was done again because it did not end."""
+    cut: tuple[int, int] = (-1, 0)
+    """(step, how often links broke while it was done)."""
     quarantined: frozenset[str] = frozenset()
     """Identities that are not taken in any more."""
     progress_s: float = 0.0

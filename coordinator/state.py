@@ -87,6 +87,9 @@ from .transaction import Overdue, on_step_vote, overdue
 MAX_DEPARTED = 256
 """Departures that are remembered, so that a worker that comes and goes does not grow the state."""
 
+MAX_CUTS = 5
+"""Times that links may break in one step before one who tells it is done without."""
+
 
 def start(
     options: Options,
@@ -334,8 +337,23 @@ def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
     return result
 
 
+def _link_cut(state: State, name: str, reason: str, now: float) -> Transition:
+    """What was under way between two ranks is lost, and both are there: the step is done again over new
+    connections. Who tells it of one step too often has a link that is no use, and goes."""
+    if state.plan is None or name not in (*state.ranks, *state.guests):
+        return ignored(state, f"{reason} (it has no rank)")
+    step, times = state.cut
+    times = times + 1 if step == state.done else 1
+    state = replace(state, cut=(state.done, times))
+    if times > MAX_CUTS:
+        return _lost(state, name, Gone(Departure.FAILED, f"{reason}, {times} times in one step"), now)
+    return interrupted(state, reason, now)
+
+
 def _failed(state: State, event: Failed, now: float) -> Transition:
     reason = f"{event.worker} failed: {event.reason}"
+    if not event.fatal and event.code is ExitCode.PEER_UNREACHABLE:
+        return _link_cut(state, event.worker, reason, now)
     saving = state.saving
     owes = saving is not None and event.worker in state.ranks and event.worker not in saving.said
     if saving is not None and (event.code is ExitCode.CHECKPOINT_WRITE or (owes and not event.fatal)):

@@ -137,6 +137,7 @@ class LocalCluster:
         self.address = ""
         self.token_file = ""
         self.workers: dict[str, Child] = {}
+        self._argv: dict[str, list[str]] = {}
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -174,7 +175,13 @@ class LocalCluster:
         self.address, self.token_file = listening["address"], listening["token_file"]
         sites = self._sites(places)
         for name, place in zip(self.names, places, strict=True):
-            self.workers[name] = self._child(name, self._worker_argv(name, place, sites[name]))
+            self._argv[name] = self._worker_argv(name, place, sites[name])
+            self.start_worker(name)
+
+    def start_worker(self, name: str) -> Child:
+        """Start this worker by its command; again, if the one of before has ended."""
+        self.workers[name] = self._child(name, self._argv[name])
+        return self.workers[name]
 
     def _write_job(self, spec: JobSpec) -> None:
         from scheduler.job import job_to_json

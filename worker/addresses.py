@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import zmq
 
+DEAD_LINK_S = 15
+"""Seconds of silence, in which TCP had something to hear, that end a connection."""
+
 
 @dataclass(frozen=True, slots=True)
 class CurveKeys:
@@ -44,6 +47,18 @@ def bind_text(host_port: str) -> str:
     return f"tcp://{host}:{port or '*'}"
 
 
+def keep_alive(s: zmq.Socket[bytes]) -> None:
+    """End connections of `s` over which nothing is heard for DEAD_LINK_S, idle or with bytes unacknowledged.
+
+    It is the kernels that answer, so neither a busy worker nor a slow link is mistaken for a dead one.
+    """
+    s.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    s.setsockopt(zmq.TCP_KEEPALIVE_IDLE, DEAD_LINK_S // 3)
+    s.setsockopt(zmq.TCP_KEEPALIVE_INTVL, DEAD_LINK_S // 3)
+    s.setsockopt(zmq.TCP_KEEPALIVE_CNT, 2)
+    s.setsockopt(zmq.TCP_MAXRT, 1000 * DEAD_LINK_S)
+
+
 def dealer(
     context: zmq.Context[zmq.Socket[bytes]], peer: PeerAddress, keys: CurveKeys | None, hwm: int
 ) -> zmq.Socket[bytes]:
@@ -60,7 +75,7 @@ def dealer(
     s.setsockopt(zmq.SNDHWM, hwm)
     s.setsockopt(zmq.RCVHWM, 0)  # credits and echoes only
     s.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
-    s.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    keep_alive(s)
     s.setsockopt(zmq.RECONNECT_IVL, 50)
     s.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     if keys is not None:

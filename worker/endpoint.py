@@ -29,7 +29,7 @@ from contextlib import suppress
 
 import zmq
 
-from worker.addresses import CurveKeys, PeerAddress, bind_text, split_host_port
+from worker.addresses import CurveKeys, PeerAddress, bind_text, keep_alive, split_host_port
 from worker.admission import DOMAIN, Admission
 from worker.inbound import Inbound
 from worker.limits import Limits
@@ -37,7 +37,7 @@ from worker.outbound import Outbound
 from worker.probe import LinkMeasurement, measure, reach
 from worker.transport import TransportError
 from worker.wire import MAX_CHUNK_BYTES, MAX_HEADER_BYTES, run_hash
-from worker.zmq_plan import ZmqTransport
+from worker.zmq_plan import ZmqTransport, unheard
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class DataEndpoint:
         r.setsockopt(zmq.RCVHWM, ROUTER_BATCH)  # then TCP's own back-pressure holds the senders
         r.setsockopt(zmq.SNDHWM, 0)  # credits and echoes only; a dropped credit would stall a link
         r.setsockopt(zmq.MAXMSGSIZE, max(MAX_CHUNK_BYTES, MAX_HEADER_BYTES))
-        r.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        keep_alive(r)
         if self.keys is not None:
             r.setsockopt(zmq.CURVE_SERVER, 1)
             r.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
@@ -127,10 +127,12 @@ class DataEndpoint:
         run: str = "",
         streams: int = 0,
         reach_timeout_s: float | None = 10.0,
+        cut: Callable[[int, str], None] = unheard,
     ) -> ZmqTransport:
         """This rank's transport for one plan of `run`; frames of another run are refused.
 
         `streams` 0: as many to each peer as the endpoint was made with.
+        `cut(peer, reason)`: told at most once by the I/O thread, when what was under way to a peer is lost.
         Every peer must answer within `reach_timeout_s` (None: do not ask), or PeerUnreachable names it.
         Frames of older plans are stale from now on. Raises TransportError after `close`.
         """
@@ -138,7 +140,8 @@ class DataEndpoint:
             raise ValueError(f"peers: found this transport's own rank {rank}")
         if reach_timeout_s is not None:
             reach(self._context, peers, self.keys, reach_timeout_s)
-        transport = ZmqTransport(self, run_hash(run), plan_version, rank, peers, streams or self.streams)
+        n_streams = streams or self.streams
+        transport = ZmqTransport(self, run_hash(run), plan_version, rank, peers, n_streams, cut)
         self._ask(lambda: self._opened(transport))
         return transport
 
@@ -222,6 +225,12 @@ class DataEndpoint:
         if outbound is not None:
             outbound.close(linger_s)
 
+    def _wait_ms(self) -> int | None:
+        """How long the thread may sleep; None: until something comes."""
+        waits = [o.wait_ms for o in self._outbound.values()]
+        waits += [self._admission.wait_ms] if self._admission else []
+        return min((w for w in waits if w is not None), default=None)
+
     def _run(self) -> None:
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._bell_reader, zmq.POLLIN)
@@ -231,7 +240,7 @@ class DataEndpoint:
         reason = f"the data endpoint {self.address} was closed"
         try:
             while not self._stopping:
-                ready = dict(self._poller.poll(admission.wait_ms if admission else None))
+                ready = dict(self._poller.poll(self._wait_ms()))
                 if self._bell_reader.fileno() in ready:
                     self._bell_reader.recv(64)
                     self._rung = False
@@ -242,7 +251,7 @@ class DataEndpoint:
                 if self._router in ready:
                     self._inbound.take(ROUTER_BATCH)
                 for outbound in list(self._outbound.values()):
-                    outbound.turn(ready)
+                    outbound.turn(ready, time.monotonic())
                 self._inbound.send_credits()
         except Exception as error:
             log.exception("the I/O thread of %s failed", self.address)

@@ -6,7 +6,9 @@ Serves other ranks meanwhile. Knows where layers come from because it is told; d
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -74,6 +76,15 @@ def load_checkpoint(
             load_state(optimizer, i, fetched(get, step, files[state_name]), state_name)
 
 
+@dataclass(slots=True)
+class Came:
+    """What came from peers: layers, their bytes, and the seconds from the first wait to the last layer."""
+
+    layers: int = 0
+    n_bytes: int = 0
+    seconds: float = 0.0
+
+
 def load_from_peers(
     stage: Stage,
     optimizer: StageOptimizer,
@@ -83,13 +94,13 @@ def load_from_peers(
     transport: Transport,
     me: int,
     ranks: Mapping[str, int],
-) -> int:
-    """Every layer from where `take.sources` say; how many came from others.
+) -> Came:
+    """Every layer from where `take.sources` say; what came from others.
 
     What arrives joins `held` layer by layer, so that a plan that is aborted has not fetched in vain. Raises
     NotHeld, LayerFileError, and what the transport raises.
     """
-    came = 0
+    came, began_s = Came(), time.monotonic()
     for source in take.sources:
         i, donors = source.layer - first_layer, [ranks[name] for name in source.donors]
         if donors == [me]:
@@ -98,7 +109,9 @@ def load_from_peers(
             found = receive_layer(
                 transport, donors, take.step, source.layer, MAX_LAYER_BYTES, LAYER_TIMEOUT_S
             )
-            came += 1
+            came.layers += 1
+            came.n_bytes += sum(t.nbytes for t in (*found.weights.values(), *found.state.values()))
+            came.seconds = time.monotonic() - began_s
         _load(stage, optimizer, i, found, f"layer {source.layer}")
         held.keep_layer(stage, optimizer, i, source.layer)
     return came

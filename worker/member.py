@@ -33,7 +33,7 @@ from scheduler.exit_codes import ExitCode, from_wire
 from scheduler.job import job_from_json
 from worker.device import LocalDevice, memory_meter
 from worker.endpoint import DataEndpoint
-from worker.faults import Fault, Faults, no_faults
+from worker.faults import Fault, Faults, Reached, no_faults
 from worker.identity import Identity
 from worker.runtime import Runtime, Uploads
 from worker.session import JoinRefused, Membership, Session, join
@@ -182,7 +182,7 @@ class _Member:
             streams=options.streams,
             emit=self._emit,
             say=say,
-            reached=Faults(options.faults).reached if options.faults else no_faults,
+            reached=_reached(options, say),
         )
 
     def _emit(self, event: pb.Event) -> None:
@@ -297,6 +297,12 @@ class _Member:
             return
         self._ended = (ExitCode.INTERRUPTED, "stopped by a second signal")
         self._session.close()
+
+
+def _reached(options: MemberOptions, say: Say) -> Reached:
+    if not options.faults:
+        return no_faults
+    return Faults(options.faults, int(options.address.rpartition(":")[2]), say).reached
 
 
 def _routes(path: Path | None) -> dict[str, str]:

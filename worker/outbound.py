@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 
 from worker.addresses import CurveKeys, PeerAddress, dealer
+from worker.link_watch import LinkWatch
 from worker.striping import Message
 from worker.transport import FrameError
 from worker.wire import unpack_ack
@@ -32,8 +33,9 @@ TURN_MESSAGES = 64
 class _Link:
     """The streams to one peer, and the frames that are on their way out."""
 
-    def __init__(self, rank: int, sockets: list[zmq.Socket[bytes]]) -> None:
+    def __init__(self, rank: int, sockets: list[zmq.Socket[bytes]], poller: zmq.Poller) -> None:
         self.rank = rank
+        self.watch = LinkWatch(sockets, poller)
         self.sockets = sockets
         self.active: dict[str, Iterator[Message]] = {}
         self.turn: deque[str] = deque()
@@ -76,7 +78,7 @@ class Outbound:
         self._links: dict[int, _Link] = {}
         try:
             for rank, peer in transport.peers.items():
-                self._links[rank] = _Link(rank, self._connect(context, peer, keys))
+                self._links[rank] = _Link(rank, self._connect(context, peer, keys), poller)
         except Exception:
             self.close(0.0)
             raise
@@ -89,8 +91,13 @@ class Outbound:
             self._poller.register(s, zmq.POLLIN)
         return sockets
 
-    def turn(self, ready: Mapping[Any, int]) -> None:
-        """Take the credits that came, then send what they and the streams allow."""
+    @property
+    def wait_ms(self) -> int | None:
+        """How soon `turn` wants to be called; None: when something happens."""
+        return min((w for x in self._links.values() if (w := x.watch.wait_ms) is not None), default=None)
+
+    def turn(self, ready: Mapping[Any, int], now_s: float) -> None:
+        """Take the credits that came, send what they and the streams allow, tell of links that are cut."""
         for link in self._links.values():
             for s in link.sockets:
                 if ready.get(s, 0) & zmq.POLLIN:
@@ -98,6 +105,9 @@ class Outbound:
             if self._transport.aborted:
                 link.forget()
             self._pump(link)
+            reason = link.watch.turn(ready, now_s, self._transport.under_way(link.rank))
+            if reason:
+                self._transport.link_cut(link.rank, reason)
 
     def _take_credits(self, s: zmq.Socket[bytes]) -> None:
         t = self._transport
@@ -154,6 +164,7 @@ class Outbound:
     def close(self, linger_s: float) -> None:
         """Close the sockets; what they hold may still leave for `linger_s`."""
         for link in self._links.values():
+            link.watch.close()
             for s in link.sockets:
                 self._poller.unregister(s)
                 s.close(round(linger_s * 1000))

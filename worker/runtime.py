@@ -288,6 +288,13 @@ class Runtime:
             streams=min(plan.streams or self._streams, self._streams),
             # A peer that is lost while a run recovers is the coordinator's to notice: it aborts this plan.
             reach_timeout_s=None if moves else REACH_TIMEOUT_S,
+            cut=lambda peer, why: self._fail(
+                ExitCode.PEER_UNREACHABLE,
+                PeerUnreachable(
+                    f"the link to {names[peer]} ({addresses[names[peer]].host_port}) is cut: {why}"
+                ),
+                fatal=False,
+            ),
         )
         with self._changing:
             self._transport, self._votes = transport, Votes(plan.version, self._emit)
@@ -309,7 +316,14 @@ class Runtime:
             if held.step != take.step:
                 held = self._held = HeldLayers(take.step)
             came = load_from_peers(stage, optimizer, start, take, held, transport, rank, ranks)
-            self._say("layers", kept=stop - start - came, from_peers=came, step=take.step)
+            self._say(
+                "layers",
+                kept=stop - start - came.layers,
+                from_peers=came.layers,
+                n_bytes=came.n_bytes,
+                seconds=came.seconds,
+                step=take.step,
+            )
         elif take.restore:
             load_checkpoint(stage, optimizer, start, take.restore_step, files, self._files.get)
         job = self._job.model_copy(update={"model": model})

@@ -25,6 +25,10 @@ LINGER_S = 5.0
 """How long `close` lets frames leave that were already sent."""
 
 
+def unheard(peer: int, reason: str) -> None:
+    """For plans whose links nobody watches."""
+
+
 class Endpoint(Protocol):
     """What a transport asks of the endpoint that opened it."""
 
@@ -46,6 +50,7 @@ class ZmqTransport:
         rank: int,
         peers: Mapping[int, PeerAddress],
         streams: int,
+        cut: Callable[[int, str], None] = unheard,
     ) -> None:
         self.run = run
         self.plan_version = plan_version
@@ -55,6 +60,7 @@ class ZmqTransport:
         self.limits = endpoint.limits
         self.mailbox = Mailbox(self._grant)
         self._endpoint = endpoint
+        self._cut: Callable[[int, str], None] | None = cut
         self._changed = threading.Condition()
         self._lanes: dict[int, dict[str, Lane[Iterator[Message]]]] = {rank: {} for rank in peers}
         self._in_sockets = 0
@@ -154,6 +160,17 @@ class ZmqTransport:
         with self._changed:
             self._in_sockets -= n_frames
             self._changed.notify_all()
+
+    def under_way(self, peer: int) -> bool:
+        """Whether frames are sent to `peer` that it has not acknowledged."""
+        with self._changed:
+            return any(lane.outstanding_bytes for lane in self._lanes[peer].values())
+
+    def link_cut(self, peer: int, reason: str) -> None:
+        """Tell it once, and not if the plan is over anyway."""
+        cut, self._cut = self._cut, None
+        if cut is not None and self._reason is None:
+            cut(peer, reason)
 
     def acknowledged(self, peer: int, kind: str, n_bytes: int) -> None:
         with self._changed:

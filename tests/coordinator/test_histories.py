@@ -92,6 +92,10 @@ class Run(RuleBasedStateMachine):
     def disk_full(self, step: int) -> None:
         self.w.feed(e.SaveFailed(step, "No space left on device"))
 
+    @rule(name=workers)
+    def link_breaks(self, name: str) -> None:
+        self.w.feed(e.Failed(name, ExitCode.PEER_UNREACHABLE, "its link is cut", fatal=False))
+
     @rule(after_s=st.floats(0, 5))
     def time_passes(self, after_s: float) -> None:
         self.w.feed(e.Tick(), after_s=after_s)

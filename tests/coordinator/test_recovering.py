@@ -9,6 +9,7 @@ import pytest
 from coordinator import commands as c
 from coordinator import events as e
 from coordinator.records import Restore, TakenUp
+from coordinator.state import MAX_CUTS
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import Patience
 
@@ -227,3 +228,45 @@ def test_the_deadline_grows_with_median_and_deviation() -> None:
     assert patience.deadline_s([1.0, 1.0]) == 9
     assert Patience(k=4, floor_s=5, unknown_s=9).deadline_s([1.0] * 9) == 5
     assert Patience(k=4, floor_s=5, unknown_s=9, times=3).deadline_s([100.0] * 9) == 300
+
+
+def cut(worker: str) -> e.Failed:
+    return e.Failed(worker, ExitCode.PEER_UNREACHABLE, "the link to d is cut", fatal=False)
+
+
+@pytest.mark.parametrize("phase", ["loading", "running", "evaluating", "saving"])
+def test_a_link_that_breaks_costs_the_step_and_nobody_is_sent_away(phase: str) -> None:
+    w = running(World(with_options(min_workers=4), replicas=2, least=4), "a", "b", "c", "d")
+    if phase == "loading":
+        w.feed(cut("b"))
+    w.settle(until=phase)
+    version, done = w.state.plan_version, w.state.done
+    w.feed(cut("c"))
+    assert w.phase == "planning"
+    assert "the link to d is cut" in w.state.interrupted
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert w.state.plan_version == version + 1
+    assert not w.of(c.Evict)
+    assert [s.step for s in w.steps()] == list(range(12))
+    assert next(s for s in w.steps() if s.step == done).plan_version == version + 1
+
+
+def test_who_tells_of_broken_links_in_one_step_too_often_is_done_without() -> None:
+    w = running(World(with_options(min_workers=4), replicas=2, least=2), "a", "b", "c", "d")
+    for _ in range(MAX_CUTS):
+        w.feed(cut("c"))
+        w.settle(until="running")
+    assert not w.of(c.Evict)
+    w.feed(cut("c"))
+    assert [x.worker for x in w.given if isinstance(x, c.Evict)] == ["c"]
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+
+
+def test_a_link_of_a_worker_without_a_rank_is_nobodys_step() -> None:
+    w = running()
+    w.join("spare")
+    before = w.state.plan_version, w.phase
+    w.feed(cut("spare"))
+    assert (w.state.plan_version, w.phase) == before
