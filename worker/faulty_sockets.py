@@ -41,7 +41,8 @@ def _is_wanted(s: socket.socket, coordinator_port: int, session: bool) -> bool:
         return False
     if s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED:
         return False
-    return (s.getpeername()[1] == coordinator_port) == session
+    port: int = s.getpeername()[1]
+    return (port == coordinator_port) == session
 
 
 def reset(coordinator_port: int, session: bool) -> None:
