@@ -78,7 +78,8 @@ class LocalOptions:
     rejoin_timeout_s: float = 0.0
     """How long workers try to join again; nobody starts the coordinator again here."""
     options_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """More options of the `coordinator`, or of every `worker`, as on their command lines."""
+    """More options of the `coordinator`, of every `worker`, or of one by its name where it is first started,
+    as on their command lines."""
     plan: Path | None = None
     """A plan to run, as JSON; None: the coordinator makes one."""
     dashboard: str = ""
@@ -176,11 +177,11 @@ class LocalCluster:
         sites = self._sites(places)
         for name, place in zip(self.names, places, strict=True):
             self._argv[name] = self._worker_argv(name, place, sites[name])
-            self.start_worker(name)
+            self.start_worker(name, self.options.options_of.get(name, ()))
 
-    def start_worker(self, name: str) -> Child:
-        """Start this worker by its command; again, if the one of before has ended."""
-        self.workers[name] = self._child(name, self._argv[name])
+    def start_worker(self, name: str, more: Sequence[str] = ()) -> Child:
+        """Start this worker by its command and `more`; again, if the one of before has ended."""
+        self.workers[name] = self._child(name, [*self._argv[name], *more])
         return self.workers[name]
 
     def _write_job(self, spec: JobSpec) -> None:

@@ -155,10 +155,10 @@ def _all_from_checkpoint(sources: Sources) -> Sources:
 
 def repaired(standing: Standing, now: Measured, version: int) -> Iterator[Plan]:
     """The running plan with a spare in the place of each lost device: place by place the one under which the
-    step is shortest. Nothing if there are too few, or none that a place fits on."""
+    step is shortest. As it is if none is lost; nothing if there are too few, or none that a place fits on."""
     lost, names = standing.lost, {standing.running.device(r) for r in range(standing.running.n_ranks)}
     spares = [n for n in standing.here if n not in names]
-    if not lost or len(spares) < len(lost):
+    if len(spares) < len(lost):
         return
     filled = replace(standing.running, version=version, reasons=())
     for i, place in enumerate(lost):
@@ -245,7 +245,7 @@ def _reason(
     match way:
         case "repair":
             new = [n for n in _devices(plan) if n not in _devices(standing.running)]
-            how = f"{', '.join(new)} {'takes' if len(new) == 1 else 'take'} the place"
+            how = f"{', '.join(new)} {'takes' if len(new) == 1 else 'take'} the place" if new else "as before"
         case "fewer replicas":
             how = f"{count(plan.n_replicas, 'replica')} of {standing.running.n_replicas} take the whole batch"
         case "redistribute":

@@ -3,6 +3,7 @@
     plan:rank:phase@step:how     1:2:backward@7:kill    the holder of rank 2 under plan 1, in step 7
                                  1:0:commit@3:stop=2    is stopped for two seconds
                                  2:1:save@10:term       is told to leave while it saves
+                                 *:*:vote@4:reset       this worker, whatever it holds by then
 
 A fault happens once, in the process that holds the rank then. What can be ordered is the table HOWS. Real
 runs have no faults but their own.
@@ -106,19 +107,26 @@ HOWS: dict[str, How] = {
     "full": How("no file can grow, for so many seconds", _full, timed=True),
     "clock": How("the clock on the wall jumps by so many seconds, also back", _clock, timed=True),
 }
-_FORM = re.compile(r"(\d+):(\d+):([a-z]+)@(\d+):([a-z]+)(?:=(-?\d+(?:\.\d+)?))?")
+_FORM = re.compile(r"(\d+|\*):(\d+|\*):([a-z]+)@(\d+):([a-z]+)(?:=(-?\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What is to happen when this moment is reached."""
 
-    plan_version: int
-    rank: int
+    plan_version: int | None
+    """None: whatever plan."""
+    rank: int | None
+    """None: whatever rank this process holds."""
     phase: str
     step: int
     how: str
     seconds: float = 0.0
+
+    def is_at(self, phase: str, step: int, plan_version: int, rank: int) -> bool:
+        if self.plan_version not in (None, plan_version) or self.rank not in (None, rank):
+            return False
+        return (self.phase, self.step) == (phase, step)
 
 
 def parse_fault(text: str) -> Fault:
@@ -127,14 +135,15 @@ def parse_fault(text: str) -> Fault:
     if m is None or m[3] not in PHASES or m[5] not in HOWS or HOWS[m[5]].timed != (m[6] is not None):
         hows = ", ".join(f"{name}=SECONDS" if how.timed else name for name, how in HOWS.items())
         raise ValueError(
-            f"found the fault {text!r}, required plan:rank:phase@step:how with a phase of "
-            f"{', '.join(PHASES)} and one of {hows}"
+            f"found the fault {text!r}, required plan:rank:phase@step:how (*: any plan or rank) "
+            f"with a phase of {', '.join(PHASES)} and one of {hows}"
         )
     if float(m[6] or 0) < 0 and m[5] != "clock":
         raise ValueError(f"found the fault {text!r}, required seconds of 0 or more")
     if HOWS[m[5]].linux and sys.platform != "linux":
         raise ValueError(f"found the fault {text!r} on {sys.platform}, required Linux for {m[5]}")
-    return Fault(int(m[1]), int(m[2]), m[3], int(m[4]), m[5], float(m[6] or 0))
+    plan_version, rank = (None if x == "*" else int(x) for x in m.group(1, 2))
+    return Fault(plan_version, rank, m[3], int(m[4]), m[5], float(m[6] or 0))
 
 
 def no_faults(phase: Phase, step: int, plan_version: int, rank: int) -> None:
@@ -149,8 +158,7 @@ class Faults:
         self._port, self._say = coordinator_port, say
 
     def reached(self, phase: Phase, step: int, plan_version: int, rank: int) -> None:
-        here = (plan_version, rank, phase, step)
-        for fault in [f for f in self._left if (f.plan_version, f.rank, f.phase, f.step) == here]:
+        for fault in [f for f in self._left if f.is_at(phase, step, plan_version, rank)]:
             self._left.discard(fault)
             how = HOWS[fault.how]
             self._say(

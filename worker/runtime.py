@@ -415,6 +415,8 @@ class Runtime:
         for step in range(command.start, command.stop):
             if self._context is None or command.plan_version != self._context.plan.version:
                 return
+            if command.plan_version <= self._aborted_version:
+                return  # told before the plan was over, and not begun
             self._run_step(step, step in command.record, step in command.watch)
             if step + 1 == command.copy_step:
                 self._copy(step + 1, command.copy_keeps)

@@ -12,8 +12,7 @@ from protos.convert import PeerInfo
 from scheduler.bad_numbers import LEAST_HISTORY, STRIKES, Conduct
 from scheduler.exit_codes import ExitCode
 
-from .test_drive import at_step, running
-from .world import World, with_options
+from .world import World, at_step, running, with_options
 
 ALL = ("a", "b", "c", "d")
 

@@ -286,6 +286,48 @@ class World:
                 return
         raise AssertionError(f"did not settle; phase {self.state.phase}")
 
+    # ---- a coordinator that is killed
+
+    def restarted(self, manifest_arrived: bool = True) -> World:
+        """Another coordinator over what this one, killed now, has written down; nobody is back yet.
+
+        `manifest_arrived`: whether the manifest that was being written is there.
+        """
+        steps, plans = self.steps(), self._plans()
+        restore = self.state.checkpoint
+        if self.manifest is not None and manifest_arrived:
+            m = self.manifest
+            restore = Restore(m.step, m.files, m.eval_loss, m.loss)
+        taken_up = None
+        if steps and (restore is None or len(steps) >= restore.step):
+            taken_up = TakenUp(plans[steps[-1].plan_version], len(steps), steps[-1].grad_norm)
+        again = World(
+            self.state.options, restore, replicas=self.replicas, least=self.least, taken_up=taken_up
+        )
+        again.state = replace(again.state, plan_version=max(plans, default=0))
+        again.now, again.running = self.now, dict(self.running)
+        again.given = [*self.given, c.Rewind(again.state.done, "the coordinator was started again")]
+        for name, has in self.has.items():
+            again.has[name] = dict(has)
+            if steps and self.todo[name] and self.todo[name][0] == (steps[-1].plan_version, steps[-1].step):
+                # It has voted and may not have heard: the reply to its joining says so, and it does the step.
+                again.has[name] |= dict.fromkeys(self._own(name), steps[-1].step + 1)
+        return again
+
+    def come_back(self, name: str) -> None:
+        """`name` joins again, and says what it holds if it has all of its stage."""
+        self.join(name)
+        steps = {self.has[name].get(layer) for layer in self._own(name)}
+        step = next(iter(steps)) if len(steps) == 1 else None
+        if step is not None:
+            own = self._own(name)
+            self.feed(e.Holds(name, step, own.start, own.stop))
+
+    def _plans(self) -> dict[int, Plan]:
+        """By version, those that were told to anybody."""
+        told = [x.body.plan for x in self.given if isinstance(x, c.Order) and isinstance(x.body, c.TakePlan)]
+        return {p.version: p for p in told}
+
     # ---- looking
 
     @property

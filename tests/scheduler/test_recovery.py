@@ -157,6 +157,14 @@ def test_two_lost_at_once_are_both_replaced() -> None:
     assert not orphans(found.sources)
 
 
+def test_where_nobody_is_lost_the_plan_goes_on_as_it_is() -> None:
+    plan, here = a_plan(("a", "b"), ("c", "d")), ("a", "b", "c", "d", "e")
+    found = recover(standing(plan, here), "the plan that was given needs f", measured(here), version=9)
+    assert isinstance(found, GoOn)
+    assert (found.plan.placement, found.plan.version, found.loading_s) == (plan.placement, 9, 0.0)
+    assert found.reason.startswith("nobody is lost: as before")
+
+
 def test_a_holding_of_another_step_is_none() -> None:
     plan, here = a_plan(("a", "b")), ("a", "b")
     stale = {"a": Holding(7, frozenset({0, 1})), "b": Holding(6, frozenset({2, 3}))}

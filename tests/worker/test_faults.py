@@ -41,6 +41,13 @@ def test_what_cannot_be_ordered_is_refused(text: str) -> None:
         f.parse_fault(text)
 
 
+def test_a_star_is_any_plan_and_any_rank() -> None:
+    fault = f.parse_fault("*:*:vote@3:kill")
+    assert fault.is_at("vote", 3, plan_version=7, rank=2)
+    assert not fault.is_at("vote", 4, plan_version=7, rank=2)
+    assert not f.parse_fault("*:1:vote@3:kill").is_at("vote", 3, plan_version=7, rank=2)
+
+
 def test_what_needs_linux_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert f.parse_fault("1:0:vote@3:kill").how == "kill"
