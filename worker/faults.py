@@ -56,6 +56,7 @@ def _full(seconds: float, _: int) -> None:
 
 
 def _clock(seconds: float, _: int) -> None:
+    # Ahead only: gRPC makes deadlines of this clock and keeps them by the kernel's, which stays as it is.
     true = time.time
     time.time = lambda: true() + seconds
 
@@ -105,9 +106,9 @@ HOWS: dict[str, How] = {
         linux=True,
     ),
     "full": How("no file can grow, for so many seconds", _full, timed=True),
-    "clock": How("the clock on the wall jumps by so many seconds, also back", _clock, timed=True),
+    "clock": How("the clock on the wall jumps ahead by so many seconds", _clock, timed=True),
 }
-_FORM = re.compile(r"(\d+|\*):(\d+|\*):([a-z]+)@(\d+):([a-z]+)(?:=(-?\d+(?:\.\d+)?))?")
+_FORM = re.compile(r"(\d+|\*):(\d+|\*):([a-z]+)@(\d+):([a-z]+)(?:=(\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,6 @@ def parse_fault(text: str) -> Fault:
             f"found the fault {text!r}, required plan:rank:phase@step:how (*: any plan or rank) "
             f"with a phase of {', '.join(PHASES)} and one of {hows}"
         )
-    if float(m[6] or 0) < 0 and m[5] != "clock":
-        raise ValueError(f"found the fault {text!r}, required seconds of 0 or more")
     if HOWS[m[5]].linux and sys.platform != "linux":
         raise ValueError(f"found the fault {text!r} on {sys.platform}, required Linux for {m[5]}")
     plan_version, rank = (None if x == "*" else int(x) for x in m.group(1, 2))

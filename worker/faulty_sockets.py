@@ -16,7 +16,8 @@ from contextlib import suppress
 _ATTACH_FILTER, _DETACH_FILTER, _MAX_PACING_RATE = 26, 27, 47
 _TCP_ESTABLISHED = 1
 _NO_ADDRESS = struct.pack("@HH12x", socket.AF_UNSPEC, 0)
-_GARBAGE = b"\xa5" * 64
+_GARBAGE = b"\xa5" * 1024
+"""More than the frame whose size the second byte is taken for, so that nobody waits for the rest of it."""
 
 
 def connections(coordinator_port: int, session: bool) -> Iterator[socket.socket]:

@@ -31,12 +31,14 @@ from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode, from_wire
 from scheduler.job import job_from_json
+from worker.checkpoint import LayerFileError
 from worker.device import LocalDevice, memory_meter
 from worker.endpoint import DataEndpoint
 from worker.faults import Fault, Faults, Reached, no_faults
 from worker.identity import Identity
 from worker.runtime import Runtime, Uploads
 from worker.session import JoinRefused, Membership, Session, join
+from worker.transport import TransportAborted
 from worker.tunnel import Tunnels
 from worker.ways import Ways
 
@@ -83,7 +85,15 @@ class LoopFiles:
             raise Uploads(f"{name}: the coordinator did not store it: {e.details()}") from None
 
     def get(self, step: int, file: LayerFileInfo) -> bytes:
-        return asyncio.run_coroutine_threadsafe(self._session().get_layer(step, file), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(
+                self._session().get_layer(step, file), self._loop
+            ).result()
+        except grpc.aio.AioRpcError as e:
+            if e.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                # The session has ended, too: the worker joins again, and is told anew what to load.
+                raise TransportAborted(f"{file.name}: the coordinator went away: {e.details()}") from None
+            raise LayerFileError(f"{file.name}: the coordinator did not send it: {e.details()}") from None
 
 
 async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> ExitCode:

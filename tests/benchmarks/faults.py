@@ -41,7 +41,7 @@ STEPS = 18
 TIMES = {"wait_for_workers_s": 120.0, "rejoin_timeout_s": 120.0}
 COSTS_A_WORKER = ("kill", "term", "cut", "stop")
 """The plan that follows is known, so each fault is ordered for the plan before it."""
-SECONDS = {"stop": 12.0, "mute": 60.0, "slow": 1.0, "full": 2.0, "clock": -86400.0}
+SECONDS = {"stop": 12.0, "mute": 60.0, "slow": 1.0, "full": 2.0, "clock": 86400.0}
 STEP_OF = dict(zip(PHASES, (1, 3, 5, 7, 9, 3 * SAVE_EVERY), strict=True))
 QUICK = ("kill, a replica lives", "kill, none lives", "reset, a replica lives", "two at once")
 KILLED_IN = ("profiling", "measuring", "planning", "loading", "running", "evaluating", "saving")

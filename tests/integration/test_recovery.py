@@ -32,7 +32,7 @@ LOSE_A_STAGE, KILL_THE_COORDINATOR = 11, 14
 FAULTS = {
     "w0": (
         "*:*:forward@2:reset",
-        "*:*:forward@4:clock=-86400",
+        "*:*:forward@4:clock=86400",
         "*:*:save@4:full=2",
         "*:*:backward@7:mute=60",
         "*:*:save@8:term",
