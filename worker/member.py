@@ -85,10 +85,9 @@ class LoopFiles:
             raise Uploads(f"{name}: the coordinator did not store it: {e.details()}") from None
 
     def get(self, step: int, file: LayerFileInfo) -> bytes:
+        coming = self._session().get_layer(step, file)
         try:
-            return asyncio.run_coroutine_threadsafe(
-                self._session().get_layer(step, file), self._loop
-            ).result()
+            return asyncio.run_coroutine_threadsafe(coming, self._loop).result()
         except grpc.aio.AioRpcError as e:
             if e.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 # The session has ended, too: the worker joins again, and is told anew what to load.
