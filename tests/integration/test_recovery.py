@@ -78,14 +78,14 @@ def test_whatever_happens_no_sample_and_no_bit_is_lost(directory: Path, undistur
     events: list[Event] = []
     with cluster_of(directory, "disturbed", 2, STEPS, SPARES, options_of, **times) as cluster:
         placement: list[list[str]] = []
+        to_come = [LOSE_A_STAGE, KILL_THE_COORDINATOR]
         for event in followed(cluster.coordinator, events):
             if event["event"] == "plan":
                 placement = event["placement"]
-            if event["event"] == "step" and event["step"] == LOSE_A_STAGE:
-                for row in placement:
-                    cluster.workers[row[1]].kill()
-            if event["event"] == "step" and event["step"] == KILL_THE_COORDINATOR:
-                cluster.coordinator.kill()
+            if event["event"] == "step" and to_come and event["step"] == to_come[0]:
+                lost = [cluster.workers[row[1]] for row in placement]
+                for child in lost if to_come.pop(0) == LOSE_A_STAGE else [cluster.coordinator]:
+                    child.kill()
         port = cluster.address.rpartition(":")[2]
         argv = cluster.coordinator_argv(f"127.0.0.1:{port}", resume=True)
         again = Child("again", argv, cluster.logs / "again.log")
