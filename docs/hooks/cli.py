@@ -68,7 +68,7 @@ def _spelled(p: Any) -> str:
 
 def _kind(p: Any) -> str:
     """What an option wants: as it says, else by its annotation, where this version of typer keeps that."""
-    wanted = getattr(getattr(p, "type_descriptor", None), "annotation", None)
+    wanted: Any = getattr(getattr(p, "type_descriptor", None), "annotation", None)
     if get_origin(wanted) is Literal:
         return "\\|".join(map(str, get_args(wanted)))
     return str(p.metavar or {int: "N", float: "NUMBER", Path: "PATH"}.get(wanted, "TEXT"))

@@ -77,7 +77,8 @@ def parts() -> Picture:
 def stages() -> Picture:
     """A model's layers, cut, on two pipelines."""
     names = ["emb", *(str(k) for k in range(1, 11)), "head"]
-    cut, hues, out = ((0, 4), (4, 7), (7, 12)), ("hue0", "hue2", "hue4"), []
+    cut, hues = ((0, 4), (4, 7), (7, 12)), ("hue0", "hue2", "hue4")
+    out: list[Shape] = []
     w = 46.0
     x_of = [14 + k * 48 for k in range(12)]
     out.append(Text(14, 16, "the model's layers", size=PX, bold=True))
