@@ -83,7 +83,7 @@ async def _tell(simulated: Any, board: Any) -> None:
 
 def measure(workers: int, seconds: float) -> dict[str, float]:
     """What a page that looks on for so long costs and shows."""
-    from tests.coordinator.dashboard.browser import browser
+    from tests.coordinator.dashboard.browser import WAIT_MS, browser
 
     with TemporaryDirectory() as directory:
         argv = [sys.executable, "-m", "tests.benchmarks.dashboard", "--serve", str(workers), directory]
@@ -105,6 +105,7 @@ def measure(workers: int, seconds: float) -> dict[str, float]:
             with browser() as opened:
                 # The page forbids text to be run as code, which is how a browser is asked to count frames.
                 page = opened.new_context(bypass_csp=True).new_page()
+                page.set_default_timeout(WAIT_MS)
                 page.goto(address)
                 page.locator("#timeline svg").wait_for()
                 page.locator("#links table").wait_for()
