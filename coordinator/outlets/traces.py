@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NS = 1_000_000_000
 MAX_QUEUED = 1 << 17
-"""Spans that wait to be sent: more than a step of 500 workers has; the package's own 2,048 would lose most."""
+"""Spans that wait to be sent: more than a step of 500 workers has; the package's 2,048 would lose most."""
 
 
 def provider() -> TracerProvider:
