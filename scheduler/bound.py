@@ -21,6 +21,8 @@ from scheduler.dtfm import DtfmObjective, Floats
 
 _THRESHOLDS = 24
 """How many thresholds are tried, spread evenly over the distinct transfer times."""
+_MANY = 128
+"""Of more kinds of devices that many times fewer thresholds: a bound is worth no minutes."""
 
 
 def lower_bound_s(objective: DtfmObjective) -> float:
@@ -34,8 +36,9 @@ def lower_bound_s(objective: DtfmObjective) -> float:
     hops = nearest[r - 1 :: r][: s - 1]  # groups of like devices, the worst of all in the last stage
     best = exchange_s + 2 * float(hops.sum())
     distinct = np.unique(objective.transfer_s[off])
+    n_thresholds = max(2, _THRESHOLDS * _MANY // max(_MANY, int(objective.kinds.max()) + 1))
     picks: list[int] = (
-        np.unique(np.linspace(0, len(distinct) - 2, _THRESHOLDS).astype(int)).tolist()
+        np.unique(np.linspace(0, len(distinct) - 2, n_thresholds).astype(int)).tolist()
         if len(distinct) > 1
         else []
     )
@@ -68,12 +71,13 @@ def _nearest_exchange(
 ) -> Floats:
     """[d]: d's exchange with its R - 1 nearest, at most `cap` devices (d among them) of a component.
 
-    Infinite where there are not so many.
+    Infinite where there are not so many. Of interchangeable devices one is asked.
     """
-    n, r = objective.n_devices, objective.n_replicas
+    r = objective.n_replicas
     caps = np.broadcast_to(cap, int(component.max()) + 1)
-    out = np.zeros(n)
-    for d in range(n):
+    _, one_of_each, kind = np.unique(objective.kinds, return_index=True, return_inverse=True)
+    out = np.zeros(len(one_of_each))
+    for k, d in enumerate(one_of_each.tolist()):
         order = np.argsort(objective.exchange_s[d], kind="stable")
         order = order[order != d]
         mine = component[order]
@@ -84,5 +88,5 @@ def _nearest_exchange(
         room = caps[mine] - (mine == component[d])
         allowed = objective.exchange_s[d, order[rank < room]]
         short = len(allowed) < r - 1 or caps[component[d]] < 1
-        out[d] = np.inf if short else allowed[: r - 1].sum()
-    return out
+        out[k] = np.inf if short else allowed[: r - 1].sum()
+    return out[kind]

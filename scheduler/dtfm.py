@@ -91,15 +91,21 @@ class DtfmObjective:
                 f"found {n_stages} stages x {n_replicas} replicas for {n} devices; "
                 f"required stages x replicas = {n}"
             )
-        self.n_stages, self.n_replicas, self.n_devices = n_stages, n_replicas, n
         self.volumes = volumes or Volumes()
         bandwidth = topology.bandwidth_Bps.copy()
         np.fill_diagonal(bandwidth, np.inf)
         latency = topology.latency_s.copy()
         np.fill_diagonal(latency, 0.0)
-        self.exchange_s: Floats = 2 * (latency + self.volumes.c_dp_bytes / (n_replicas * bandwidth))
+        exchange_s = 2 * (latency + self.volumes.c_dp_bytes / (n_replicas * bandwidth))
+        self._price((n_stages, n_replicas), exchange_s, latency + self.volumes.c_pp_bytes / bandwidth)
+
+    def _price(self, shape: tuple[int, int], exchange_s: Floats, transfer_s: Floats) -> None:
+        n = len(exchange_s)
+        self.n_stages, self.n_replicas = shape
+        self.n_devices = n
+        self.exchange_s = exchange_s
         """[d, d']: what d' adds to d's part of the data-parallel cost; 0 on the diagonal."""
-        self.transfer_s: Floats = latency + self.volumes.c_pp_bytes / bandwidth
+        self.transfer_s = transfer_s
         """[d, d']: forward activations from d to d'."""
         self.symmetric = bool(np.array_equal(self.transfer_s, self.transfer_s.T))
         # Bottlenecks compare only, so whole numbers in the order of the seconds are exact and fastest.

@@ -100,7 +100,12 @@ def near_order(pair_s: Floats, places: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def structured(objective: DtfmObjective, places: NDArray[np.int64]) -> dict[str, Groups]:
-    """Named placements that follow the network's structure.
+    """Named placements that follow the network's structure: `dealt` and the greedy one."""
+    return {**dealt(objective, places), "greedy": greedy(objective)}
+
+
+def dealt(objective: DtfmObjective, places: NDArray[np.int64]) -> dict[str, Groups]:
+    """Named placements whose stages are dealt from a row of devices.
 
     Devices stand in a row, near ones together; the row is cut into m cells of whole stages, and each
     cell's devices are dealt to its stages in turn. m = stages: replicas side by side, inside a
@@ -118,7 +123,6 @@ def structured(objective: DtfmObjective, places: NDArray[np.int64]) -> dict[str,
                 m, f"{m} mixtures of regions"
             )
             found[f"{name}, near by {by}"] = cells
-    found["greedy"] = greedy(objective)
     return found
 
 

@@ -186,10 +186,15 @@ def _held_karp(weight: Floats) -> tuple[float, list[int]]:
 def _improved_tour(weight: Floats) -> tuple[float, list[int]]:
     n = weight.shape[0]
     masked = weight + np.diag(np.full(n, np.inf))
+    from scheduler.tour_moves import move_segments  # compiled: who has few stages does not wait for it
+
     starts = np.argsort(masked.min(axis=1), kind="stable")[: min(n, 8)]
-    found = (_segments_moved(weight, _nearest_neighbour(masked, int(s))) for s in starts)
-    best: tuple[float, list[int]] = min(found)
-    return best
+    found = []
+    for s in starts:
+        order = np.array(_nearest_neighbour(masked, int(s)))
+        move_segments(np.ascontiguousarray(weight), order)
+        found.append((path_cost(weight, order.tolist()), order.tolist()))
+    return min(found)
 
 
 def _nearest_neighbour(masked: Floats, start: int) -> list[int]:
@@ -201,37 +206,6 @@ def _nearest_neighbour(masked: Floats, start: int) -> list[int]:
         order.append(nearest)
         free[nearest] = False
     return order
-
-
-def _segments_moved(weight: Floats, order: list[int]) -> tuple[float, list[int]]:
-    """Or-opt with turning: take a segment of up to n/2 nodes, put it (or its reverse) where it costs least.
-
-    A path is padded with two free ends, so that every place, the ends included, is one between two nodes.
-    2-opt is included: turning a segment in place.
-    """
-    n = len(order)
-    w = np.zeros((n + 1, n + 1))
-    w[:n, :n] = weight
-    length = path_cost(weight, order)
-    improved = True
-    while improved:
-        improved = False
-        for size in range(1, n):
-            for at in range(n - size + 1):
-                segment, rest = order[at : at + size], order[:at] + order[at + size :]
-                padded = np.array([n, *rest, n])
-                gap = w[padded[:-1], padded[1:]]
-                base = float(gap.sum())
-                for piece in (segment, segment[::-1]):
-                    cost = base + path_cost(weight, piece)
-                    put = w[padded[:-1], piece[0]] + w[piece[-1], padded[1:]] - gap
-                    best = int(put.argmin())
-                    if cost + float(put[best]) < length - 1e-12 * (1 + abs(length)):
-                        order = rest[:best] + piece + rest[best:]
-                        length = path_cost(weight, order)
-                        improved = True
-                        break
-    return length, order
 
 
 def tour_bound(weight: Floats) -> float:

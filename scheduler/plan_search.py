@@ -41,6 +41,10 @@ UNFOLDED = 6
 """Layouts of blocks that are refined device by device, each of another shape."""
 BESIDE = 60
 """Shapes of a large network that are opened device by device as well, least bound first."""
+GIVEN = 3
+"""Layouts of a search with fewer codecs that one with more begins with as well."""
+AGAIN = 0.3
+"""Share of the effort that is kept for the best layout, its knobs turned again."""
 JUDGED = 6
 """Layouts that the engine compares where the twin is only an estimate."""
 
@@ -58,6 +62,10 @@ class Ways:
         default_factory=dict
     )
     _cases: list[tuple[Case, Setting]] = field(default_factory=list)
+    _remembers: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._remembers = may_remember_samples(self.job, self.model)
 
     def case(self, n_stages: int, n_replicas: int, setting: Setting) -> Case:
         """The case; its number leads back to the setting."""
@@ -89,7 +97,7 @@ class Ways:
         return self._priced(self.setting(case), case.n_replicas)[2]
 
     def _priced(self, setting: Setting, n_replicas: int) -> tuple[Pricing, Grounds, LinkCodecs]:
-        sharing = n_replicas if may_remember_samples(self.job, self.model) else 1
+        sharing = n_replicas if self._remembers else 1
         key = (setting.micro_batch, setting.recompute, setting.streams, setting.local_steps, sharing)
         if key not in self._pricings:
             model, devices, topology = priced(setting, self.model, self.devices, self.topology)
@@ -152,6 +160,20 @@ class Ways:
             self._cases[places[setting].case.number] = (places[setting].case, replace(setting, reason=reason))
         return places[setting]
 
+    def beside(self, found: Found) -> list[Found]:
+        """The layout with a warm-up one step less and one step deeper, as far as either fits."""
+        case, setting = found.case, self.setting(found.case)
+        knobs = choices(self.job, self.topology, case.n_stages, case.n_replicas)
+        at = knobs.positions(setting)
+        near = []
+        for k in (at[2] - 1, at[2] + 1):
+            if 0 <= k < len(knobs.orders):
+                other = self.case(case.n_stages, case.n_replicas, knobs.at((at[0], at[1], k, at[3])))
+                placed = place(other, found.layout.cells, found.how, fair=case.grounds.unlike)
+                best = faster(placed, as_it_is(other, found.layout, found.how))
+                near += [best] if best is not None else []
+        return near
+
     def what_lacks(self, case: Case, cells: Ints) -> DoesNotFit:
         """The cut of a placement that lacks least memory, as an error."""
         model, devices, topology = priced(self.setting(case), self.model, self.devices, self.topology)
@@ -210,23 +232,29 @@ def search_plan(
     options: StepSearchOptions,
     map_tasks: MapTasks = map,
     should_stop: Callable[[], bool] = lambda: False,
+    simpler: tuple[Ways, Chosen] | None = None,
 ) -> Chosen:
-    """The fastest plan among the shapes `wanted`. DoesNotFit if none fits in memory."""
+    """The fastest plan among the shapes `wanted`. DoesNotFit if none fits in memory.
+
+    `simpler`: what was found of the same job with fewer codecs to choose from; the search begins there, too.
+    """
     first = [ways.case(s, r, ways.first_setting(s, r)) for s, r in wanted]
     bounds = lower_bounds_s(first)
     starts = _of_blocks(ways, wanted, first[0].micro_batches, options, map_tasks, should_stop)
+    given = _as_here(ways, *simpler) if simpler is not None else []
     opening, floors = first, bounds
     if starts:  # pipelines inside a block, and fewer of them than it has devices, are beyond blocks
         able = [k for k in np.argsort(bounds, kind="stable") if bounds[k] < starts[0].step_s]
         opening, floors = [first[k] for k in able[:BESIDE]], [bounds[k] for k in able[:BESIDE]]
     opened = search_steps(opening, 0, replace(options, rounds=(), exhaustive=0), floors_s=floors)
     tuned, errors = _tuned(ways, opened, opening)
-    tuned = sorted([*starts, *tuned], key=lambda f: f.key)[:TUNED_SHAPES]
+    tuned = sorted([*starts, *given, *tuned], key=lambda f: f.key)[:TUNED_SHAPES]
     if not tuned:
         raise min((e for _, _, e in errors), key=lambda e: e.missing_bytes)
     cases = [f.case for f in tuned]
     seed = ways.job.seed
-    result = search_steps(cases, seed, options, map_tasks, should_stop, starts=tuned)
+    most = replace(options, actions=(1 - AGAIN) * options.actions)
+    result = search_steps(cases, seed, most, map_tasks, should_stop, starts=tuned)
     assert result is not None  # what was tuned fits
     others = [f for f in result.by_case if f is not result.best]
     if opened is not None:
@@ -237,6 +265,14 @@ def search_plan(
     others = sorted((f for f in others if f.case.number != found.case.number), key=lambda f: f.key)
     bound_s = min([*lower_bounds_s(cases), *bounds])
     return Chosen(plan, found, result, tuple(others), tuple(errors), bound_s)
+
+
+def _as_here(ways: Ways, others: Ways, chosen: Chosen) -> list[Found]:
+    """The best layouts of the same devices that were found with other codecs, priced with these."""
+    best = {f.case.number: f for f in (chosen.found, *chosen.result.by_case[:GIVEN])}.values()
+    cases = [ways.case(f.case.n_stages, f.case.n_replicas, others.setting(f.case)) for f in best]
+    here = (as_it_is(case, f.layout, f.how) for case, f in zip(cases, best, strict=True))
+    return [f for f in here if f is not None]
 
 
 def _of_blocks(
@@ -283,24 +319,36 @@ def _tuned_again(
     map_tasks: MapTasks,
     should_stop: Callable[[], bool],
 ) -> StepSearchResult:
-    """The knobs were tuned at an opening: turn them again where the search has come to, and go on."""
-    for _ in range(2):
-        best = result.best
-        case, layout = best.case, best.layout
-        turned = ways.tuned(case.n_stages, case.n_replicas, layout.cells, best.how, layout)
-        if isinstance(turned, DoesNotFit) or turned.step_s >= best.step_s * (1 - WORTH):
-            break
-        few = replace(options, actions=0.3 * options.actions, rounds=((1, 3, 1.0),))
-        more = search_steps([turned.case], ways.job.seed, few, map_tasks, should_stop, starts=[turned])
-        assert more is not None
-        result = replace(
-            result,
-            best=more.best,
-            by_case=(more.best, *result.by_case),
-            evaluations=result.evaluations + more.evaluations,
-            curve=(*result.curve, *((result.evaluations + n, s) for n, s in more.curve)),
-        )
-    return result
+    """The knobs were tuned at an opening: turn them again where the search has come to, and go on; and from
+    there with the next depths of the warm-up, which may only pay once the layout is made for them."""
+    best = result.best
+    turned = ways.tuned(best.case.n_stages, best.case.n_replicas, best.layout.cells, best.how, best.layout)
+    starts = [best]
+    if isinstance(turned, Found) and turned.step_s < best.step_s * (1 - WORTH):
+        starts.append(turned)
+    starts += ways.beside(min(starts, key=lambda f: f.key))
+    if not options.rounds or (best.exhausted and len(starts) == 1):
+        return result
+    few = replace(
+        options,
+        actions=AGAIN * options.actions,
+        arranged=(0, 0.0),
+        rounds=((4, 3, 0.6), (1, 4, 0.4)),
+        heat=0.3 * options.heat,
+        glides=False,
+        dtfm=False,
+    )
+    cases = [f.case for f in starts]
+    more = search_steps(cases, ways.job.seed, few, map_tasks, should_stop, starts=starts)
+    assert more is not None
+    known = {f.case.number for f in more.by_case}
+    return replace(
+        result,
+        best=more.best,
+        by_case=(*more.by_case, *(f for f in result.by_case if f.case.number not in known)),
+        evaluations=result.evaluations + more.evaluations,
+        curve=(*result.curve, *((result.evaluations + n, s) for n, s in more.curve)),
+    )
 
 
 def _tuned(

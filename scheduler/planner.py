@@ -19,7 +19,7 @@ from scheduler.partition import DoesNotFit
 from scheduler.plan import Plan, PlanError, split_micro_batches, stage_of_layers
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, ModelProfile
-from scheduler.remembered import remembering
+from scheduler.remembered import remembering, without_choosing_it
 from scheduler.topology import Topology
 from scheduler.units import count
 
@@ -121,7 +121,20 @@ def search_for(
             )
         _require_shape(job, model, stages, replicas)
         wanted = [(stages, replicas)]
-    return ways, search_plan(ways, wanted, version, options, map_tasks, should_stop)
+    plain = without_choosing_it(job, model)
+    if plain is None:
+        return ways, search_plan(ways, wanted, version, options, map_tasks, should_stop)
+    # Another codec makes another landscape, where a search may end worse: it begins where one ends without.
+    fewer = Ways(job, remembering(job, plain, links), ordered, links)
+    known = search_plan(fewer, wanted, version, options, map_tasks, should_stop)
+    try:
+        chosen = search_plan(ways, wanted, version, options, map_tasks, should_stop, (fewer, known))
+    except DoesNotFit:  # buffers want memory, too
+        return fewer, known
+    bound_s = min(chosen.bound_s, known.bound_s)
+    if known.plan.predicted_step_s < chosen.plan.predicted_step_s:
+        return fewer, replace(known, bound_s=bound_s)
+    return ways, replace(chosen, bound_s=bound_s)
 
 
 def _ordered(topology: Topology, devices: Sequence[DeviceProfile]) -> Topology:

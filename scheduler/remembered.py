@@ -17,6 +17,7 @@ from scheduler.ladders import ladder
 from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
 from scheduler.topology import Topology
+from scheduler.visits import UNKNOWN
 
 WITH_RESIDUALS = ("feedback", "topk", "momentum")
 
@@ -25,6 +26,19 @@ def may_remember_samples(job: JobSpec, model: ModelProfile) -> bool:
     """Whether some boundary may have AC-SGD, whose bytes depend on how many replicas share the samples."""
     shape = (model.micro_batch, model.sequence_length, job.shape.hidden)
     return any(isinstance(codec_spec(name), AcsgdSpec) for _, name in _may_use(job, model, shape))
+
+
+def without_choosing_it(job: JobSpec, model: ModelProfile) -> ModelProfile | None:
+    """`model` as an `auto` sees it that may not choose AC-SGD; None where none may or the job asks for it."""
+    shape = (model.micro_batch, model.sequence_length, job.shape.hidden)
+    chosen = asked = False
+    for _, kind, choice in job.compression.choices():
+        if choice.auto is None:
+            asked |= isinstance(choice.spec(), AcsgdSpec)
+        else:
+            rungs = ladder(kind, choice.auto, shape, model.value_bytes, model.visits)
+            chosen |= any(isinstance(codec_spec(name), AcsgdSpec) for name in rungs)
+    return replace(model, visits=UNKNOWN, buffer_bytes=0) if chosen and not asked else None
 
 
 def remembering(job: JobSpec, model: ModelProfile, topology: Topology) -> ModelProfile:

@@ -114,6 +114,16 @@ class Choices:
         """How many positions each knob has, in the order of the fields."""
         return tuple(map(len, (self.streams, self.micro_batches, self.orders, self.recompute)))
 
+    def positions(self, setting: Setting) -> tuple[int, int, int, int]:
+        """The positions that `at` makes `setting` of."""
+        order = (setting.schedule, setting.warmup_extra)
+        return (
+            self.streams.index(setting.streams),
+            self.micro_batches.index(setting.micro_batch),
+            self.orders.index(order),
+            self.recompute.index(setting.recompute),
+        )
+
     def at(self, positions: Sequence[int]) -> Setting:
         """The setting with each knob in its position, and what speaks for those that are turned."""
         i, j, k, m = positions

@@ -216,23 +216,53 @@ def improve(found: Found, actions: float, rng: np.random.Generator, hot: float, 
 
     The temperature falls from `hot` to `cold`, shares of the step.
     """
-    case, grounds = found.case, found.case.grounds
+    case = found.case
     tables = case.tables(found.layout.shares, WINDOW)
-    now, trial, best = (_search_of(case, found.layout) for _ in range(3))
+    best, trial = _search_of(case, found.layout), _search_of(case, found.layout)
     memo = new_memo(case.n_stages)
-    price_all(case.prices, tables, now.layout, now.state)
-    copy_search(now, best)
+    price_all(case.prices, tables, best.layout, best.state)
     heat_s = (hot * found.step_s, cold * found.step_s)
-    until, moves = int(0.8 * actions), 0
+    moves = _walk(case, tables, memo, best, rng, heat_s, int(0.8 * actions))
+    moves += _descend(case, tables, memo, best, trial, False, int(actions))
+    return _at(found, tables, best, moves)
+
+
+def glide(found: Found, actions: float, rng: np.random.Generator, hot: float, cold: float) -> Found:
+    """A walk over the floors of layouts, which cost a tenth of a replay and less, then a descent from its
+    best; where transfers hide behind compute a floor is almost the step. It may end worse than `found`."""
+    case = found.case
+    tables = case.tables(found.layout.shares, WINDOW)
+    best, trial = _search_of(case, found.layout), _search_of(case, found.layout)
+    floor = floor_s(case.prices, best.layout, best.state)
+    heat_s, memo = (hot * floor, cold * floor), new_memo(case.n_stages)
+    moves = _walk(case, tables, memo, best, rng, heat_s, int(0.8 * actions), replay=False)
+    moves += _descend(case, tables, memo, best, trial, False, int(actions))
+    step_s = layout_step_s(case.pricing, tables, best.layout)
+    return replace(found, layout=best.layout, step_s=step_s, evaluations=found.evaluations + moves)
+
+
+def _walk(
+    case: Case,
+    tables: Tables,
+    memo: Memo,
+    best: Search,
+    rng: np.random.Generator,
+    heat_s: tuple[float, float],
+    until: int,
+    replay: bool = True,
+) -> int:
+    """Walk from `best`, which is priced and becomes the best layout met; the moves tried."""
+    grounds = case.grounds
+    now, trial = _search_of(case, best.layout), _search_of(case, best.layout)
+    copy_search(best, now)
+    args = (case.prices, tables, grounds.kinds, grounds.places, memo, now, trial, best)
+    moves = 0
     while memo.work[0] < until:
         draws = _draws(case, len(now.spare), BLOCK, rng)
         if not len(draws.what):
             break
-        moves += walk(
-            case.prices, tables, grounds.kinds, grounds.places, memo, now, trial, best, draws, heat_s, until
-        )
-    moves += _descend(case, tables, memo, best, trial, False, int(actions))
-    return _at(found, tables, best, moves)
+        moves += walk(*args, draws, heat_s, until, replay)
+    return moves
 
 
 def arrange(found: Found, actions: float) -> Found:

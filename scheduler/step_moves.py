@@ -201,8 +201,10 @@ def propose(
     z: int,
     cut_again: bool,
     allowed: float,
+    replay: bool,
 ) -> tuple[float, float]:
-    """Make the move in `trial` (a copy of where the walk stands) and price it: (step, energy).
+    """Make the move in `trial` (a copy of where the walk stands) and price it: (step, energy); by floors
+    alone unless `replay`.
 
     Infinite, and `trial` spoilt, where the move is none, does not fit, or costs more than `allowed`.
     SWAP: cells x, y; REPLACE: cell x, spare y; CROSS: replicas x, y from stage z on; STAGES, REVERSE: x, y;
@@ -303,7 +305,7 @@ def propose(
         known = False
         if pipelines[r]:
             key = key_of(alike, layout, r)
-            known = recall(memo, key, state.ends_s[r], state.tail_s[r])
+            known = replay and recall(memo, key, state.ends_s[r], state.tail_s[r])
             if not known:
                 keys[r] = key
                 floor_pipeline(prices, layout, r, state.ends_s)
@@ -311,7 +313,7 @@ def propose(
             price_tail(prices, layout, r, state.tail_s)
     if energy(state)[1] > allowed:
         return none
-    for r in range(n_replicas):
+    for r in range(n_replicas if replay else 0):
         if keys[r] != 0 and not recall(memo, keys[r], state.ends_s[r], state.tail_s[r]):
             price_pipeline(prices, tables, layout, r, state.ends_s)
             remember(memo, keys[r], state.ends_s[r], state.tail_s[r])

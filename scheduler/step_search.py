@@ -1,9 +1,10 @@
 """The search for the layout with the shortest step, over shapes and settings: wide at first, then deep.
 
 Every case opens with structured layouts, sorted by a floor of their time, so most shapes cost no
-replay. The best few are improved by walks, in rounds that keep fewer and go deeper; DT-FM's
-objective, with the model's own volumes, proposes further places to begin. Where placements are few,
-all are tried.
+replay. From the best cases' openings many short walks glide over floors alone, because which
+valley a walk ends in is decided by where it begins; DT-FM's objective, with the model's own volumes,
+proposes further places to begin. The best few valleys of each case are then walked in rounds that keep
+fewer cases and go deeper. Where placements are few, all are tried.
 
 Pure: chance comes from the seed, effort is counted in actions replayed, `map_tasks` may spread a round
 over processes (the result does not depend on it), and only `should_stop`, which a shell may pass,
@@ -22,6 +23,7 @@ from scheduler.step_case import (
     Found,
     arrange,
     dtfm_cells,
+    glide,
     improve,
     n_cuts,
     n_placements,
@@ -31,12 +33,15 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 1.1e9
+DEFAULT_ACTIONS = 1.0e9
 HOTTEST = 1.0
-FIRST_WALKS = 8
-"""Of the first round at least, over all its cases."""
 PROPOSED = 4
 """Cases, the best, for which DT-FM's objective proposes a placement."""
+BEHIND = 0.05
+"""Cases whose best is so much slower than the best of all, as a share, are not gone on with after the second
+round: what is left gains less."""
+VALLEYS = 4
+"""Layouts of a case that are gone on with, the best."""
 COMPARED = 8
 """Cases replayed at least, even those whose floor shows that they cannot win: reasons tell of them."""
 
@@ -51,9 +56,11 @@ class StepSearchOptions:
     """Cases whose openings are replayed, least floor first."""
     arranged: tuple[int, float] = (16, 0.1)
     """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
-    rounds: tuple[tuple[int, int, float], ...] = ((8, 2, 0.3), (4, 3, 0.3), (2, 3, 0.2), (1, 4, 0.2))
+    rounds: tuple[tuple[int, int, float], ...] = ((8, 8, 0.3), (4, 5, 0.25), (2, 4, 0.2), (1, 4, 0.25))
     """(cases kept, walks of each, share of the effort), round by round."""
-    heat: float = 80.0
+    glides: bool = True
+    """Whether the first round's walks glide, to find the valleys; else they go on where they begin."""
+    heat: float = 40.0
     """First temperature as a share of the step: this over the square of the number of tasklets, at most
     `HOTTEST`; a quarter of it in the last round. Few tasklets have steep valleys and are soon searched."""
     cold: float = 0.0002
@@ -82,6 +89,8 @@ class Task:
     hot: float
     """First temperature; 0: no walk, whole stages are arranged."""
     cold: float
+    glides: bool = False
+    """Whether it walks over floors."""
 
 
 def work(task: Task) -> Found:
@@ -89,7 +98,8 @@ def work(task: Task) -> Found:
     if task.hot == 0.0:
         return arrange(task.found, task.actions)
     rng = np.random.default_rng(task.seed)
-    return improve(task.found, task.actions, rng, task.hot, task.cold)
+    go = glide if task.glides else improve
+    return go(task.found, task.actions, rng, task.hot, task.cold)
 
 
 MapTasks = Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]]
@@ -153,11 +163,18 @@ def search_steps(
 
     if options.rounds and not should_stop():
         pool, begun = _arranged(pool, opened, options, improved)
+    valleys: dict[int, list[Found]] = {}
     for number, (kept, walks, share) in enumerate(options.rounds):
         stopped = stopped or should_stop()
         if stopped:
             break
-        starts = _starts(pool[:kept], begun, walks, seed, number, options)
+        if number == 0:
+            begin = _beginnings(pool[:kept], begun, walks, seed, options)
+        else:
+            most_s = pool[0].step_s * (1 + BEHIND) if number > 1 else np.inf
+            able = [f for f in pool[:kept] if not f.exhausted and f.step_s <= most_s]
+            begin = [valleys[f.case.number][:walks] for f in able]
+        starts = [replace(own[k % len(own)], evaluations=0) for own in begin for k in range(walks)]
         cooler = options.heat * 0.25 ** (number / max(1, len(options.rounds) - 1))
         open_tasks = [
             Task(
@@ -166,10 +183,13 @@ def search_steps(
                 (seed, number, k),
                 max(min(HOTTEST, cooler / f.layout.cells.size**2), options.cold),
                 options.cold,
+                glides=options.glides and number == 0,
             )
             for k, f in enumerate(starts)
         ]
-        pool = _best_of_each(pool, improved(open_tasks))
+        done = improved(open_tasks)
+        valleys = _deepest(pool, valleys, done)
+        pool = _best_of_each(pool, done)
         if stopped:
             break
     best = pool[0]
@@ -254,31 +274,36 @@ def _exhausted(case: Case, options: StepSearchOptions) -> Found | None:
     return try_all(case, most, count * n_cuts(case) <= most)
 
 
-def _starts(
+def _beginnings(
     pool: Sequence[Found],
     opened: Mapping[int, Sequence[Found]],
     walks: int,
     seed: int,
-    number: int,
     options: StepSearchOptions,
-) -> list[Found]:
-    """Where a round's walks begin: in the first, at each case's best openings in turn, the last walk where
-    DT-FM's objective would have it; later at its best."""
-    going = [f for f in pool if not f.exhausted]
-    starts = []
-    for f in going:
+) -> list[list[Found]]:
+    """Where the first round's walks of each case begin, in turn: at its best openings, and where DT-FM's
+    objective would have it."""
+    begin = []
+    for k, f in enumerate(f for f in pool if not f.exhausted):
         places = [f]
-        if number == 0:
-            walks = max(walks, -(-FIRST_WALKS // len(going)))
+        if options.glides:
             places += [o for o in opened.get(f.case.number, ()) if o.how != f.how]
-        starts += [replace(places[k % len(places)], evaluations=0) for k in range(walks)]
-        few = len(starts) <= walks * PROPOSED
-        enough = few and f.case.n_stages > 1 and f.case.n_replicas > 1 and f.layout.cells.size <= 256
-        if options.dtfm and walks > 1 and enough and number == 0:
+        both = f.case.n_stages > 1 and f.case.n_replicas > 1
+        if options.dtfm and k < PROPOSED and walks > 1 and both and f.layout.cells.size <= 256:
             other = place(f.case, dtfm_cells(f, seed), "DT-FM's objective with the model's volumes")
-            if other is not None:
-                starts[-1] = other
-    return starts
+            places[walks - 1 :] = [other] if other is not None else []
+        begin.append(places)
+    return begin
+
+
+def _deepest(
+    pool: Sequence[Found], valleys: Mapping[int, list[Found]], done: Sequence[Found]
+) -> dict[int, list[Found]]:
+    """The best few layouts of each case, fastest first, none twice."""
+    by_case: dict[int, dict[float, Found]] = {}
+    for f in (*pool, *(v for own in valleys.values() for v in own), *done):
+        by_case.setdefault(f.case.number, {}).setdefault(f.step_s, f)
+    return {n: sorted(own.values(), key=lambda f: f.key)[:VALLEYS] for n, own in by_case.items()}
 
 
 def _best_of_each(pool: Sequence[Found], improved: Sequence[Found]) -> list[Found]:

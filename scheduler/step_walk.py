@@ -60,8 +60,10 @@ def walk(
     draws: Draws,
     temperature_s: tuple[float, float],
     until: int,
+    replay: bool,
 ) -> int:
-    """Move on from `now`, both priced, until the draws or the work (`memo.work`) are spent.
+    """Move on from `now`, both priced, until the draws or the work (`memo.work`) are spent; `replay` as in
+    `propose`.
 
     The temperature falls geometrically with the work, from the first to the second. `best` becomes the
     fastest layout met. Returns the moves made.
@@ -92,7 +94,7 @@ def walk(
         allowed = current - temperature * np.log(1.0 - draws.luck[k])
         copy_search(now, trial)
         step_s, judged = propose(
-            prices, tables, alike, regions, memo, trial, what, x, y, z, draws.cut_again[k], allowed
+            prices, tables, alike, regions, memo, trial, what, x, y, z, draws.cut_again[k], allowed, replay
         )
         if judged <= allowed:
             copy_search(trial, now)
@@ -172,6 +174,7 @@ def descend(
                                 z,
                                 cut_again == 1,
                                 current,
+                                True,
                             )
                             if judged < current * (1 - 1e-12) and found_s <= step_s:
                                 copy_search(trial, now)

@@ -8,6 +8,7 @@ given epoch with the chance of its share of the batch. Knows numbers of samples;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from compression.spec import AcsgdSpec, CodecSpec, MomentumSpec
 
@@ -72,6 +73,7 @@ CHANGES = (0.85, 0.85, 0.5, 0.4, 0.3)
 later ones: as seen of the demo's model from scratch (2026-11-24). One that is fine-tuned changes less."""
 
 
+@lru_cache(maxsize=4096)
 def still_there(held: float, n_replicas: int, epochs: float, parts: int = 64) -> float:
     """The chance that a sample is still remembered when it comes again to a replica that holds a share `held`
     of all, those used last.

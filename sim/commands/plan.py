@@ -16,11 +16,12 @@ import typer
 
 from scheduler.bound import lower_bound_s
 from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Volumes
+from scheduler.dtfm_blocks import search_any
 from scheduler.encoding import places_of
 from scheduler.explain_placement import bottleneck_device, bottleneck_hops, explain
 from scheduler.gpus import ACHIEVABLE
 from scheduler.scenarios import NAMES, POSITIONS, scenario
-from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult, search
+from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult
 from scheduler.topology import Topology, TopologyError
 from scheduler.units import duration
 from sim import inputs as i
@@ -100,7 +101,7 @@ def make_plan(
     if budget_s is not None:  # shorter generations, so that the budget is met more closely
         options = replace(options or SearchOptions(), generations=20, exchange_every=7)
     with spread(processes, ray) as map_tasks:
-        result = search(objective, places, seed, options, map_tasks, over, floor)
+        result = search_any(objective, places, seed, options, map_tasks, over, floor)
     reasons = explain(topology, objective, result)
     return Planned(topology, positions, objective, result, floor, reasons, time.monotonic() - began)
 

@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from scheduler.traffic import traffic
 from sim import inputs as i
 from sim.contenders import Field, contend
 from sim.spread import spread
+from tests.benchmarks.cells import filled
 
 GPU_EFFICIENCY = ACHIEVABLE
 LINK_EFFICIENCY = 1.0
@@ -293,13 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shuffles = 1 if given.quick else 3
     trials = given.trials or (400 if given.quick else PAPER_TRIALS)
     settings = [Setting(name, layers, batch, shuffles, trials) for layers, batch in sizes for name in NAMES]
-    cells = _kept(given.cells, settings)
-    new = [s for s in settings if s not in cells]
     with spread(given.processes) as map_settings:
-        for setting, found in zip(new, map_settings(cell, new), strict=True):
-            cells[setting] = found
-            if given.cells:
-                _keep(given.cells, setting, found)
+        cells = dict(filled(given.cells, settings, cell, lambda fields: Cell(**fields), map_settings))
     return report([cells[s] for s in settings], trials)
 
 
@@ -314,20 +310,6 @@ def report(cells: Sequence[Cell], trials: int) -> int:
     print(json.dumps({"benchmark": "papers", "met": met, "gpu_efficiency": GPU_EFFICIENCY,
                       "link_efficiency": LINK_EFFICIENCY, "rows": said}))  # fmt: skip
     return 0 if met else 1
-
-
-def _kept(path: Path | None, settings: Sequence[Setting]) -> dict[Setting, Cell]:
-    """What an earlier run has found of `settings`."""
-    if path is None or not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    known = {Setting(**x["setting"]): Cell(**x["cell"]) for x in lines}
-    return {s: known[s] for s in settings if s in known}
-
-
-def _keep(path: Path, setting: Setting, found: Cell) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"setting": asdict(setting), "cell": asdict(found)}) + "\n")
 
 
 if __name__ == "__main__":

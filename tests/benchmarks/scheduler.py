@@ -1,14 +1,16 @@
 """How good and how fast the placement search is: every scenario and volume against every baseline.
 
-    python -m tests.benchmarks.scheduler [--quick] [--seeds 5] [--only dtfm | step_time] [--processes 2]
+    python -m tests.benchmarks.scheduler [--quick] [--seeds 5] [--only dtfm | step_time]
+                                         [--processes 2] [--cells FILE]
 
 Under DT-FM's objective, with its volumes and all their compressions, and under the predicted step
-time (`scheduler_step.py`). Writes two tables and a convergence plot, dated, into
+time (`scheduler_runs.py`). Writes two tables and a convergence plot, dated, into
 tests/benchmarks/results/, and ends with one JSON line. Exits with 1 when a goal is missed: never worse than
 a baseline or a structured seed; scenario 3 at most 16.087 s and scenario 5 at most 49.219 s with 64
-devices; a spread over seeds of at most 2 %; 64 devices within 10 s of one core's time. DT-FM's own
-search runs with its 4,900 trials at the paper's volumes, with `SHORT` elsewhere: it is most of the
-time, and never near. --quick: fewer volumes and seeds, and `SHORT` everywhere.
+devices; a spread over seeds of at most 2 %; 64 devices within 10 s of one core's time, 512 within 60,
+4,096 within 300 and 2 GB. DT-FM's own search runs with its 4,900 trials at the paper's volumes, with `SHORT`
+elsewhere: it is never near. --quick: fewer volumes and seeds, and `SHORT` everywhere. A full run is an
+hour of CPU: --cells FILE keeps what it has found and goes on from there.
 """
 
 from __future__ import annotations
@@ -17,81 +19,113 @@ import argparse
 import datetime
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scheduler.baselines import baselines
-from scheduler.bound import lower_bound_s
-from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Volumes
-from scheduler.encoding import places_of
-from scheduler.scenarios import NAMES, scenario, with_noise
-from scheduler.search import search
-from scheduler.topology import Topology
-from tests.benchmarks.scheduler_step import HEAD, StepCase, step_cases, step_row
+from sim.spread import spread
+from tests.benchmarks.cells import filled, kept
+from tests.benchmarks.scheduler_runs import DTFM, SHORT, STEP, TRIALS, Case, Run, Setting, cases, run
+from tests.benchmarks.scheduler_runs import settings as settings_of
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT_S = {"universities": 16.087, "worldwide": 49.219}
-SECONDS, SPREAD = 10.0, 0.02
-TRIALS, SHORT = 4900, 300
-Curve = tuple[tuple[int, float], ...]
+CPU_S = {64: 10.0, 512: 60.0, 4096: 300.0}
+PEAK_BYTES = 2e9
+SPREAD = 0.02
+RIVALS = ("random, mean", "random, best of", "region order", "Megatron", "greedy", "DT-FM's search")
+TITLES = {
+    DTFM: f"DT-FM's objective; its own search with {TRIALS:,} trials at its volumes, {SHORT} elsewhere",
+    STEP: "Predicted step time, gpt3-xl-24, 1,024 samples, V100s",
+}
 
 
 @dataclass(frozen=True)
-class Case:
-    network: str
-    topology: Topology
-    stages: int
-    replicas: int
-    activations: int
-    gradients: int
+class Line:
+    """A case and its runs, one a seed."""
+
+    case: Case
+    runs: Sequence[Run]
 
     @property
-    def name(self) -> str:
-        return f"{self.network} {self.stages}x{self.replicas}"
+    def costs_s(self) -> list[float]:
+        return [r.cost_s for r in self.runs]
 
     @property
-    def published(self) -> bool:
-        """Whether it has the paper's volumes and devices."""
-        return (self.activations, self.gradients, len(self.topology)) == (1, 1, 64)
+    def best(self) -> Run:
+        return min(self.runs, key=lambda r: r.cost_s)
 
-    def objective(self) -> DtfmObjective:
-        volumes = Volumes(PAPER_C_DP_BYTES / self.gradients, PAPER_C_PP_BYTES / self.activations)
-        return DtfmObjective(self.topology, self.stages, self.replicas, volumes)
+    @property
+    def bound_s(self) -> float:
+        return min(r.bound_s for r in self.runs)
 
+    @property
+    def spread(self) -> float:
+        return max(self.costs_s) / min(self.costs_s) - 1
 
-def cases(quick: bool) -> list[Case]:
-    every = list(product((1, 2, 4, 8, 16), (1, 2, 4, 8)))
-    found = []
-    for name in NAMES:
-        for a, g in [(1, 1), (4, 2), (16, 1)] if quick else every:
-            found.append(Case(name, scenario(name), 8, 8, a, g))
-        noisy = with_noise(scenario(name), 0.3, np.random.default_rng(1))
-        found += [
-            Case(f"{name} ±30 %", noisy, 8, 8, a, g)
-            for a, g in ([(1, 1)] if quick else [(1, 1), (4, 2), (16, 1)])
+    @property
+    def cpu_s(self) -> float:
+        return sum(r.cpu_s for r in self.runs) / len(self.runs)
+
+    @property
+    def rivals_s(self) -> dict[str, float]:
+        return {n: min(r.rivals_s.get(n, np.inf) for r in self.runs) for r in self.runs for n in r.rivals_s}
+
+    def missed(self) -> list[str]:
+        name, worst = self.case.name, max(self.costs_s)
+        said = [
+            f"{name}: {n} takes {c:.3f} s, ours {worst:.3f}"
+            for n, c in self.rivals_s.items()
+            if worst > c * (1 + 1e-9)
         ]
-        if not quick or name == "worldwide":
-            found.append(Case(name, scenario(name, n_devices=128), 16, 8, 1, 1))
-    return found
+        limit_s = LIMIT_S.get(self.case.network, np.inf)
+        if self.case.objective == DTFM and self.case.published and worst > limit_s:
+            said.append(f"{name}: {worst:.3f} s, at most {limit_s}")
+        if self.spread > SPREAD:
+            said.append(f"{name}: a spread of {100 * self.spread:.2f} % over {len(self.runs)} seeds")
+        if self.cpu_s > (limit_s := CPU_S.get(self.case.devices, np.inf)):
+            said.append(f"{name}: {self.cpu_s:.1f} s of one core, at most {limit_s:.0f}")
+        if self.case.devices == 4096 and self.best.peak_bytes > PEAK_BYTES:
+            said.append(f"{name}: {self.best.peak_bytes / 1e9:.1f} GB, at most {PEAK_BYTES / 1e9:.0f}")
+        return said
+
+    def text(self) -> str:
+        def told(rival: str) -> str:
+            cost = min((c for n, c in self.rivals_s.items() if n.startswith(rival)), default=np.nan)
+            return "-" if np.isnan(cost) else f"{cost:.2f}"
+
+        cost, cpu = min(self.costs_s), self.cpu_s
+        shown = [
+            self.case.name,
+            self.best.how,
+            f"**{cost:.3f}**",
+            f"{self.bound_s:.3f}",
+            f"{100 * (1 - self.bound_s / cost):.1f} %",
+            f"{100 * self.spread:.2f} % of {len(self.runs)}" if len(self.runs) > 1 else "-",
+            f"{cpu:.1f}",
+            f"{sum(r.evaluations for r in self.runs) / len(self.runs) / max(cpu, 1e-3):,.0f}",
+            f"{self.best.peak_bytes / 1e9:.1f}" if self.case.large else "-",
+            *map(told, RIVALS),
+        ]
+        return "| " + " | ".join(shown) + " |"
+
+    def figure(self) -> dict[str, Any]:
+        return {
+            "objective": self.case.objective, "network": self.case.name, "cost_s": min(self.costs_s),
+            "bound_s": self.bound_s, "spread": self.spread, "cpu_s": self.cpu_s, "seeds": len(self.runs),
+        }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table and what it says."""
-
-    text: str
-    name: str
-    curve: Curve
-    missed: tuple[str, ...]
-    figure: dict[str, Any]
+HEAD = [
+    "| network, shape, activations / gradients compressed | found | cost s | bound s | gap | spread over seeds | CPU s "
+    "| layouts/s | GB | random mean | best random | region order | Megatron | greedy | DT-FM's search |",
+    "|" + "---|" * 15,
+]
 
 
 def main() -> int:
@@ -100,131 +134,86 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=0, help="default: 5, with --quick 2")
-    parser.add_argument("--only", choices=("dtfm", "step_time"), default="")
-    parser.add_argument("--processes", type=int, default=1, help="cases at a time; CPU seconds are judged")
+    parser.add_argument("--only", choices=(DTFM, STEP), default="")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time; CPU seconds are judged")
+    parser.add_argument("--cells", type=Path, help="JSON lines: runs that stand there are not done again")
+    parser.add_argument("--kept", action="store_true", help="with --cells: what stands there, and no more")
     options = parser.parse_args()
     n_seeds = options.seeds or (2 if options.quick else 5)
-    of_dtfm = cases(options.quick) if options.only != "step_time" else []
-    of_step = step_cases(options.quick) if options.only != "dtfm" else []
-    done = _all(partial(_row, n_seeds=n_seeds, quick=options.quick), of_dtfm, options.processes)
-    rows = [
-        "| network | act / grad compressed | cost s | bound s | gap | spread | CPU s | evaluations/s "
-        "| random mean | best of 1000 | region order | Megatron | greedy | DT-FM's search |",
-        "|" + "---|" * 14,
-        *(r.text for r in done),
-    ]
-    curves = {r.name: r.curve for r in done if r.curve}
-    trials = SHORT if options.quick else TRIALS
-    stepped = _all(partial(_step_row, n_seeds=n_seeds, trials=trials), of_step, options.processes)
-    step_rows = [*HEAD, *(r.text for r in stepped)]
-    curves |= {r.name: r.curve for r in stepped if r.curve}
-    figures = [r.figure for r in stepped]
-    missed = [m for r in (*done, *stepped) for m in r.missed]
+    wanted = [c for c in cases(options.quick) if options.only in ("", c.objective)]
+    lines = _lines(wanted, partial(settings_of, n_seeds=n_seeds, quick=options.quick), options)
+    missed = [m for line in lines for m in line.missed()]
+    lacking = sum(len(settings_of(c, n_seeds, options.quick)) for c in wanted) - sum(
+        len(line.runs) for line in lines
+    )
+    missed += [f"{lacking} runs are not done yet"] if lacking else []
     stamp = datetime.date.today().isoformat()
     RESULTS.mkdir(exist_ok=True)
     marks = [stamp, *(["quick"] if options.quick else []), *([options.only] if options.only else [])]
     base = RESULTS / f"scheduler-{'-'.join(marks)}"
-    verdict = ["", *(f"missed: {m}" for m in missed)] if missed else ["", "every goal met"]
-    text = [f"# Placement search, {stamp}, {n_seeds} seeds", ""]
-    if of_dtfm:
-        text += [
-            f"## DT-FM's objective; its search with {trials} trials, {SHORT} off its volumes",
-            "",
-            *rows,
-            "",
-        ]
-    if of_step:
-        text += ["## Predicted step time, gpt3-xl-24, 1,024 samples, V100s", "", *step_rows]
-    base.with_suffix(".md").write_text("\n".join(text + verdict) + "\n")
-    _draw(curves, base.with_suffix(".png"))
+    text = [f"# Placement search, {stamp}, {n_seeds} seeds (of large networks one)", ""]
+    for objective in (DTFM, STEP):
+        own = [line.text() for line in lines if line.case.objective == objective]
+        text += [f"## {TITLES[objective]}", "", *HEAD, *own, ""] if own else []
+    verdict = [f"- missed: {m}" for m in missed] or ["Every goal met."]
+    base.with_suffix(".md").write_text("\n".join([*text, *verdict]) + "\n")
+    _draw(lines, base.with_suffix(".png"))
     print("\n".join(verdict), f"\nwritten: {base}.md, .png")
-    print(json.dumps({"benchmark": "scheduler", "seeds": n_seeds, "missed": missed, "step_time": figures}))
+    figures = [line.figure() for line in lines]
+    print(json.dumps({"benchmark": "scheduler", "seeds": n_seeds, "missed": missed, "rows": figures}))
     return 1 if missed else 0
 
 
-def _all(row: Callable[[Any], Row], wanted: Sequence[Any], processes: int) -> list[Row]:
-    """Every case's row, printed as it comes."""
-
-    def told(rows: Iterator[Row]) -> Iterator[Row]:
-        for r in rows:
-            print(r.text, flush=True)
-            yield r
-
-    if processes < 2:
-        return list(told(map(row, wanted)))
-    with ProcessPoolExecutor(processes) as pool:
-        return list(told(pool.map(row, wanted)))
-
-
-def _step_row(case: StepCase, n_seeds: int, trials: int) -> Row:
-    text, chosen, figure, missed = step_row(case, n_seeds, trials)
-    drawn = chosen.result.curve if case.network in ("worldwide", "universities", "regional ±30 %") else ()
-    return Row(text, f"{case.name}, step time", drawn, tuple(missed), figure)
+def _lines(
+    wanted: Sequence[Case], settings_of: Callable[[Case], list[Setting]], options: argparse.Namespace
+) -> list[Line]:
+    """Every case's line, printed as soon as its last run is done."""
+    settings: list[Setting] = [s for case in wanted for s in settings_of(case)]
+    runs: dict[Case, list[Run]] = {case: [] for case in wanted}
+    needed = Counter(s.case for s in settings)
+    with spread(options.processes) as map_settings:
+        here = list(kept(options.cells, settings, _read)) if options.kept else settings
+        for setting, found in filled(options.cells, here, run, _read, map_settings):
+            runs[setting.case].append(found)
+            if len(runs[setting.case]) == needed[setting.case]:
+                print(Line(setting.case, runs[setting.case]).text(), flush=True)
+    return [Line(case, found) for case, found in runs.items() if found]
 
 
-def _row(case: Case, n_seeds: int, quick: bool) -> Row:
-    missed: list[str] = []
-    objective = case.objective()
-    places = places_of(case.topology, objective)
-    bound = lower_bound_s(objective)
-    began = time.process_time()
-    results = [search(objective, places, seed, floor_s=bound) for seed in range(n_seeds)]
-    seconds = (time.process_time() - began) / n_seeds
-    costs = [r.placement.cost_s for r in results]
-    cost, spread = min(costs), max(costs) / min(costs) - 1
-    trials = TRIALS if case.published and not quick else SHORT
-    others = baselines(objective, places, np.random.default_rng(0), 1000, trials)
-    label = f"{case.name}, {case.activations} / {case.gradients}"
-    rivals = {b.name: b.cost_s for b in others} | results[0].seeds_s
-    missed += [
-        f"{label}: {n} costs {c:.3f}, ours {max(costs):.3f}"
-        for n, c in rivals.items()
-        if max(costs) > c * (1 + 1e-9)
-    ]
-    if case.published and max(costs) > LIMIT_S.get(case.network, np.inf):
-        missed.append(f"{label}: {max(costs):.3f} s, at most {LIMIT_S[case.network]}")
-    if spread > SPREAD:
-        missed.append(f"{label}: spread {100 * spread:.2f} % over {n_seeds} seeds")
-    if len(case.topology) == 64 and seconds > SECONDS:
-        missed.append(f"{label}: {seconds:.1f} s of one core")
-    megatron = min(c for n, c in rivals.items() if n.startswith("Megatron"))
-    shown = [
-        case.name,
-        f"{case.activations} / {case.gradients}",
-        f"**{cost:.3f}**",
-        f"{bound:.3f}",
-        f"{100 * (1 - bound / cost):.1f} %",
-        f"{100 * spread:.2f} %",
-        f"{seconds:.1f}",
-        f"{results[0].evaluations / max(seconds, 1e-3):,.0f}",
-        *(f"{c:.2f}" for c in (others[0].cost_s, others[1].cost_s, others[2].cost_s, megatron)),
-        f"{rivals['greedy']:.2f}",
-        f"{rivals[others[-1].name]:.2f}",
-    ]
-    evolved = case.published and results[0].method == "evolution"
-    figure = {"network": label, "cost_s": cost, "bound_s": bound, "spread": spread, "cpu_s": seconds}
-    text = "| " + " | ".join(shown) + " |"
-    drawn = results[0].curve if evolved else ()
-    return Row(text, f"{case.name}, DT-FM's objective", drawn, tuple(missed), figure)
+def _read(fields: dict[str, Any]) -> Run:
+    return Run(**fields)
 
 
-def _draw(curves: dict[str, Curve], path: Path) -> None:
+def _draw(lines: Sequence[Line], path: Path) -> None:
+    """How the best seed of each network of the paper's came to its cost."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.8), dpi=140)
     FigureCanvasAgg(figure)
     inks = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222", "#999999")
-    for axes, objective in zip(figure.subplots(1, 2), ("DT-FM's objective", "step time"), strict=True):
-        own = {n.removesuffix(f", {objective}"): c for n, c in curves.items() if n.endswith(objective)}
-        for k, (name, curve) in enumerate(own.items()):
-            x, y = zip(*curve, strict=True)
+    titles = {DTFM: "DT-FM's objective", STEP: "step time"}
+    for axes, (objective, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        own = [x for x in lines if x.case.objective == objective and len(x.best.curve) > 1]
+        own = [x for x in own if x.case.devices == 64 and (x.case.activations, x.case.gradients) == (1, 1)]
+        drawn = [x for x in own if objective == DTFM or not x.case.stages]
+        ink = dict(zip(dict.fromkeys(x.case.network for x in drawn), inks, strict=False))
+        for line in drawn:
+            x, y = zip(*line.best.curve, strict=True)
             best = np.minimum.accumulate(y)
-            axes.step([n / 1000 for n in x], best / best[-1], where="post", color=inks[k % 8], label=name)
-        axes.legend(frameon=False, fontsize=8)
+            axes.step(
+                [n / 1000 for n in x],
+                100 * (best / best[-1] - 1),
+                where="post",
+                color=ink[line.case.network],
+                linestyle="--" if line.case.noise else "-",
+                label=line.case.name,
+            )
+        if drawn:
+            axes.legend(frameon=False, fontsize=8)
         axes.set_xlabel("layouts judged, thousands")
-        axes.set_ylabel("best so far / final")
-        axes.set_title(f"Convergence, {objective}", loc="left")
+        axes.set_ylabel("best so far above the final, %")
+        axes.set_title(f"Convergence, {title}", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)

@@ -19,9 +19,10 @@ from scheduler.link_codecs import codecs_of_cells, codecs_of_plan
 from scheduler.partition import DoesNotFit
 from scheduler.plan import Plan
 from scheduler.plan_codecs import NO_CODECS, PlanCodecs, same_everywhere
-from scheduler.planner import make_plan, plan_for
+from scheduler.planner import make_plan, plan_for, search_for
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.relax_codecs import SLACK, Place, relaxed
+from scheduler.step_search import StepSearchOptions
 from scheduler.step_time import plan_step_s, pricing_of
 from scheduler.topology import Device, Topology
 from scheduler.visits import Visits, acsgd_bytes
@@ -290,6 +291,19 @@ def test_the_most_that_a_budget_allows_is_remembered_samples_only_in_long_runs()
     assert most(50) == "acsgd:bits=3,first=8,memory=disk"
     assert most(50, change=1.0) == most(1) == "kbit:bits=4"
     assert most(4) == most(4, change=0.2) == "kbit:bits=4"  # a quarter of all visits are first ones
+
+
+def test_more_to_choose_from_never_ends_slower() -> None:
+    """The search with AC-SGD begins where the one without it ends."""
+    rng = np.random.default_rng(0)
+    slow = {(i, j): float(rng.uniform(1e5, 2e6)) for i in range(7) for j in range(i)}
+    asked = job("{activations: {auto: {change: 0.2}}, gradients: auto, reduce: auto}", 3, 2)
+    options = StepSearchOptions(actions=2e5, rounds=((1, 1, 1.0),), exhaustive=0)
+    with_it, without = (
+        search_for(asked, profiled, devices(7), topology(7, slow), 1, options)[1].plan.predicted_step_s
+        for profiled in (returning(), model())
+    )
+    assert with_it <= without * (1 + 1e-9)
 
 
 def test_first_visits_make_a_plan_dearer_the_more_replicas_share_the_samples() -> None:

@@ -134,6 +134,7 @@ def test_open_knobs_come_nearest_first_and_with_their_reasons() -> None:
     job = a_job(micro_batch="auto", schedule={"name": "auto", "warmup_extra": "auto"})
     assert job.profiled_micro_batch == 4
     c = choices(job, TOPOLOGY, 2, 3)
+    assert all(c.positions(c.at(p)) == p for p in product(*map(range, c.sizes)))
     assert c.micro_batches == (4, 3, 6, 2, 8, 1)  # 12 and 24 leave a replica without
     assert c.orders == (*(("1f1b", d) for d in (0, 1, 2, 4)), ("gpipe", 0))
     assert c.recompute == (False, True)

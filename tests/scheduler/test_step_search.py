@@ -16,10 +16,19 @@ from scheduler.partition import DoesNotFit, partition
 from scheduler.plan import Plan
 from scheduler.plan_search import shapes
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
-from scheduler.scenarios import NAMES, scenario
+from scheduler.scenarios import NAMES, scenario, with_noise
 from scheduler.step_baselines import step_baselines
 from scheduler.step_bound import lower_bound_s
-from scheduler.step_case import Case, Found, even_shares, fair_shares, place
+from scheduler.step_case import (
+    Case,
+    Found,
+    even_shares,
+    fair_shares,
+    glide,
+    open_case,
+    openings,
+    place,
+)
 from scheduler.step_kernels import Ints, Layout, exchange_s, price_pipeline, price_tail
 from scheduler.step_moves import cut_layers
 from scheduler.step_search import StepSearchOptions, StepSearchResult, Task, search_steps
@@ -207,6 +216,16 @@ def test_no_baseline_and_no_seed_beats_the_search(name: str) -> None:
     for other in step_baselines(case, np.random.default_rng(0), 20, 20):
         assert best_s <= other.cost_s * (1 + 1e-9), other.name
     assert lower_bound_s(case) <= best_s
+
+
+def test_a_walk_over_floors_ends_in_a_layout_with_its_true_price() -> None:
+    """On noisy links, where a walk over replays of as much effort gets no further."""
+    case = v100s(with_noise(scenario("universities"), 0.3, np.random.default_rng(1)), 128)
+    start = open_case(case, openings(case), keep=3)[2]
+    found = glide(start, 4e6, np.random.default_rng(0), 0.02, 0.0002)
+    assert found.step_s == layout_step_s(case.pricing, case.tables(found.layout.shares), found.layout)
+    assert sorted(found.layout.cells.ravel().tolist()) == list(range(64))
+    assert found.step_s < 0.9 * start.step_s
 
 
 def three_kinds(topology: Topology) -> tuple[ModelProfile, list[DeviceProfile]]:

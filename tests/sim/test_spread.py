@@ -13,8 +13,10 @@ import pytest
 from scheduler.dtfm import Volumes
 from scheduler.scenarios import scenario
 from scheduler.search import SearchOptions
+from sim import inputs
 from sim.commands.plan import Planned, make_plan
 from sim.spread import HERE, SpreadError, spread
+from sim.step_plan import StepPlanned, plan_step
 
 
 def planned(processes: int = 1, ray: str | None = None) -> Planned:
@@ -39,11 +41,25 @@ def test_processes_find_the_same_plan() -> None:
     assert_same_search(planned(), planned(processes=2))
 
 
+def stepped(processes: int) -> StepPlanned:
+    topology = scenario("worldwide", n_devices=16)
+    job = inputs.read_job(inputs.JobInput(model="gpt2", sequence_length=1024, global_batch=64))
+    work = inputs.read_work(job, topology.devices, inputs.read_gpus(["v100"], "fp16"))
+    return plan_step(job, work, topology, 5, None, 1000, processes)
+
+
+def test_processes_find_the_same_plan_by_step_time() -> None:
+    one, other = stepped(1), stepped(2)
+    assert one.plan == other.plan
+    assert one.evaluations == other.evaluations > 1000
+
+
 def test_a_ray_cluster_finds_the_same_plan() -> None:
     """In a process of its own: Ray leaves processes to be reaped, which a strict test run takes for leaks."""
     pytest.importorskip("ray", reason="ray is the extra `deploy`")
     command = [sys.executable, "-m", "sim.cli", "plan", "--scenario", "worldwide", "--json"]
-    command += ["--devices", "16", "--stages", "4", "--replicas", "4", "--evaluations", "3000", "--seed", "5"]
+    command += ["--model", "gpt2", "--sequence", "1024", "--batch", "64"]
+    command += ["--devices", "16", "--evaluations", "1000", "--seed", "5"]
     found = [
         json.loads(subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout)
         for more in ([], ["--ray", HERE])
