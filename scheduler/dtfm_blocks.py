@@ -27,10 +27,11 @@ MOST = 192
 """Devices that are searched one by one; as many blocks at most."""
 AT_ONCE = 512
 """Devices that are searched one by one where no blocks can be made, which takes minutes."""
-MOVED = 500
-"""Moves of devices tried in the end."""
-COLD = 3e-4
-"""Temperature of these, as a share of the cost."""
+MOVED = 1_500_000
+"""Moves of devices tried in the end, times devices: a move's matchings are dearer among many replicas."""
+WALKERS = 4
+HOT, COLD = 0.01, 3e-4
+"""First and last temperature of these, as shares of the cost."""
 
 
 class BlockObjective(DtfmObjective):
@@ -73,12 +74,13 @@ def search_any(
     groups = np.stack([blocks[found.placement.groups].reshape(s, r), *named.values()])
     groups[1:] = [_in_order(objective, g) for g in groups[1:]]
     costs_s = objective.costs_in_order_s(groups)
-    best = groups[int(costs_s.argmin())]
-    walkers = Walkers(objective, best[None], np.random.default_rng((seed, fold)))
+    few = np.argsort(costs_s, kind="stable")[:WALKERS]
+    walkers = Walkers(objective, groups[few], np.random.default_rng((seed, fold)))
     if not should_stop():
-        cold_s = COLD * float(walkers.best_s[0])
-        walkers.walk(MOVED, cold_s, cold_s / 10)
-    placement = objective.place(walkers.best_groups[0], keep_order=True)
+        best_s = float(walkers.best_s.min())
+        walkers.walk(MOVED // objective.n_devices, HOT * best_s, COLD * best_s)
+    best = walkers.best_groups[int(walkers.best_s.argmin())]
+    placement = objective.place(best, keep_order=True)
     judged = found.evaluations + len(groups) + walkers.evaluations
     seeds_s = dict(zip(named, costs_s[1:].tolist(), strict=True))
     curve = (*found.curve, (judged, placement.cost_s))

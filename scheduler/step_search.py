@@ -33,7 +33,7 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 1.0e9
+DEFAULT_ACTIONS = 9e8
 HOTTEST = 1.0
 PROPOSED = 4
 """Cases, the best, for which DT-FM's objective proposes a placement."""

@@ -122,7 +122,7 @@ class Line:
 
 
 HEAD = [
-    "| network, shape, activations / gradients compressed | found | cost s | bound s | gap | spread over seeds | CPU s "
+    "| network, shape, times compressed | found | cost s | bound s | gap | spread of seeds | CPU s "
     "| layouts/s | GB | random mean | best random | region order | Megatron | greedy | DT-FM's search |",
     "|" + "---|" * 15,
 ]
