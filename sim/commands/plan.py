@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scheduler.bottleneck import bottleneck
 from scheduler.bound import lower_bound_s
 from scheduler.dtfm import PAPER_C_DP_BYTES, PAPER_C_PP_BYTES, DtfmObjective, Volumes
 from scheduler.dtfm_blocks import search_any
@@ -226,7 +227,9 @@ def _picture(found: Planned | StepPlanned, positions: Positions) -> tuple[Placed
             f"{plan.n_stages} stages x {plan.n_replicas} replicas: {duration(plan.predicted_step_s)} a step "
             f"(at least {duration(found.lower_bound_s)})"
         )
-        return placed_by(plan, found.timeline, regions, positions), title
+        placed = placed_by(plan, found.timeline, regions, positions)
+        worst = bottleneck(plan, found.work.model, found.work.profiles, found.topology)
+        return replace(placed, waits={worst.link: worst.link_s} if worst.link else {}), title
     placement = found.result.placement
     title = f"{placement.cost_s:.2f} s a step in communication (at least {found.lower_bound_s:.2f})"
     slowest = bottleneck_device(found.objective, placement)[1] if found.objective.n_replicas > 1 else None
