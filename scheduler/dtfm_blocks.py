@@ -27,8 +27,8 @@ MOST = 192
 """Devices that are searched one by one; as many blocks at most."""
 AT_ONCE = 512
 """Devices that are searched one by one where no blocks can be made, which takes minutes."""
-MOVED = 1_500_000
-"""Moves of devices tried in the end, times devices: a move's matchings are dearer among many replicas."""
+MOVED = 3000
+"""Moves tried in the end; of more than `AT_ONCE` devices so many times fewer: their matchings are dearer."""
 WALKERS = 4
 HOT, COLD = 0.01, 3e-4
 """First and last temperature of these, as shares of the cost."""
@@ -78,7 +78,8 @@ def search_any(
     walkers = Walkers(objective, groups[few], np.random.default_rng((seed, fold)))
     if not should_stop():
         best_s = float(walkers.best_s.min())
-        walkers.walk(MOVED // objective.n_devices, HOT * best_s, COLD * best_s)
+        n_moves = MOVED * AT_ONCE // max(AT_ONCE, objective.n_devices)
+        walkers.walk(n_moves, HOT * best_s, COLD * best_s)
     best = walkers.best_groups[int(walkers.best_s.argmin())]
     placement = objective.place(best, keep_order=True)
     judged = found.evaluations + len(groups) + walkers.evaluations

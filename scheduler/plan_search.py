@@ -43,7 +43,7 @@ BESIDE = 60
 """Shapes of a large network that are opened device by device as well, least bound first."""
 GIVEN = 3
 """Layouts of a search with fewer codecs that one with more begins with as well."""
-AGAIN = 0.3
+AGAIN = 0.2
 """Share of the effort that is kept for the best layout, its knobs turned again."""
 JUDGED = 6
 """Layouts that the engine compares where the twin is only an estimate."""

@@ -33,7 +33,7 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 9e8
+DEFAULT_ACTIONS = 1.0e9
 HOTTEST = 1.0
 PROPOSED = 4
 """Cases, the best, for which DT-FM's objective proposes a placement."""
@@ -56,7 +56,7 @@ class StepSearchOptions:
     """Cases whose openings are replayed, least floor first."""
     arranged: tuple[int, float] = (16, 0.1)
     """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
-    rounds: tuple[tuple[int, int, float], ...] = ((8, 8, 0.3), (4, 5, 0.25), (2, 4, 0.2), (1, 4, 0.25))
+    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.35), (4, 4, 0.25), (2, 4, 0.2), (1, 4, 0.2))
     """(cases kept, walks of each, share of the effort), round by round."""
     glides: bool = True
     """Whether the first round's walks glide, to find the valleys; else they go on where they begin."""

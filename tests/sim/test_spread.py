@@ -43,7 +43,9 @@ def test_processes_find_the_same_plan() -> None:
 
 def stepped(processes: int) -> StepPlanned:
     topology = scenario("worldwide", n_devices=16)
-    job = inputs.read_job(inputs.JobInput(model="gpt2", sequence_length=1024, global_batch=64))
+    job = inputs.read_job(
+        inputs.JobInput(model="gpt2", sequence_length=1024, global_batch=64, stages=4, replicas=4)
+    )
     work = inputs.read_work(job, topology.devices, inputs.read_gpus(["v100"], "fp16"))
     return plan_step(job, work, topology, 5, None, 1000, processes)
 
@@ -58,8 +60,7 @@ def test_a_ray_cluster_finds_the_same_plan() -> None:
     """In a process of its own: Ray leaves processes to be reaped, which a strict test run takes for leaks."""
     pytest.importorskip("ray", reason="ray is the extra `deploy`")
     command = [sys.executable, "-m", "sim.cli", "plan", "--scenario", "worldwide", "--json"]
-    command += ["--model", "gpt2", "--sequence", "1024", "--batch", "64"]
-    command += ["--devices", "16", "--evaluations", "1000", "--seed", "5"]
+    command += ["--devices", "16", "--stages", "4", "--replicas", "4", "--evaluations", "3000", "--seed", "5"]
     found = [
         json.loads(subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout)
         for more in ([], ["--ray", HERE])
