@@ -31,7 +31,7 @@ layers: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev $(VENV)/.protoc
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadgroup
 
 docs: $(VENV)/.docs  ## the documentation's site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
