@@ -163,6 +163,7 @@ class _Step:
         )
         self._loss_scale = 1.0 / (samples_of_loss * context.job.sequence_length)
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
+        self._own_square = 0.0
         self._bad_loss = ""
         self._received = {k: torch.zeros((), device=context.device) for k in ("activation", "gradient")}
         """By kind, the sum of all that was received: not finite if any of it is not."""
@@ -285,6 +286,8 @@ class _Step:
     def _reduce(self) -> None:
         if self._reduction is not None:
             self._reduction.finish()
+        elif self._stage.tied is not None:  # before the other end's part comes to it, as a reduction counts
+            self._own_square = float(layer_squares(self._stage.owned, left_out=None).sum())
         if self._stage.tied is not None:
             exchange_tied(self._context, self._peers, self._recorder, self._stage.tied)
 
@@ -313,6 +316,12 @@ class _Step:
             self._outer.apply(self._step, self._outer_sums)
         self._computed("optimizer", start_s)
 
+    def _own(self, squares: tuple[float, ...]) -> float:
+        """Squares of this rank's own gradients, alike whatever the number of replicas."""
+        if self._reduction is not None:
+            return self._reduction.own_square
+        return sum(squares) if self._stage.tied is None else self._own_square
+
     def _agree(self, squares: tuple[float, ...]) -> float:
         """Vote, and wait until all have; the gradient's norm."""
         recorder = self._recorder
@@ -325,7 +334,7 @@ class _Step:
             start_s,
             recorder.sent_bytes,
             recorder.raw_bytes,
-            sum(squares) if self._reduction is None else self._reduction.own_square,
+            self._own(squares),
             *(not bool(self._received[k].isfinite()) for k in ("activation", "gradient")),
         )
         self._reached("vote")

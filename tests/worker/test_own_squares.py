@@ -50,9 +50,20 @@ def test_own_squares_of_replicas_differ_where_their_sums_do_not(votes: dict[int,
 
 
 def test_with_one_replica_it_is_the_sum_of_the_layers(votes: dict[int, Vote]) -> None:
-    job = make_job()
+    job = make_job("llama")
     in_threads(make_ranks(job, make_plan(job, 2, (4,))), lambda rank: rank.run_step(0))
     assert all(v.own_square == pytest.approx(sum(v.squares), rel=1e-12) for v in votes.values())
+
+
+def test_a_tied_head_counts_with_one_replica_as_with_two(votes: dict[int, Vote]) -> None:
+    """Else a run that loses a replica takes the last stage's next step for a broken one."""
+    job, norms = make_job(), []
+    for replicas in ((2, 2), (4,)):
+        in_threads(make_ranks(job, make_plan(job, 2, replicas)), lambda rank: rank.run_step(0))
+        norms.append([Report(r, 0, r, votes[r].own_square, replicas[0]).norm for r in (0, 1)])
+    for two, one in zip(*norms, strict=True):
+        assert 0.5 < one / two < 1.0  # of other samples: their noise cancels in the sum of more
+    assert votes[1].own_square > 1.1 * sum(votes[1].squares)  # whose tied head is counted at the first stage
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2, 3])
