@@ -140,7 +140,7 @@ class Driver:
     def join(self, event: e.Join) -> Refuse | None:
         """Take a worker in, or say why not."""
         if self.superseded:
-            return Refuse(ExitCode.SUPERSEDED, f"another coordinator drives the run: {self.superseded}")
+            return Refuse(ExitCode.SUPERSEDED, f"this coordinator drives the run no more: {self.superseded}")
         refused = self.apply(event)
         if refused:
             self.tell(
@@ -330,7 +330,14 @@ class Driver:
     def _record_step(self, r: RecordStep) -> None:
         plan = self.state.plan
         predicted_s = plan.predicted_step_s if plan else 0.0
-        self._keep(lambda store, now_s: store.step(r, predicted_s, now_s), commits=True)
+        if error := self._unwritten(lambda store, now_s: store.step(r, predicted_s, now_s)):
+            # What is not written down is told to nobody: whoever is started with room does this step.
+            self.state = replace(self.state, done=r.step)
+            self._give_way(
+                f"step {r.step} cannot be written down: {error}; make room for the state directory and start"
+                " with --resume: workers that wait for it (--rejoin-timeout) have lost nothing",
+                ExitCode.STATE_DIR,
+            )
         if self.superseded:
             return
         self._tokens += r.tokens
@@ -428,30 +435,31 @@ class Driver:
             self._keep(lambda store, now_s: store.event(kind, fields, now_s))
         self._say({"event": kind, **fields})
 
-    def _keep(self, write: Callable[[Store, float], None], commits: bool = False) -> None:
-        """Write history. A disk that takes no more costs the history, loudly, and not the training; but where
-        another coordinator may take over, a step that is not written down must not be told to anybody."""
-        if self.superseded:
-            return
+    def _keep(self, write: Callable[[Store, float], None]) -> None:
+        """Write history. A disk that takes no more costs this history, loudly, and not the training."""
+        if error := self._unwritten(write):
+            self._say({"event": "warning", "reason": f"the history was not written: {error}"})
+
+    def _unwritten(self, write: Callable[[Store, float], None]) -> DatabaseError | None:
+        """Why the store did not take it, if it did not."""
         try:
-            write(self.opened.store, time.time())
+            if not self.superseded:
+                write(self.opened.store, time.time())
         except Superseded as error:
             self._give_way(str(error))
         except DatabaseError as error:
-            if commits and self.opened.store.lease is not None:
-                self._give_way(f"the step cannot be written down: {error}")
-                return
-            self._say({"event": "warning", "reason": f"the history was not written: {error}"})
+            return error
+        return None
 
-    def _give_way(self, reason: str) -> None:
-        """Let go of all workers, who look for whoever drives the run now."""
+    def _give_way(self, reason: str, code: ExitCode = ExitCode.SUPERSEDED) -> None:
+        """Let go of all workers, who look for whoever drives the run now or next."""
         self.superseded = reason
-        self.state = replace(self.state, phase="failed", code=ExitCode.SUPERSEDED, reason=reason)
+        self.state = replace(self.state, phase="failed", code=code, reason=reason)
         for line in self.lines.values():
             if not line.queue.full():
                 line.queue.put_nowait(None)
-        code = int(ExitCode.SUPERSEDED)
-        self._say({"event": "superseded", "code": code, "reason": reason, "step": self.state.done})
+        kind = "superseded" if code is ExitCode.SUPERSEDED else "gave_way"
+        self._say({"event": kind, "code": int(code), "reason": reason, "step": self.state.done})
         self.finished.set()
 
 

@@ -151,8 +151,8 @@ def line_of(event: dict[str, Any]) -> str:
                 f"run {event['run']}: listening on {event['address']}, state in {event['state_dir']}\n"
                 f"to join, on each worker's machine:\n  {event['join']}"
             )
-        case "note" | "warning" | "standby" | "superseded":
-            return f"{event['event']}: {event['reason']}"
+        case "note" | "warning" | "standby" | "superseded" | "gave_way":
+            return f"{event['event'].replace('_', ' ')}: {event['reason']}"
         case "joined":
             where = f" ({event['region']})" if event["region"] else ""
             return f"{event['name']}{where} joined: {event['members']} workers of {event['needed']} needed"

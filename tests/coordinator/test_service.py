@@ -16,6 +16,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator import driver, run
+from coordinator.commands import RecordStep
+from coordinator.database import DatabaseError
 from coordinator.history import read_history
 from coordinator.planning import make
 from coordinator.resume import open_run, token
@@ -388,6 +390,39 @@ def test_a_full_disk_costs_the_checkpoint_and_says_so_but_not_the_run(
 
     lives(body)
     assert not (tmp_path / "checkpoints" / "step-000003").exists()
+
+
+def test_a_step_that_cannot_be_written_down_is_told_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger has no hole: the coordinator lets go, and goes on when there is room."""
+    real = Store.step
+
+    def full(store: Store, record: RecordStep, predicted_s: float, now_s: float) -> None:
+        if record.step == 4:
+            raise DatabaseError("database or disk is full")
+        real(store, record, predicted_s, now_s)
+
+    async def body() -> None:
+        monkeypatch.setattr(Store, "step", full)
+        async with coordinator(tmp_path) as this:
+            workers = [this.worker(n) for n in "ab"]
+            address = await this.address()
+            await asyncio.gather(*(w.run(address) for w in workers), return_exceptions=True)
+        assert this.code is ExitCode.STATE_DIR
+        assert [x["step"] for x in this.all("step")] == [1, 2, 3, 4]
+        (said,) = this.all("gave_way")
+        assert "step 4 cannot be written down" in said["reason"]
+        assert "--resume" in said["reason"]
+        assert said["step"] == 4
+        assert all(w.stopped is None for w in workers), "they may wait for whoever is started again"
+        monkeypatch.setattr(Store, "step", real)
+        again, _ = await a_whole_run(tmp_path, resume=True)
+        assert again.code is ExitCode.OK
+        with Store(tmp_path, read_only=True) as store:
+            assert store.ledger().ranges == ((0, 8 * a_job().global_batch),)
+
+    lives(body)
 
 
 def test_a_file_that_changed_on_the_way_is_refused(tmp_path: Path) -> None:
