@@ -18,8 +18,6 @@ from sim.commands.plan import Planned, make_plan
 from sim.spread import HERE, SpreadError, spread
 from sim.step_plan import StepPlanned, plan_step
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 def planned(processes: int = 1, ray: str | None = None) -> Planned:
     """A search that has to look: 16 devices, and volumes for which the bound is not reached at once."""

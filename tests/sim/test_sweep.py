@@ -91,7 +91,6 @@ def test_a_point_that_cannot_be_is_a_line_with_its_error(tmp_path: Path) -> None
     assert "parallelism.stages: found 40 stages for 14 layers" in bad["error"]
 
 
-@pytest.mark.xdist_group("processes")
 def test_a_cluster_finds_what_cores_find(tmp_path: Path) -> None:
     """In a process of its own: Ray leaves processes to be reaped, which a strict test run takes for leaks."""
     pytest.importorskip("ray", reason="ray is the extra `deploy`")
