@@ -189,11 +189,13 @@ def _draw(lines: Sequence[Line], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.8), dpi=140)
-    FigureCanvasAgg(figure)
     inks = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222", "#999999")
     titles = {DTFM: "DT-FM's objective", STEP: "step time"}
-    for axes, (objective, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+    shown = [(x, title) for x, title in titles.items() if any(line.case.objective == x for line in lines)]
+    figure = Figure(figsize=(1 + 5.5 * len(shown), 4.8), dpi=140)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (objective, title) in zip(panels, shown, strict=True):
         own = [x for x in lines if x.case.objective == objective and len(x.best.curve) > 1]
         own = [x for x in own if x.case.devices == 64 and (x.case.activations, x.case.gradients) == (1, 1)]
         drawn = [x for x in own if objective == DTFM or not x.case.stages]
