@@ -66,27 +66,31 @@ def mute(coordinator_port: int) -> list[socket.socket]:
     """Whatever comes in is dropped before TCP sees it; acknowledgements too. For `unmute`."""
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     program = struct.pack("@HP", 1, ctypes.addressof(drop_all))
-    found = list(connections(coordinator_port, session=False))
-    for s in found:
-        s.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
-    return found
+    return _set(coordinator_port, _ATTACH_FILTER, program)
 
 
 def unmute(muted: list[socket.socket]) -> None:
-    for s in muted:
-        with s, suppress(OSError):
-            s.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+    _let_go(muted, _DETACH_FILTER, 0)
 
 
 def slow(coordinator_port: int, rate_Bps: int) -> list[socket.socket]:
     """What is sent leaves at this rate, connection by connection. For `as_fast_as_before`."""
-    found = list(connections(coordinator_port, session=False))
-    for s in found:
-        s.setsockopt(socket.SOL_SOCKET, _MAX_PACING_RATE, rate_Bps)
-    return found
+    return _set(coordinator_port, _MAX_PACING_RATE, rate_Bps)
 
 
 def as_fast_as_before(slowed: list[socket.socket]) -> None:
-    for s in slowed:
-        with s, suppress(OSError):
-            s.setsockopt(socket.SOL_SOCKET, _MAX_PACING_RATE, -1)
+    _let_go(slowed, _MAX_PACING_RATE, -1)
+
+
+def _set(coordinator_port: int, option: int, value: int | bytes) -> list[socket.socket]:
+    """The tensor connections, each with this option of the kernel's."""
+    found = list(connections(coordinator_port, session=False))
+    for s in found:
+        s.setsockopt(socket.SOL_SOCKET, option, value)
+    return found
+
+
+def _let_go(found: list[socket.socket], option: int, value: int) -> None:
+    for s in found:
+        with s, suppress(OSError):  # closed by now
+            s.setsockopt(socket.SOL_SOCKET, option, value)
