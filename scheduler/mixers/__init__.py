@@ -6,6 +6,7 @@ from scheduler.mixers.attention import AttentionSpec, Sight
 from scheduler.mixers.convolution import H3Spec, HyenaSpec, LongConvSpec, S4dSpec
 from scheduler.mixers.delta import DeltaSpec, LogDeltaSpec
 from scheduler.mixers.experts import ExpertsSpec
+from scheduler.mixers.lssl import LsslSpec
 from scheduler.mixers.mlp import MlpSpec
 from scheduler.mixers.spec import MixerSpec
 from scheduler.mixers.ssd import HydraSpec, LogSsdSpec, SsdSpec
@@ -21,6 +22,7 @@ __all__ = [
     "LogDeltaSpec",
     "LogSsdSpec",
     "LongConvSpec",
+    "LsslSpec",
     "MixerSpec",
     "MlpSpec",
     "S4dSpec",
@@ -30,6 +32,7 @@ __all__ = [
 
 _KINDS: tuple[type[MixerSpec], ...] = (
     AttentionSpec,
+    LsslSpec,
     S4dSpec,
     H3Spec,
     SsdSpec,

@@ -34,6 +34,7 @@ PARTS = (
     "attention butterfly=128",
     "h3",
     "s4d",
+    "lssl",
     "ssd",
     "log_ssd",
     "delta",

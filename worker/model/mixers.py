@@ -16,6 +16,7 @@ from worker.model.hyena import Hyena
 from worker.model.log_delta import LogDelta
 from worker.model.log_ssd import LogSsd
 from worker.model.long_conv import LongConv
+from worker.model.lssl import Lssl
 from worker.model.mixer import Mixer
 from worker.model.mlp import make_mlp
 from worker.model.s4d import S4d
@@ -23,6 +24,7 @@ from worker.model.ssd import Ssd
 
 MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {
     specs.AttentionSpec: Attention,
+    specs.LsslSpec: Lssl,
     specs.S4dSpec: S4d,
     specs.H3Spec: H3,
     specs.SsdSpec: Ssd,

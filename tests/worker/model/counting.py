@@ -10,6 +10,7 @@ from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from scheduler.mixers.convolution import transform_flops
+from scheduler.mixers.lssl import solve_flops
 
 _ATEN: Any = torch.ops.aten
 _COUNT: Any = flop_counter
@@ -31,6 +32,14 @@ def _complex_to_complex(x: Any, dims: Any, *_: Any, **__: Any) -> float:
     return _transforms(x[dims[0]], prod(x), 2 * transform_flops(x[dims[0]]))
 
 
+def _solved(a: Any, b: Any, *_: Any, **__: Any) -> float:
+    return float(prod(a[:-2]) * solve_flops(a[-1], b[-1]))
+
+
+def _solved_again(a: Any, _: Any, b: Any, **__: Any) -> float:
+    return float(prod(a[:-2]) * solve_flops(a[-1], b[-1], factored=True))
+
+
 _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothing for the CPU's
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _COUNT.sdpa_flop_count(
         q, (*q[:2], *k[2:]), (*q[:2], *v[2:])
@@ -41,6 +50,8 @@ _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothin
     _ATEN._fft_r2c: _real_to_complex,  # and no transforms
     _ATEN._fft_c2r: _complex_to_real,
     _ATEN._fft_c2c: _complex_to_complex,
+    _ATEN._linalg_solve_ex: _solved,  # and no systems
+    _ATEN.linalg_lu_solve: _solved_again,
 }
 
 

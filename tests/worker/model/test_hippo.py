@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import torch
 
+from worker.model.diagonal_ssm import DiagonalSsm
 from worker.model.hippo import Init, legs_matrix, legs_modes, modes
+from worker.model.lssl import DenseSsm
 
 
 def test_legs_matrix_written_out() -> None:
@@ -52,3 +56,36 @@ def test_the_inverse_ladder_is_nearly_legs() -> None:
     """Gu et al. 2022, conjecture 5: the largest imaginary parts tend to n/pi (n / (2i + 1) - 1)."""
     legs, inverse = (modes(kind, 256).imag.sort(descending=True).values for kind in ("legs", "inv"))
     assert torch.allclose(legs[:4], inverse[:4], rtol=0.03)
+
+
+def test_s4d_is_lssl_with_the_normal_part_of_its_matrix_made_diagonal() -> None:
+    """Gu et al. 2022, section 4.1: with A's normal part V diag(modes) V^-1, reads C V and writes V^-1 B give
+    the same filters, up to how each is made discrete (bilinear, zero-order hold): a difference of the second
+    order in the step, so a quarter with half the step."""
+    n = 8
+    p = (torch.arange(n, dtype=torch.float64) + 0.5).sqrt()
+    normal = legs_matrix(n) + torch.outer(p, p)
+    writes, reads = 2 * p, torch.randn(n, generator=torch.Generator().manual_seed(0)).double()
+    a, vectors = torch.linalg.eig(normal)
+    taken = (reads + 0j) @ vectors * torch.linalg.solve(vectors, writes + 0j)
+    a, taken = a[a.imag > 0], taken[a.imag > 0]
+    off = []
+    for step, length in ((0.004, 40), (0.002, 80)):
+        whole, diagonal = DenseSsm(1, n).double(), DiagonalSsm(1, n, "legs").double()
+        values = {
+            whole.rates: normal.flatten(),
+            whole.writes: writes,
+            whole.reads: reads,
+            diagonal.rates: torch.cat(((-a.real).log(), a.imag)),
+            diagonal.reads: torch.cat((taken.real, taken.imag)),
+        }
+        with torch.no_grad():
+            for ssm in (whole, diagonal):
+                ssm.log_step.fill_(log(step))
+                ssm.skip.zero_()
+            for parameter, value in values.items():
+                parameter.copy_(value)
+            one, other = whole.to_dense(length), diagonal.to_dense(length)
+        off.append(((one - other).abs().max() / one.abs().max()).item())
+    assert off[0] < 1e-2
+    assert off[0] / off[1] == pytest.approx(4, rel=0.05)

@@ -47,6 +47,8 @@ PARTS = (
     "experts experts=4 inner=12",
     "experts experts=5 top=3",
     "experts experts=1 top=1 inner=8",
+    "lssl state=8",
+    "lssl state=5",
     "s4d state=8",
     "s4d state=4 init=lin",
     "s4d state=6 init=inv",
