@@ -27,6 +27,15 @@ def test_a_command_has_its_own_help(name: str) -> None:
     assert f" {name} " in shown.stdout
 
 
+def test_commands_of_other_packages_are_found_by_their_entry_points() -> None:
+    """As `sim emulate` is, which starts real processes."""
+    assert "emulate" in runner.invoke(app, ["--help"]).stdout
+    shown = runner.invoke(app, ["emulate", "--help"])
+    assert shown.exit_code == 0
+    assert " emulate " in shown.stdout
+    assert "Hold the simulator against real runs" in " ".join(shown.stdout.split())
+
+
 def test_an_unknown_command_is_named() -> None:
     shown = runner.invoke(app, ["replay"])
     assert shown.exit_code == 2
