@@ -1,4 +1,5 @@
-"""The optimizer of a stage: torch's, one a layer, so that its state follows the layer through any plan.
+"""The optimizer of a stage: one a layer, so that its state follows the layer through any plan. It is torch's,
+or, for AdamW on a GPU that Triton knows, `worker/adamw.py`'s, with the same state under the same names.
 
 Knows no gradients' origin, no clipping and no clock. `learning_rate` is a pure function of the step.
 """
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scheduler.job import OptimizerSpec
+from worker.adamw import FlatAdamW
+from worker.kernels import choice
 from worker.model import Layer
 from worker.stage import owned_parameters
 
@@ -158,7 +161,11 @@ class StageOptimizer:
         optimizer = self._optimizers[self._owner[id(p)]]
         assert optimizer is not None
         if slots:
-            optimizer.state[p] = {s: v.detach().to(p.device, copy=True) for s, v in slots.items()}
+            step_device = "cpu" if isinstance(optimizer, FlatAdamW) else p.device
+            optimizer.state[p] = {
+                s: v.detach().to(step_device if s == "step" else p.device, copy=True)
+                for s, v in slots.items()
+            }
         else:
             optimizer.state.pop(p, None)
 
@@ -169,6 +176,8 @@ def _make(parameters: Sequence[nn.Parameter], spec: OptimizerSpec) -> torch.opti
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if spec.name == "adamw" and all(map(choice.runs_here, parameters)):
+        return FlatAdamW(groups, spec.lr, spec.betas, spec.eps)
     # One pass over memory instead of one an operation, where torch has it.
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     if spec.name == "adamw":

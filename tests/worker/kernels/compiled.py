@@ -12,7 +12,7 @@ from triton.compiler import ASTSource, compile
 
 from compression import kernels_triton
 from compression.grid import BLOCK
-from worker.kernels import flash_triton, gates_triton, norm_triton, rotary_triton
+from worker.kernels import adamw_triton, flash_triton, gates_triton, norm_triton, rotary_triton
 
 Compiled = tuple[Any, dict[str, str], dict[str, Any]]
 """A kernel, the types of its arguments, its constants."""
@@ -63,6 +63,9 @@ def kernels() -> list[Compiled]:
     turns = [
         of(rotary_triton._kernel, _MODEL, HALF=40, BLOCK=64, TILE=16, BACK=back) for back in (True, False)
     ]
+    rates = ("kept", "beta1", "beta2", "new1", "new2", "step_size", "root_of_square", "eps")
+    shard = dict.fromkeys(("weight", "gradient", "mean", "square"), "*fp32") | dict.fromkeys(rates, "fp32")
+    adamw = [of(adamw_triton._step, shard, TILE=adamw_triton.TILE)]
     grouped = {"BITS": 3, "STOCHASTIC": True, "FUSED": True, "MEMORY": True, "GROUP": 128}
     # A divisor of 1 is a constant to Triton: each channel has its scale.
     channels = {"BITS": 8, "STOCHASTIC": False, "FUSED": False, "MEMORY": False, "GROUP": 1, "divisor": 1}
@@ -70,7 +73,7 @@ def kernels() -> list[Compiled]:
     decode = [
         of(kernels_triton._decode, codec, BITS=3, BRAIN=False, ADD=add, SIZE=BLOCK) for add in (True, False)
     ]
-    return [*attention(), *around, *gates, *turns, *encode, *decode]
+    return [*attention(), *around, *gates, *turns, *adamw, *encode, *decode]
 
 
 def main() -> None:
