@@ -315,6 +315,11 @@ class LocalCluster:
         """Finish the step, save, end: the coordinator's first Ctrl-C."""
         self.coordinator.interrupt()
 
+    def kill(self) -> None:
+        """End coordinator and workers at once; one that is stopped would hear nothing else."""
+        for child in (self.coordinator, *self.workers.values()):
+            child.kill()
+
     def wait(self) -> int:
         """The coordinator's exit code, once it has ended; workers get a moment to leave by themselves."""
         code = self.coordinator.process.wait()

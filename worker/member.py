@@ -36,6 +36,7 @@ from worker.device import LocalDevice, memory_meter
 from worker.endpoint import DataEndpoint
 from worker.faults import Fault, Faults, Reached, no_faults
 from worker.identity import Identity
+from worker.optimizer import load_early
 from worker.runtime import Runtime, Uploads
 from worker.session import JoinRefused, Membership, Session, join
 from worker.transport import TransportAborted
@@ -98,6 +99,7 @@ class LoopFiles:
 async def run_member(options: MemberOptions, device: LocalDevice, say: Say) -> ExitCode:
     """Join, obey until told to stop, leave. Returns the exit code. Raises JoinRefused, TransportError."""
     torch.set_num_threads(options.threads)
+    load_early()
     routes = _routes(options.peer_map)
     identity = options.identity
     tunnels: Tunnels | None = None

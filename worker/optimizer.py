@@ -42,6 +42,12 @@ def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
     return spec.lr * (spec.final_lr_fraction + (1.0 - spec.final_lr_fraction) * left)
 
 
+def load_early() -> None:
+    """Have torch load now what it loads with a process's first optimizer. It takes a second, which workers of
+    one host, profiled one after the other, would all wait for once a worker."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0).zero_grad()
+
+
 class StageOptimizer:
     """AdamW or SGD over the layers of a stage. Weight decay is for matrices, not for norms and biases.
 

@@ -1,10 +1,13 @@
-"""What benchmarks with one table and one verdict share as commands: --quick, --out, the exit code."""
+"""What benchmarks share as commands: --quick, --out, the exit code, and how they end on SIGTERM."""
 
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 
 def run(
@@ -23,3 +26,17 @@ def run(
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
     return 1 if missed else 0
+
+
+def end_in_order() -> None:
+    """SIGTERM, or a terminal that goes, ends the program by way of everybody's `finally`, which end what it
+    started. Once: the second finds it ending."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        for n in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(n, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, end)

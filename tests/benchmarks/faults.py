@@ -8,7 +8,7 @@ worker. Then comes what is more than one fault: two at once, a worker that flaps
 that is lost while it serves, a coordinator killed in each state that a run has. Every run must end with the
 weights of the undisturbed one, bit for bit, an exact ledger, all faults met and no process left over. The
 last line is JSON; the exit code is 1 if a run did not. --quick: four rows. --only: rows that have all these
-words.
+words. --part I/N: every N-th row from the I-th on, for N of them side by side.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from deploy.local import LocalCluster
 from deploy.processes import Child, Event
 from scheduler.exit_codes import ExitCode
+from tests.benchmarks.command import end_in_order
 from tests.survival import (
     N_FILES,
     SAVE_EVERY,
@@ -138,11 +139,12 @@ def coordinator_killed(phase: str) -> Follow:
         )
         try:
             events += again.events()
-            return again.process.wait()
+            code = again.process.wait()
         finally:
             again.stop()
-            for child in cluster.workers.values():
-                child.process.wait(60)
+        for child in cluster.workers.values():
+            child.process.wait(60)
+        return code
 
     return follow
 
@@ -182,7 +184,11 @@ def defects(directory: Path, row: Row, name: str, undisturbed: dict[str, str]) -
     events: list[Event] = []
     options_of = {"worker": fail_at(*row.faults), **dict(row.options_of)}
     with cluster_of(directory, name, row.replicas, STEPS, row.spares, options_of, **TIMES) as cluster:
-        code = row.follow(cluster, events)
+        try:
+            code = row.follow(cluster, events)
+        except BaseException:
+            cluster.kill()
+            raise
     found = []
     if code != ExitCode.OK:
         found.append(f"exit code {code}: {events[-1].get('reason', '')}")
@@ -201,17 +207,28 @@ def defects(directory: Path, row: Row, name: str, undisturbed: dict[str, str]) -
     return found
 
 
+def part(text: str) -> tuple[int, int]:
+    """(I, N) of "I/N"."""
+    i, _, n = text.partition("/")
+    if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, required I/N with I of 1 to N")
+    return int(i), int(n)
+
+
 def main() -> int:
+    end_in_order()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", default=[], help="words that a row's name must have")
     parser.add_argument("--quick", action="store_true", help=f"the rows {'; '.join(QUICK)}")
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="every N-th of these rows")
     parser.add_argument("--keep", type=Path, help="a new folder for the runs' state and logs")
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     asked = parser.parse_args()
     chosen = [r for r in rows() if all(w in r.name for w in asked.only)]
     chosen = [r for r in chosen if r.name in QUICK] if asked.quick else chosen
+    chosen = chosen[asked.part[0] - 1 :: asked.part[1]]
     lines: list[str] = []
 
     def say(line: str) -> None:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -44,6 +43,7 @@ from scheduler.profile import ModelProfile
 from scheduler.topology import Device, Topology
 from scheduler.trace import Sampler
 from sim.trace import load
+from tests.benchmarks.command import end_in_order
 from tests.benchmarks.peer_ranks import JOB, MICRO_BATCH, N_RANKS, SCALE, Ran
 from tests.benchmarks.switched import switched, why_not
 from tests.benchmarks.teams import Failed, Team, team
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := why_not():
         print(f"not measured: {reason}\n" + json.dumps({"benchmark": "peers", "why_not": reason}))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of everybody's `finally`
+    end_in_order()
     lines, missed = benchmark(options.quick, options.hivemind_python, options.log)
     print("\n".join(lines))
     if options.out:
