@@ -24,6 +24,7 @@ from scheduler.mixers import AttentionSpec, Sight
 from worker.model.layer import ModelError
 from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear
+from worker.model.ring import Shard, ring_attention
 from worker.model.rotary import rotate
 from worker.model.sight import attend_in_blocks, visible
 
@@ -145,9 +146,23 @@ class Attention(SequenceMixer):
         none = self.qkv.weight.new_empty(1, self.kv_heads, 0, self.head_width)
         return KeyValues(none, none)
 
+    def in_shard(self, shard: Shard) -> Shard:
+        if not self.sight.causal or self.sight.butterfly is not None:
+            raise ModelError(
+                "found attention in both directions, or to a butterfly, in a stage that holds shards of"
+                " sequences; required attention to all earlier positions or to a window of them"
+            )
+        return shard
+
     def forward(
-        self, x_BTD: Tensor, state: KeyValues | None = None, documents_BT: Tensor | None = None
-    ) -> tuple[Tensor, KeyValues | None]:
+        self, x_BTD: Tensor, state: KeyValues | Shard | None = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, KeyValues | Shard | None]:
+        if isinstance(state, Shard):
+            if documents_BT is not None:
+                raise ModelError("found packed documents in a shard of a sequence; required whole sequences")
+            q, k, v = self._projected(x_BTD, state.first)
+            y_BHTC = ring_attention(q, k, v, self.sight, state)
+            return self.out(y_BHTC.transpose(1, 2).flatten(2)), state
         q, k, v = self._projected(x_BTD, 0 if state is None else state.length)
         if state is None and self.triton and documents_BT is None:
             if not x_BTD.is_cuda and environ.get("TRITON_INTERPRET") != "1":

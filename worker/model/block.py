@@ -13,6 +13,7 @@ from worker.model.layer import Layer, State
 from worker.model.mixer import Mixer
 from worker.model.mixers import make_mixer
 from worker.model.parts import Norm, add_norm, make_norm
+from worker.model.ring import Shard
 
 
 class Block(Layer):
@@ -39,6 +40,9 @@ class Block(Layer):
 
     def begin(self) -> State:
         return tuple(self.mixer_of(part).begin() for part in self.parts)
+
+    def in_shard(self, shard: Shard) -> State:
+        return tuple(self.mixer_of(part).in_shard(shard) for part in self.parts)
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
         states, mixed = [], None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scheduler.job import ModelSpec
 from worker.model.layer import Layer, ModelError, State, TooManyPositions, blank
+from worker.model.ring import Shard
 
 
 class Embedding(Layer):
@@ -32,6 +33,9 @@ class Embedding(Layer):
 
     def begin(self) -> State:
         return 0
+
+    def in_shard(self, shard: Shard) -> State:
+        return shard.first
 
     def forward(self, tokens_BT: Tensor, state: State = None) -> tuple[Tensor, State]:
         first: int = state or 0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scheduler.analytic import layer_cost
 from scheduler.job import ModelSpec
 from scheduler.layer_cost import LayerCost, Mode
+from worker.model.ring import Shard
 
 State = Any
 """What a layer remembers of earlier positions while text is generated; only that layer reads it."""
@@ -60,6 +61,12 @@ class Layer(nn.Module):
     @abstractmethod
     def begin(self) -> State:
         """The state before the first position."""
+
+    def in_shard(self, shard: Shard) -> State:
+        """The state with which `forward` takes one shard of a sequence, for training: its positions follow
+        those that other shards hold. Raises ModelError for a layer that cannot be so divided."""
+        del shard
+        return ()
 
     def step(self, x_t: Tensor, state: State = None) -> tuple[Tensor, State]:
         """One position, (B,) or (B,D) without the T axis; no state means the first position."""

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from worker.model.layer import State
+from worker.model.layer import ModelError, State
+from worker.model.ring import Shard
 
 
 class Mixer(nn.Module):
@@ -23,6 +24,11 @@ class Mixer(nn.Module):
 
     def begin(self) -> State:
         """The state before the first position; () where positions are not mixed."""
+        return ()
+
+    def in_shard(self, shard: Shard) -> State:
+        """As `Layer.in_shard`; () where positions are not mixed."""
+        del shard
         return ()
 
     @abstractmethod
@@ -41,6 +47,13 @@ class Mixer(nn.Module):
 
 class SequenceMixer(Mixer):
     """A part that multiplies values with a matrix of (positions, positions), which may depend on x."""
+
+    def in_shard(self, shard: Shard) -> State:
+        del shard
+        raise ModelError(
+            f"found {type(self).__name__} in a stage that holds shards of sequences; required attention, the"
+            " one part that looks at other positions and can be so divided"
+        )
 
     @abstractmethod
     def as_matrix(self, x_BTD: Tensor) -> Tensor:
