@@ -18,9 +18,11 @@ from scheduler.exit_codes import ExitCode
 
 from . import certs as make_certs
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir, end
-from .tokens import TokenError, TokenInfo, Tokens
+from .tokens import Purpose, TokenError, TokenInfo, Tokens, until
 
-tokens_app = typer.Typer(help="Make, list and revoke tokens that workers join with.", no_args_is_help=True)
+tokens_app = typer.Typer(
+    help="Make, list and revoke tokens that workers join with, or that read the page.", no_args_is_help=True
+)
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -73,31 +75,48 @@ def _open(state_dir: StateDir, as_json: bool) -> Iterator[Tokens]:
         tokens.close()
 
 
-def seconds(text: str) -> float:
-    """`90s`, `15m`, `12h`, `7d` in seconds. Raises TokenError."""
+def seconds(text: str, option: str = "--valid") -> float:
+    """`90s`, `15m`, `12h`, `7d` in seconds. Raises TokenError, which names the `option`."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text)
     if not match:
-        raise TokenError(f"--valid: found {text[:40]!r}, required a number and s, m, h or d, like 12h")
+        raise TokenError(f"{option}: found {text[:40]!r}, required a number and s, m, h or d, like 12h")
     return float(match[1]) * _UNITS[match[2]]
 
 
 @tokens_app.command("create")
 def create(
-    uses: Annotated[int, typer.Option(help="Workers that may join with it.")] = 1,
+    uses: Annotated[
+        int | None, typer.Option(help="Workers that may join with it; 1 if nothing is said.")
+    ] = None,
     valid: Annotated[str, typer.Option(help="For how long: 90s, 15m, 12h, 7d.")] = "1d",
     label: Annotated[str, typer.Option(help="For you, to tell tokens apart.")] = "",
+    purpose: Annotated[
+        Purpose,
+        typer.Option("--for", help="join: workers come with it. dashboard: it reads the page, and no more."),
+    ] = "join",
     state_dir: StateDir = DEFAULT_STATE_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Print a new token. It is shown this once; only its hash is kept."""
     with _open(state_dir, as_json) as tokens:
-        valid_s = seconds(valid)
-        token = tokens.create(time.time(), uses=uses, valid_s=valid_s, label=label)
+        if purpose == "dashboard" and uses is not None:
+            raise TokenError(
+                f"--uses: found {uses}, required none: who has a page's token reads until it ends"
+            )
+        valid_s, now_s = seconds(valid), time.time()
+        uses = 1 if uses is None else uses
+        token = tokens.create(now_s, uses=uses, valid_s=valid_s, label=label, purpose=purpose)
     if as_json:
-        typer.echo(json.dumps({"event": "token", "token": token, "uses": uses, "valid_s": valid_s}))
+        event = {"event": "token", "token": token, "for": purpose, "valid_s": valid_s}
+        typer.echo(json.dumps(event | ({"uses": uses} if purpose == "join" else {})))
         return
     typer.echo(token)
-    typer.echo(f"{uses} use(s) within {valid}; write it to a file for `worker join --token-file`", err=True)
+    typer.echo(
+        f"{uses} use(s) within {valid}; write it to a file for `worker join --token-file`"
+        if purpose == "join"
+        else f"reads the page until {until(now_s + valid_s)}: ADDRESS/?token=TOKEN, or Authorization: Bearer",
+        err=True,
+    )
 
 
 @tokens_app.command("list")
@@ -110,9 +129,9 @@ def list_tokens(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: AsJson = False
 
 
 def _line(t: TokenInfo, now_s: float) -> str:
-    until = datetime.fromtimestamp(t.expires_s, UTC).isoformat(timespec="minutes")
     who = f": {', '.join(t.names)}" if t.names else ""
-    return f"{t.id}  {t.state(now_s):8} {t.used} of {t.uses} used, until {until}  {t.label}{who}"
+    what = f"{t.used} of {t.uses} used" if t.purpose == "join" else "reads the page"
+    return f"{t.id}  {t.state(now_s):8} {what}, until {until(t.expires_s)}  {t.label}{who}"
 
 
 @tokens_app.command("revoke")
@@ -121,11 +140,12 @@ def revoke(
     state_dir: StateDir = DEFAULT_STATE_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Let nobody join with this token any more; members stay."""
+    """Let nobody join, or read the page, with this token any more; members stay."""
     with _open(state_dir, as_json) as tokens:
         found = tokens.revoke(token_id, time.time())
     typer.echo(
         json.dumps({"event": "revoked", "id": found.id, "used": found.used})
         if as_json
-        else f"{found.id}: revoked; {found.used} worker(s) came with it"
+        else f"{found.id}: revoked; "
+        + (f"{found.used} worker(s) came with it" if found.purpose == "join" else "it reads the page no more")
     )

@@ -228,6 +228,14 @@ def start(
             envvar="ISTHMUS_DASHBOARD",
         ),
     ] = "",
+    dashboard_valid: Annotated[
+        str,
+        typer.Option(
+            help="How long the token of the page's address holds: 90m, 12h, 7d. `coordinator tokens` makes "
+            "others (--for dashboard), lists and revokes them.",
+            envvar="ISTHMUS_DASHBOARD_VALID",
+        ),
+    ] = "7d",
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write the run's curves for TensorBoard into this directory.")
     ] = None,
@@ -311,7 +319,7 @@ def start(
             if dashboard:
                 files = tls_files(tls_cert, tls_key, state_dir) if tls is not None else None
                 code = run_with_dashboard(
-                    dashboard, secret[0], files, insecure, opened.state_dir, job.name, resume, show,
+                    dashboard, dashboard_valid, files, insecure, opened.state_dir, job.name, resume, show,
                     lambda say: run(job, opened, options, secret, say, planner),
                 )  # fmt: skip
             else:

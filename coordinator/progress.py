@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from protos.log_lines import LogLines, finite
 
+from .tokens import until
+
 LINES_OF_STEPS = 40
 """Roughly how many step lines a run prints where there is no bar."""
 
@@ -151,6 +153,11 @@ def line_of(event: dict[str, Any]) -> str:
                 f"run {event['run']}: listening on {event['address']}, state in {event['state_dir']}\n"
                 f"to join, on each worker's machine:\n  {event['join']}"
             )
+        case "dashboard" if "until_s" in event:
+            end = f"until {until(event['until_s'])}; `coordinator tokens revoke {event['token_id']}` ends it"
+            return f"the page of the run, for who has its token ({end}):\n  {event['address']}"
+        case "dashboard":
+            return f"the page of the run: {event['address']}"
         case "note" | "warning" | "standby" | "superseded" | "gave_way":
             return f"{event['event'].replace('_', ' ')}: {event['reason']}"
         case "joined":

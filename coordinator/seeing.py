@@ -16,10 +16,12 @@ import typer
 
 from scheduler.exit_codes import ExitCode
 
+from .access import seconds
 from .history import History, read_history
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir, end
 from .progress import Show
 from .store import StoreError
+from .tokens import TokenError
 
 if TYPE_CHECKING:
     from .dashboard.attach import Where
@@ -42,13 +44,13 @@ class DashboardRefused(Exception):
         self.code = code
 
 
-def _where(bind: str, secret: str, tls: TlsFiles, insecure: bool) -> Where:
+def _where(bind: str, tls: TlsFiles, insecure: bool) -> Where:
     try:
         from .dashboard.attach import Where
     except ImportError as error:
         reason = f"--dashboard: found no package for it ({error}); pip install 'isthmus[dashboard]'"
         raise DashboardRefused(ExitCode.USAGE, reason) from error
-    where = Where(bind, secret, tls)
+    where = Where(bind, tls)
     if not (where.on_loopback or tls or insecure):
         raise DashboardRefused(
             ExitCode.INSECURE_BIND,
@@ -60,7 +62,7 @@ def _where(bind: str, secret: str, tls: TlsFiles, insecure: bool) -> Where:
 
 def run_with_dashboard(
     bind: str,
-    secret: str,
+    valid: str,
     tls: TlsFiles,
     insecure: bool,
     state_dir: Path,
@@ -69,18 +71,23 @@ def run_with_dashboard(
     show: Show,
     work: Callable[[Callable[[dict[str, Any]], None]], Coroutine[Any, Any, ExitCode]],
 ) -> ExitCode:
-    """Run `work(say)` with a page that shows what it says. DashboardRefused, DashboardPortInUse."""
-    where = _where(bind, secret, tls, insecure)
-    from .dashboard.attach import DashboardError, address_of, listen, told, watched
+    """Run `work(say)` with a page that shows what it says. `valid`: how long the token of its address holds.
+    Raises DashboardRefused, DashboardPortInUse."""
+    where = _where(bind, tls, insecure)
+    from .dashboard.attach import DashboardError, listen, opened_at, told, watched
     from .dashboard.board import Board
     from .dashboard.replay import board_of
 
     try:
+        valid_s = seconds(valid, "--dashboard-valid")
         listening = listen(where)
+        opened = opened_at(where, listening, state_dir, valid_s, time.time())
+    except TokenError as error:
+        raise DashboardRefused(ExitCode.USAGE, str(error)) from error
     except DashboardError as error:
         raise DashboardPortInUse(str(error)) from error
     board = board_of(state_dir) if resumed else Board(job=job)
-    show({"event": "dashboard", "address": address_of(where, listening)})
+    show(opened)
     return asyncio.run(watched(work(told(board, show, time.time)), board, state_dir, where, listening))
 
 
@@ -91,8 +98,8 @@ def dashboard(
 ) -> None:
     """Open the page of a run that has ended (or goes on without one), until Ctrl-C."""
     try:
-        where = _where(at, "", None, insecure=False)
-        from .dashboard.attach import DashboardError, address_of, listen, watched
+        where = _where(at, None, insecure=False)
+        from .dashboard.attach import DashboardError, listen, opened_at, watched
         from .dashboard.replay import board_of
 
         board = board_of(state_dir)
@@ -103,7 +110,7 @@ def dashboard(
         end(ExitCode.STATE_DIR, str(error), as_json)
     except DashboardError as error:
         end(ExitCode.PORT_IN_USE, str(error), as_json)
-    event = {"event": "dashboard", "address": address_of(where, listening)}
+    event = opened_at(where, listening, state_dir, 0.0, time.time())  # on this machine: without a token
     typer.echo(json.dumps(event) if as_json else f"{event['address']} shows {board.run} until Ctrl-C")
     try:
         asyncio.run(watched(_until_interrupted(board, state_dir), board, state_dir, where, listening))

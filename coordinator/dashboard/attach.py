@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from protos.tls import is_loopback
 
 from ..progress import Show
+from ..tokens import Tokens
 from .board import Board
-from .guard import local_names
+from .guard import Readers, local_names
 from .server import Dashboard, serve
 
 Say = Callable[[dict[str, Any]], None]
@@ -27,17 +28,11 @@ class DashboardError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """HOST:PORT to serve at. Beyond this machine `secret` is asked for, over TLS where `tls` names its
+    """HOST:PORT to serve at. Beyond this machine a token is asked for, over TLS where `tls` names its
     certificate's and key's files."""
 
     bind: str
-    secret: str
     tls: tuple[Path, Path] | None = None
-
-    @property
-    def token(self) -> str:
-        """What readers show; it does not let anybody join, as the run's own would."""
-        return hashlib.sha256(f"dashboard of {self.secret}".encode()).hexdigest()[:40]
 
     @property
     def on_loopback(self) -> bool:
@@ -60,13 +55,23 @@ def listen(where: Where) -> socket.socket:
         ) from error
 
 
-def address_of(where: Where, listening: socket.socket) -> str:
-    """What to open in a browser; carries the token where one is asked for."""
-    host = where.bind.rpartition(":")[0]
-    port = listening.getsockname()[1]
+def opened_at(
+    where: Where, listening: socket.socket, state_dir: Path, valid_s: float, now_s: float
+) -> dict[str, Any]:
+    """The event that says what to open in a browser; where a token is asked for, with a new one that reads
+    the page for `valid_s`. Raises TokenError."""
+    host, port = where.bind.rpartition(":")[0], listening.getsockname()[1]
     if where.on_loopback:
-        return f"http://{host}:{port}/"
-    return f"{'https' if where.tls else 'http'}://{host}:{port}/?token={where.token}"
+        return {"event": "dashboard", "address": f"http://{host}:{port}/"}
+    tokens = Tokens(state_dir)
+    try:
+        token = tokens.create(now_s, valid_s=valid_s, label="as the coordinator began", purpose="dashboard")
+        made = tokens.of(token, "dashboard")
+    finally:
+        tokens.close()
+    assert made is not None
+    address = f"{'https' if where.tls else 'http'}://{host}:{port}/?token={token}"
+    return {"event": "dashboard", "address": address, "token_id": made.id, "until_s": made.expires_s}
 
 
 def told(board: Board, show: Show, now_s: Callable[[], float]) -> Say:
@@ -96,7 +101,8 @@ async def served(
 ) -> AsyncIterator[None]:
     """Serve the board while the body runs."""
     hosts = local_names(where.bind) if where.on_loopback else frozenset[str]()
-    dashboard = Dashboard(board, state_dir, "" if where.on_loopback else where.token, hosts)
+    tokens = None if where.on_loopback else Tokens(state_dir)
+    dashboard = Dashboard(board, state_dir, Readers(tokens, time.time) if tokens else None, hosts)
     server, task = await serve(dashboard, listening, None if where.on_loopback else where.tls)
     try:
         yield
@@ -105,3 +111,5 @@ async def served(
         server.should_exit = True
         await asyncio.wait({task}, timeout=5.0)
         listening.close()
+        if tokens is not None:
+            tokens.close()

@@ -14,18 +14,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..timelines import TIMELINE_FILE
 from .board import Board
-from .guard import COOKIE, refusal
+from .guard import COOKIE, Readers, refusal
 from .links import LinksByRegion
 from .metrics import exposition
 from .openapi import DOCUMENT
@@ -40,6 +41,8 @@ TYPES = {
 }
 PUSH_EVERY_S = 0.5
 KEEP_ALIVE_S = 15.0
+ASK_AGAIN_S = 5.0
+"""How often a page that follows the run is asked whether its token still holds."""
 MAX_STREAMS = 64
 MAX_POINTS = 2000
 SAFE = {
@@ -55,9 +58,14 @@ class Dashboard:
     """One board, served. `told` is called after every event, on the loop's thread."""
 
     def __init__(
-        self, board: Board, state_dir: Path, token: str = "", hosts: frozenset[str] = frozenset()
+        self,
+        board: Board,
+        state_dir: Path,
+        readers: Readers | None = None,
+        hosts: frozenset[str] = frozenset(),
     ) -> None:
         self.board = board
+        self._readers = readers
         self._state_dir = state_dir
         self._measured = LinksByRegion(state_dir)
         self._streams = 0
@@ -75,7 +83,7 @@ class Dashboard:
                 Route("/api/openapi", self._openapi),
                 Route("/metrics", self._metrics),
             ],
-            middleware=[Middleware(_Guard, token=token, hosts=hosts)],
+            middleware=[Middleware(_Guard, readers=readers, hosts=hosts)],
         )
 
     def close(self) -> None:
@@ -85,10 +93,17 @@ class Dashboard:
     # ---- pages
 
     async def _page(self, request: Request) -> Response:
-        response = _file("index.html")
         token = request.query_params.get("token")
-        if token:  # so that the page's own requests carry it, and it leaves the address bar
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        if token is None:
+            return _file("index.html")
+        # The cookie carries it from now on, and it leaves the address bar.
+        rest = urlencode([(k, v) for k, v in request.query_params.multi_items() if k != "token"])
+        response = RedirectResponse(f".?{rest}" if rest else ".", 303)
+        if self._readers is not None:
+            response.set_cookie(
+                COOKIE, token, max_age=int(self._readers.left_s(token)), httponly=True, samesite="strict",
+                secure=request.url.scheme == "https",
+            )  # fmt: skip
         return response
 
     async def _static(self, request: Request) -> Response:
@@ -125,16 +140,20 @@ class Dashboard:
         regions = {w.name: w.region or w.name for w in self.board.workers.values()}
         return JSONResponse(await asyncio.to_thread(self._measured.read, regions))
 
-    async def _events(self, _: Request) -> Response:
+    async def _events(self, request: Request) -> Response:
         if self._streams >= MAX_STREAMS:
             return JSONResponse({"error": f"{MAX_STREAMS} pages are looking on already; close one"}, 503)
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
+        return StreamingResponse(self._stream(_given(request)), media_type="text/event-stream")
 
-    async def _stream(self) -> AsyncIterator[bytes]:
+    async def _stream(self, given: str) -> AsyncIterator[bytes]:
         self._streams += 1
         try:
-            sent, quiet_s = -1, 0.0
+            sent, quiet_s, asked_s = -1, 0.0, 0.0
             while True:
+                if self._readers is not None and asked_s >= ASK_AGAIN_S:
+                    asked_s = 0.0
+                    if self._readers.refusal(given):
+                        return
                 if sent != self.board.seq:
                     sent, quiet_s = self.board.seq, 0.0
                     yield b"data: " + self._snapshot() + b"\n\n"
@@ -146,6 +165,7 @@ class Dashboard:
                 with suppress(TimeoutError):  # at the end of the run the last snapshot goes out, and no wait
                     await asyncio.wait_for(self._closing.wait(), PUSH_EVERY_S)
                 quiet_s += PUSH_EVERY_S
+                asked_s += PUSH_EVERY_S
         finally:
             self._streams -= 1
 
@@ -166,24 +186,28 @@ def _file(name: str) -> Response:
     return Response(path.read_bytes(), media_type=TYPES.get(path.suffix, "text/plain"))
 
 
+def _given(request: Request) -> str:
+    """The token that a request shows; '' for none."""
+    bearer = request.headers.get("authorization", "")
+    return (
+        request.query_params.get("token")
+        or request.cookies.get(COOKIE, "")
+        or (bearer[7:] if bearer.lower().startswith("bearer ") else "")
+    )
+
+
 class _Guard:
     """Refuses what `guard.refusal` refuses, and says on every answer what a browser may do with it."""
 
-    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str]) -> None:
-        self._app, self._token, self._hosts = app, token, hosts
+    def __init__(self, app: ASGIApp, readers: Readers | None, hosts: frozenset[str]) -> None:
+        self._app, self._readers, self._hosts = app, readers, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        bearer = request.headers.get("authorization", "")
-        given = (
-            request.query_params.get("token")
-            or request.cookies.get(COOKIE, "")
-            or (bearer[7:] if bearer.lower().startswith("bearer ") else "")
-        )
-        refused = refusal(request.headers, self._hosts, self._token, given)
+        refused = refusal(request.headers, self._hosts, self._readers, _given(request))
 
         async def safely(message: Any) -> None:
             if message["type"] == "http.response.start":

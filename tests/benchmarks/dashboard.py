@@ -58,7 +58,7 @@ async def _serve(workers: int, state_dir: Path, without_bytes: int) -> None:
     simulated.write_timeline(state_dir)
     simulated.write_links(state_dir)
     listening = socket.create_server(("127.0.0.1", 0))
-    where = Where(f"127.0.0.1:{listening.getsockname()[1]}", "")
+    where = Where(f"127.0.0.1:{listening.getsockname()[1]}")
     loop, asked = asyncio.get_running_loop(), asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     async with served(board, state_dir, where, listening):

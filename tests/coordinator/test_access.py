@@ -22,7 +22,7 @@ def test_a_join_token_may_look_but_not_end_the_run(tmp_path: Path) -> None:
     async def body() -> None:
         async with coordinator(tmp_path) as this:
             tokens = Tokens(tmp_path)
-            token = tokens.create(0.0, valid_s=1e12)
+            token = tokens.create(0.0, valid_s=3e9)
             tokens.close()
             assert (await this.call("Status", pb.StatusRequest(token=token))).phase == "gathering"
             for wrong in (token, "guess"):
@@ -39,7 +39,7 @@ def test_a_join_token_is_spent_by_joining_and_a_key_must_be_one(tmp_path: Path) 
     async def body() -> None:
         async with coordinator(tmp_path) as this:
             tokens = Tokens(tmp_path)
-            token = tokens.create(0.0, valid_s=1e12)
+            token = tokens.create(0.0, valid_s=3e9)
 
             def request(name: str, proof: bytes, key: bytes = b"") -> pb.JoinRequest:
                 return pb.JoinRequest(

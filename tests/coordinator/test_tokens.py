@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import string
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +18,13 @@ from typer.testing import CliRunner
 from coordinator import tokens as tokens_module
 from coordinator.access import seconds
 from coordinator.cli import app
-from coordinator.tokens import DATABASE, UNKNOWN, TokenError, Tokens
+from coordinator.tokens import DATABASE, FORGET_S, UNKNOWN, Purpose, TokenError, Tokens
+from deploy.processes import command
 from scheduler.exit_codes import ExitCode
 
 A, B, C = (name.encode() * 32 for name in "abc")
 """Proofs of three identities."""
+PURPOSES: tuple[Purpose, ...] = ("join", "dashboard")
 
 
 @pytest.fixture
@@ -110,6 +114,7 @@ def test_two_coordinators_cannot_both_take_the_last_use(tmp_path: Path) -> None:
         ({"uses": 10**9}, "--uses"),
         ({"valid_s": 0.0}, "--valid: found 0 s"),
         ({"valid_s": float("nan")}, "--valid"),
+        ({"valid_s": 1e12}, "36525 days at most"),
         ({"label": "x" * 65}, "--label"),
         ({"label": "a\nb"}, "--label"),
     ],
@@ -165,3 +170,41 @@ def test_the_commands_make_list_and_revoke(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["tokens", "revoke", "0" * 12, "--state-dir", str(tmp_path)])
     assert again.exit_code == ExitCode.USAGE
     assert "tokens list" in again.stderr
+
+
+def test_a_file_of_before_there_were_purposes_is_gone_on_with(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    token = tokens.create(0.0)
+    tokens.close()
+    before = sqlite3.connect(tmp_path / DATABASE)
+    before.execute("ALTER TABLE tokens DROP COLUMN purpose")
+    before.commit()
+    before.close()
+    tokens = Tokens(tmp_path)
+    assert tokens.refusal(token, 1.0) == ""
+    assert [t.purpose for t in tokens.list()] == ["join"]
+    assert tokens.refusal(tokens.create(0.0, purpose="dashboard"), 1.0, purpose="dashboard") == ""
+    tokens.close()
+
+
+def test_dashboards_tokens_of_long_ago_are_forgotten(tokens: Tokens) -> None:
+    for purpose in PURPOSES:
+        tokens.create(0.0, valid_s=1.0, purpose=purpose)
+    tokens.create(FORGET_S)
+    assert len(tokens.list()) == 3
+    tokens.create(FORGET_S + 2.0)
+    assert [t.purpose for t in tokens.list()] == ["join"] * 3
+
+
+def test_what_another_process_revokes_is_revoked_here(tmp_path: Path) -> None:
+    """The coordinator has the file open twice, at its door and for its page, while a person revokes."""
+    door, page = Tokens(tmp_path), Tokens(tmp_path)
+    token = page.create(0.0, valid_s=3e9, purpose="dashboard")
+    assert door.refusal(token, 1.0, purpose="dashboard") == ""
+    for words in (["list"], ["revoke", page.list()[0].id]):  # who ends first must leave the log to others
+        asked = command("coordinator", "tokens", *words, "--state-dir", str(tmp_path))
+        done = subprocess.run(asked, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for opened in (door, page):
+        assert "revoked" in opened.refusal(token, 1.0, purpose="dashboard")
+        opened.close()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import re
-import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 jsonschema = pytest.importorskip("jsonschema")
 
-from coordinator.dashboard.attach import Where  # noqa: E402 (after the skip)
+from coordinator.cli import app  # noqa: E402 (after the skip)
+from coordinator.tokens import Tokens  # noqa: E402
 from deploy.on_ray.config import RAY  # noqa: E402
 
 from .custom_resources import SPECS, pods  # noqa: E402
@@ -63,12 +65,14 @@ def test_the_monitor_reads_a_port_that_the_coordinator_has() -> None:
     assert labels.items() <= service["metadata"]["labels"].items()
 
 
-def test_the_readers_token_is_made_as_the_file_says() -> None:
+def test_the_readers_token_is_made_as_the_file_says(tmp_path: Path) -> None:
     text = (KUBERNETES / "monitoring" / "kustomization.yaml").read_text()
-    [line] = re.findall(r'--from-literal=token="\$\((.*)\)"', text)
-    made = subprocess.run(["sh", "-c", line], env={"TOKEN": "s3cret", "PATH": "/usr/bin:/bin"},
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert made.stdout.strip() == Where("0.0.0.0:1", "s3cret").token
+    [line] = re.findall(r'--from-literal=token="\$\(kubectl .* -- coordinator (.*)\)"', text)
+    made = CliRunner().invoke(app, [*line.split(), "--state-dir", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    tokens = Tokens(tmp_path)
+    assert tokens.refusal(made.stdout.strip(), time.time() + 300 * 86400.0, purpose="dashboard") == ""
+    tokens.close()
 
 
 def test_ray_is_told_of_regions_as_launch_asks_for_them() -> None:

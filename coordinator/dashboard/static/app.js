@@ -5,7 +5,7 @@ import { drawGrid, drawWorkers } from "./grid.js";
 import { Chart } from "./charts.js";
 import { drawTimeline } from "./timeline.js";
 
-const CURVES_EVERY_MS = 1000;
+const CURVES_EVERY_MS = 1000, RETRY_MS = 10_000;
 const charts = {
   loss: new Chart($("loss"), "Loss by step", [{ label: "training", colour: "--hue0" }, { label: "held out", colour: "--hue1", points: true }]),
   speed: new Chart($("speed"), "Tokens a second by step", [{ label: "tokens/s", colour: "--hue2" }]),
@@ -88,12 +88,25 @@ async function tend() {
   if (pictured !== due) { pictured = due; await pictures(); }
 }
 
+// What is the matter when the stream of snapshots ends: the coordinator is away, or the page's token has ended.
+async function whyNot() {
+  try {
+    const answer = await fetch("api/run");
+    return answer.ok ? ["connecting", ""] : ["refused", (await answer.json()).error];
+  } catch {
+    return ["no answer from the coordinator", ""];
+  }
+}
+
 function follow() {
   const source = new EventSource("api/events");
   source.onmessage = (message) => { run = JSON.parse(message.data); show(); tend().catch(console.error); };
-  source.onerror = () => {
-    $("phase").textContent = "no answer from the coordinator";
+  source.onerror = async () => {
+    const [phase, reason] = await whyNot();
+    $("phase").textContent = phase;
     $("phase").className = "pill lost";
+    $("reason").textContent = reason;
+    if (source.readyState === EventSource.CLOSED) setTimeout(follow, RETRY_MS);  // refused: the browser gives up
   };
 }
 

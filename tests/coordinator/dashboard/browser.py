@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def served(board: Board, state_dir: Path) -> Iterator[str]:
     """The page of a board, served on a thread of its own: its address."""
-    dashboard = Dashboard(board, state_dir, "", local_names(f"{HOST}:0"))
+    dashboard = Dashboard(board, state_dir, None, local_names(f"{HOST}:0"))
     listening = socket.create_server((HOST, 0))
     config = uvicorn.Config(dashboard.app, log_level="warning", lifespan="off", ws="none")
     server = uvicorn.Server(config)
