@@ -135,6 +135,9 @@ def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, st
             if not part.model_fields_set:  # it is the model's own widths that do not go together
                 key = "kv_heads" if "key-value" in found else "heads"
             yield ("model", key), found, required
+        samples = 1 if job.micro_batch == "auto" else job.micro_batch
+        for found, required in part.misfits_of_rows(samples * job.sequence_length):
+            yield ("model", "layers"), found, required
         if not part.is_causal:
             yield (
                 ("model", "layers"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from worker.model import Head, Layer, tied_parameter
+from worker.model.training import training
 
 
 class StageError(Exception):
@@ -78,9 +79,9 @@ class Stage:
             raise StageError(f"micro-batch {mb}: found a second forward; required its backward first")
         if not self.is_first:
             x = x.detach().requires_grad_(True)
-        with torch.set_grad_enabled(not self._recompute):
+        with torch.set_grad_enabled(not self._recompute), training() as losses:
             y = self._run(x, targets)
-        self._saved[mb] = _Saved(x, targets, None) if self._recompute else _Saved(x, None, y)
+        self._saved[mb] = _Saved(x, targets, None, []) if self._recompute else _Saved(x, None, y, losses)
         return y.detach()
 
     def backward(
@@ -93,22 +94,25 @@ class Stage:
         """Add micro-batch `mb`'s part to the weights' gradients, and forget its activations.
 
         `gradient` is that of the boundary behind the stage; None in the last stage, where the summed
-        loss counts `loss_scale`. `done(i)` is called as soon as layer i has its gradient, last layer
-        first. Returns the gradient of the stage's input, None in the first stage.
+        loss counts `loss_scale`, as do losses that layers of any stage have of their own. `done(i)` is
+        called as soon as layer i has its gradient, last layer first. Returns the gradient of the stage's
+        input, None in the first stage.
         """
         if mb not in self._saved:
             raise StageError(f"micro-batch {mb}: found a backward; required its forward first")
         if (gradient is None) != self.is_last:
             found = "no gradient" if gradient is None else "a gradient for the loss"
             raise StageError(f"micro-batch {mb}: found {found}; required one exactly behind inner stages")
-        x, targets, y = self._saved.pop(mb)
+        x, targets, y, losses = self._saved.pop(mb)
         if y is None:
-            y = self._run(x, targets)
+            with training() as losses:
+                y = self._run(x, targets)
         if gradient is None:
             gradient = torch.full_like(y, loss_scale)
         watch = None if done is None else _Watch(self.owned, done)
         try:
-            torch.autograd.backward(y, gradient)
+            scales = [torch.full_like(loss, loss_scale) for loss in losses]
+            torch.autograd.backward([y, *losses], [gradient, *scales])
         finally:
             if watch is not None:
                 watch.close()
@@ -162,12 +166,14 @@ class Stage:
 
 
 class _Saved(NamedTuple):
-    """What a micro-batch leaves for its backward: its input, and either the result, whose graph holds the
-    activations, or nothing but the targets (None but in the last stage) to compute it again."""
+    """What a micro-batch leaves for its backward: its input, and either the result and its layers' own
+    losses, whose graph holds the activations, or nothing but the targets (None but in the last stage) to
+    compute it again."""
 
     x: Tensor
     targets: Tensor | None
     y: Tensor | None
+    losses: list[Tensor]
 
 
 class _Watch:

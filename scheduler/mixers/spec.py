@@ -37,6 +37,11 @@ class MixerSpec(Strict):
         del model
         yield from ()
 
+    def misfits_of_rows(self, rows: int) -> Iterator[tuple[str, str]]:
+        """What cannot be trained in micro-batches of so many positions, as (found, required)."""
+        del rows
+        yield from ()
+
     @property
     def text(self) -> str:
         """The part as a job names it; `parse_part` inverts it."""
