@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from scheduler.layer_cost import Cost, Sizes
+from scheduler.mixers.matrix_conv import matrix_conv_cost
 from scheduler.mixers.spec import MixerSpec
 
 if TYPE_CHECKING:
@@ -63,11 +64,25 @@ def modes_cost(sizes: Sizes, channels: int, modes: int) -> Cost:
     return Cost(parameters, product, 3 * product, 0, working_bytes=powers, state_bytes=state)
 
 
-class S4dSpec(MixerSpec):
+class Convolved(MixerSpec):
+    """A part that filters each channel by a convolution as long as the text."""
+
+    is_sequence: ClassVar[bool] = True
+
+    transform: Literal["fft", "matrix"] = "fft"
+    """How it convolves: by PyTorch's Fourier transforms, or by transforms that are matrix products
+    (FlashConv), which some accelerators are many times faster at; on a CPU they take about three times as
+    long."""
+
+    def conv_cost(self, sizes: Sizes, channels: int, kernel: Cost) -> Cost:
+        """A convolution whose filters cost `kernel`."""
+        return (matrix_conv_cost if self.transform == "matrix" else conv_cost)(sizes, channels, kernel)
+
+
+class S4dSpec(Convolved):
     """A diagonal state space a channel (Gu, Goel, Gupta and Ré 2022), then GELU and a gated projection."""
 
     name: ClassVar[str] = "s4d"
-    is_sequence: ClassVar[bool] = True
 
     state: Annotated[int, Field(ge=2, multiple_of=2)] = 64
     """Values of state a channel: half as many complex modes, of which each stands for two."""
@@ -77,16 +92,15 @@ class S4dSpec(MixerSpec):
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         """Kept: the input, the filtered, GELU's output, the projection's halves and the gate."""
         d = model.hidden
-        conv = conv_cost(sizes, d, modes_cost(sizes, d, self.state // 2))
+        conv = self.conv_cost(sizes, d, modes_cost(sizes, d, self.state // 2))
         return conv + sizes.linear(d, 2 * d, bias=False, kept=(1 + 1 + 2 + 1) * d)
 
 
-class H3Spec(MixerSpec):
+class H3Spec(Convolved):
     """Hungry Hungry Hippos (Fu, Dao et al. 2023): q x diag(shift(k) x v), where shift remembers the last
     positions and diag is a diagonal state space."""
 
     name: ClassVar[str] = "h3"
-    is_sequence: ClassVar[bool] = True
 
     state: Annotated[int, Field(ge=2, multiple_of=2)] = 64
     taps: _Count = 4
@@ -96,16 +110,14 @@ class H3Spec(MixerSpec):
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         """Kept: the input, its projection, shifted keys before and behind, the filtered and the gated."""
         d = model.hidden
-        conv = conv_cost(sizes, d, modes_cost(sizes, d, self.state // 2))
+        conv = self.conv_cost(sizes, d, modes_cost(sizes, d, self.state // 2))
         linears = sizes.linear(d, 3 * d, bias=False, kept=4 * d) + sizes.linear(d, d, bias=False, kept=4 * d)
         shifted = sizes.batch * (self.taps - 1) * d * sizes.value_bytes
         return conv + linears + Cost(self.taps * d, 0.0, 0.0, 0, state_bytes=shifted)
 
 
-class _Filtered(MixerSpec):
+class _Filtered(Convolved):
     """A filter as long as the text: what is remembered is all that was put in."""
-
-    is_sequence: ClassVar[bool] = True
 
     length: _Count | None = None
     """Positions that the filters are made for; default: the model's max_positions."""
@@ -143,7 +155,7 @@ class LongConvSpec(_Filtered):
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         d = model.hidden
         kernel = Cost(d * (self.length_in(model) + 1), 0.0, 0.0, 0) + self._remembered(sizes, d)
-        conv = conv_cost(sizes, d, kernel)
+        conv = self.conv_cost(sizes, d, kernel)
         return conv + sizes.linear(d, 2 * d, bias=False, kept=(1 + 1 + 2 + 1) * d)
 
 
@@ -168,7 +180,7 @@ class HyenaSpec(_Filtered):
         step = 2.0 * (t + 1) * f * (seen + f + d)
         parameters = f * seen + f + f * f + f + d * f + d
         kernel = Cost(parameters, first + others, 2 * first + 3 * others, 0, step_flops=step)
-        conv = conv_cost(sizes, d, kernel + self._remembered(sizes, d))
+        conv = self.conv_cost(sizes, d, kernel + self._remembered(sizes, d))
         linears = sizes.linear(d, 3 * d, bias=False, kept=7 * d) + sizes.linear(d, d, bias=False, kept=2 * d)
         short = sizes.batch * (self.taps - 1) * 3 * d * sizes.value_bytes
         return conv + linears + Cost(3 * d * self.taps, 0.0, 0.0, 0, state_bytes=short)

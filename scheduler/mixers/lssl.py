@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from scheduler.layer_cost import Cost, Sizes
-from scheduler.mixers.convolution import conv_cost
-from scheduler.mixers.spec import MixerSpec
+from scheduler.mixers.convolution import Convolved
 
 if TYPE_CHECKING:
     from scheduler.job import ModelSpec
@@ -28,12 +27,11 @@ def solve_flops(n: int, columns: int, factored: bool = False) -> float:
     return 2.0 * n * n * columns + (0 if factored else 2 * n**3 // 3)
 
 
-class LsslSpec(MixerSpec):
+class LsslSpec(Convolved):
     """A state space whose matrix is whole and learned (Gu et al. 2021), HiPPO-LegS's to begin with; then GELU
     and a gated projection. What `s4d` is the cheap form of."""
 
     name: ClassVar[str] = "lssl"
-    is_sequence: ClassVar[bool] = True
 
     state: Annotated[int, Field(ge=1)] = 64
     """Values of state a channel. The matrix is all channels' in common; their steps differ."""
@@ -41,7 +39,7 @@ class LsslSpec(MixerSpec):
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         """Kept, as of S4D: the input, the filtered, GELU's output, the projection's halves and the gate."""
         d = model.hidden
-        conv = conv_cost(sizes, d, self._filters(d, sizes))
+        conv = self.conv_cost(sizes, d, self._filters(d, sizes))
         return conv + sizes.linear(d, 2 * d, bias=False, kept=(1 + 1 + 2 + 1) * d)
 
     def _filters(self, channels: int, sizes: Sizes) -> Cost:

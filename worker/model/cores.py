@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
@@ -19,3 +21,8 @@ def recomputed(core: Callable[..., Result], *inputs: Any) -> Result:
     random numbers."""
     again = checkpoint(core, *inputs, use_reentrant=False, preserve_rng_state=False)
     return cast(Result, again)
+
+
+def in_full_precision(x: Tensor) -> torch.autocast:
+    """Within it no product on x's device is made in 16 bits, whatever autocast is on around it."""
+    return torch.autocast(x.device.type, enabled=False)

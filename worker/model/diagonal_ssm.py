@@ -15,13 +15,14 @@ conjugate.
 from __future__ import annotations
 
 from math import log, sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from scheduler.mixers.convolution import digits
 from worker.model.cores import recomputed
-from worker.model.fft_conv import fft_conv, toeplitz
+from worker.model.fft_conv import Conv, conv_by, toeplitz
 from worker.model.hippo import Init, modes
 from worker.model.layer import blank
 
@@ -29,9 +30,12 @@ from worker.model.layer import blank
 class DiagonalSsm(nn.Module):
     """`log_step` and `skip` a channel; `rates` (log of -Re A, then Im A) and `reads` (Re C, then Im C)."""
 
-    def __init__(self, width: int, state: int, init: Init) -> None:
+    def __init__(
+        self, width: int, state: int, init: Init, transform: Literal["fft", "matrix"] = "fft"
+    ) -> None:
         super().__init__()
         self.width, self.state, self.init = width, state, init
+        self.conv = conv_by(transform)
         n = width * state // 2
         self.log_step, self.skip = blank(width), blank(width)
         self.rates, self.reads = blank(2 * n), blank(2 * n)
@@ -59,7 +63,7 @@ class DiagonalSsm(nn.Module):
         parameters = self.log_step, self.rates, self.reads
         skipped = self.skip * x_BTD
         if state is None:
-            return recomputed(_convolved, x_BTD, *parameters) + skipped, None
+            return recomputed(_convolved, self.conv, x_BTD, *parameters) + skipped, None
         power_DN, write_DN, read_DN = _discrete(*parameters)
         length = x_BTD.shape[1]
         if length == 1:
@@ -69,7 +73,7 @@ class DiagonalSsm(nn.Module):
         powers_DNT = _powers(power_DN, length)
         begun = state * power_DN
         remembered = 2 * torch.einsum("bdn,dnt->btd", begun * read_DN, powers_DNT).real
-        y = fft_conv(x_BTD, _filter(read_DN * write_DN, power_DN, length)) + remembered + skipped
+        y = self.conv(x_BTD, _filter(read_DN * write_DN, power_DN, length)) + remembered + skipped
         written = torch.einsum("btd,dnt->bdn", x_BTD.to(state.dtype), powers_DNT.flip(-1)) * write_DN
         return y, begun * power_DN ** (length - 1) + written
 
@@ -109,6 +113,6 @@ def _powers(power_DN: Tensor, n: int) -> Tensor:
     return powers[..., :n]
 
 
-def _convolved(x_BTD: Tensor, log_step_D: Tensor, rates: Tensor, reads: Tensor) -> Tensor:
+def _convolved(conv: Conv, x_BTD: Tensor, log_step_D: Tensor, rates: Tensor, reads: Tensor) -> Tensor:
     power, write, read = _discrete(log_step_D, rates, reads)
-    return fft_conv(x_BTD, _filter(read * write, power, x_BTD.shape[1]))
+    return conv(x_BTD, _filter(read * write, power, x_BTD.shape[1]))

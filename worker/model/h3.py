@@ -31,7 +31,7 @@ class H3(SequenceMixer):
         super().__init__()
         self.qkv = Linear(model.hidden, 3 * model.hidden, bias=False)
         self.shift = ShortConv(options.taps, model.hidden)
-        self.ssm = DiagonalSsm(model.hidden, options.state, options.init)
+        self.ssm = DiagonalSsm(model.hidden, options.state, options.init, options.transform)
         self.out = Linear(model.hidden, model.hidden, bias=False)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:

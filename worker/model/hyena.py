@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scheduler.job import ModelSpec
 from scheduler.mixers import HyenaSpec
 from worker.model.cores import recomputed
-from worker.model.fft_conv import conv_behind, fft_conv, toeplitz
+from worker.model.fft_conv import conv_behind, conv_by, toeplitz
 from worker.model.layer import blank
 from worker.model.long_conv import check_length
 from worker.model.mixer import SequenceMixer
@@ -40,6 +40,7 @@ class Hyena(SequenceMixer):
         super().__init__()
         width = model.hidden
         self.width, self.length, self.bands = width, options.length_in(model), options.bands
+        self.conv = conv_by(options.transform)
         self.qkv = Linear(width, 3 * width, bias=False)
         self.short = ShortConv(options.taps, 3 * width)
         self.filter = nn.ModuleList(
@@ -73,7 +74,7 @@ class Hyena(SequenceMixer):
             filtered = recomputed(self._convolved, kv)
             return self.out(q * (filtered + self.skip * kv)), None
         past = torch.cat((state.past_BSD.expand(len(kv), -1, -1), kv), dim=1)
-        filtered = conv_behind(kv, self.filters(past.shape[1]), state.past_BSD)
+        filtered = conv_behind(self.conv, kv, self.filters(past.shape[1]), state.past_BSD)
         return self.out(q * (filtered + self.skip * kv)), HyenaState(shifted, past)
 
     def filters(self, length: int) -> Tensor:
@@ -93,7 +94,7 @@ class Hyena(SequenceMixer):
         return (-at_T1 * rates).exp()
 
     def _convolved(self, kv_BTD: Tensor) -> Tensor:
-        return fft_conv(kv_BTD, self.filters(kv_BTD.shape[1]))
+        return self.conv(kv_BTD, self.filters(kv_BTD.shape[1]))
 
     def as_matrix(self, x_BTD: Tensor) -> Tensor:
         q, k, _ = self._qkv(x_BTD)

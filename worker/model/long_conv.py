@@ -12,7 +12,7 @@ from torch import Tensor
 from scheduler.job import ModelSpec
 from scheduler.mixers import LongConvSpec
 from worker.model.cores import recomputed
-from worker.model.fft_conv import conv_behind, fft_conv, toeplitz
+from worker.model.fft_conv import Conv, conv_behind, conv_by, toeplitz
 from worker.model.layer import TooManyPositions, blank
 from worker.model.parts import Linear
 from worker.model.s4d import Gated
@@ -24,6 +24,7 @@ class LongConv(Gated):
     def __init__(self, model: ModelSpec, options: LongConvSpec) -> None:
         super().__init__()
         self.length, self.width, self.squash = options.length_in(model), model.hidden, options.squash
+        self.conv = conv_by(options.transform)
         self.filters, self.skip = blank(model.hidden, self.length), blank(model.hidden)
         self.out = Linear(model.hidden, 2 * model.hidden, bias=False)
 
@@ -41,11 +42,11 @@ class LongConv(Gated):
     def forward(self, x_BTD: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         check_length(x_BTD, state, self.length)
         if state is None:
-            filtered = recomputed(_squashed_conv, x_BTD, self.filters, self.squash)
+            filtered = recomputed(_squashed_conv, self.conv, x_BTD, self.filters, self.squash)
             return self.gated(filtered + self.skip * x_BTD), None
         whole = torch.cat((state.expand(len(x_BTD), -1, -1), x_BTD), dim=1)
         filters = squashed(self.filters[:, : whole.shape[1]], self.squash)
-        return self.gated(conv_behind(x_BTD, filters, state) + self.skip * x_BTD), whole
+        return self.gated(conv_behind(self.conv, x_BTD, filters, state) + self.skip * x_BTD), whole
 
     def filter_matrix(self, length: int) -> Tensor:
         filters = self.filters[:, :length]
@@ -67,5 +68,5 @@ def check_length(x_BTD: Tensor, past_BSD: Tensor | None, most: int) -> None:
         )
 
 
-def _squashed_conv(x_BTD: Tensor, filters: Tensor, squash: float) -> Tensor:
-    return fft_conv(x_BTD, squashed(filters[:, : x_BTD.shape[1]], squash))
+def _squashed_conv(conv: Conv, x_BTD: Tensor, filters: Tensor, squash: float) -> Tensor:
+    return conv(x_BTD, squashed(filters[:, : x_BTD.shape[1]], squash))

@@ -19,6 +19,7 @@ Shapes: B samples, T positions, D channels, N values of state.
 from __future__ import annotations
 
 from math import log
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 from scheduler.job import ModelSpec
 from scheduler.mixers import LsslSpec
 from scheduler.mixers.lssl import doublings
-from worker.model.cores import recomputed
-from worker.model.fft_conv import fft_conv, toeplitz
+from worker.model.cores import in_full_precision, recomputed
+from worker.model.fft_conv import Conv, conv_by, toeplitz
 from worker.model.hippo import legs_matrix
 from worker.model.layer import blank
 from worker.model.parts import Linear
@@ -37,9 +38,10 @@ from worker.model.s4d import Gated
 class DenseSsm(nn.Module):
     """One A and B for all channels; each has its own step and reads."""
 
-    def __init__(self, width: int, state: int) -> None:
+    def __init__(self, width: int, state: int, transform: Literal["fft", "matrix"] = "fft") -> None:
         super().__init__()
         self.width, self.state = width, state
+        self.conv = conv_by(transform)
         self.log_step, self.skip = blank(width), blank(width)
         self.rates, self.writes, self.reads = blank(state * state), blank(state), blank(width * state)
 
@@ -65,8 +67,8 @@ class DenseSsm(nn.Module):
         parameters = self.log_step, self.rates, self.writes, self.reads
         skipped = self.skip * x_BTD
         if state is None:
-            return recomputed(_convolved, x_BTD, *parameters) + skipped, None
-        with _exact(x_BTD):
+            return recomputed(_convolved, self.conv, x_BTD, *parameters) + skipped, None
+        with in_full_precision(x_BTD):  # what is off in a step is off to the power of the length
             over_DNN, write_DN1 = _discrete(self.log_step, self.rates, self.writes)
             read_D1N, taken = self.reads.view(self.width, 1, -1), []
             for x_BD in x_BTD.to(over_DNN.dtype).unbind(1):
@@ -90,7 +92,7 @@ class DenseSsm(nn.Module):
 class Lssl(Gated):
     def __init__(self, model: ModelSpec, options: LsslSpec) -> None:
         super().__init__()
-        self.ssm = DenseSsm(model.hidden, options.state)
+        self.ssm = DenseSsm(model.hidden, options.state, options.transform)
         self.out = Linear(model.hidden, 2 * model.hidden, bias=False)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
@@ -105,11 +107,6 @@ class Lssl(Gated):
 
     def filter_matrix(self, length: int) -> Tensor:
         return self.ssm.to_dense(length)
-
-
-def _exact(x: Tensor) -> torch.autocast:
-    """No products in 16 bits: what is off in a step is off to the power of the text's length."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _discrete(log_step_D: Tensor, rates: Tensor, writes_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,8 +135,10 @@ def _filter(over_DNN: Tensor, write_DN1: Tensor, read_D1N: Tensor, length: int) 
     return (far_DhN @ near_DNl).flatten(1)[:, :length]
 
 
-def _convolved(x_BTD: Tensor, log_step_D: Tensor, rates: Tensor, writes_N: Tensor, reads: Tensor) -> Tensor:
-    with _exact(x_BTD):
+def _convolved(
+    conv: Conv, x_BTD: Tensor, log_step_D: Tensor, rates: Tensor, writes_N: Tensor, reads: Tensor
+) -> Tensor:
+    with in_full_precision(x_BTD):
         over, write = _discrete(log_step_D, rates, writes_N)
         filters = _filter(over, write, reads.view(len(log_step_D), 1, -1), x_BTD.shape[1])
-        return fft_conv(x_BTD, filters)
+        return conv(x_BTD, filters)

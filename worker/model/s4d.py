@@ -44,7 +44,7 @@ class Gated(SequenceMixer):
 class S4d(Gated):
     def __init__(self, model: ModelSpec, options: S4dSpec) -> None:
         super().__init__()
-        self.ssm = DiagonalSsm(model.hidden, options.state, options.init)
+        self.ssm = DiagonalSsm(model.hidden, options.state, options.init, options.transform)
         self.out = Linear(model.hidden, 2 * model.hidden, bias=False)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
