@@ -82,6 +82,7 @@ def plan_to_message(plan: Plan) -> pb.PlanMsg:
         recompute=plan.recompute,
         streams=plan.streams,
         local_steps=plan.local_steps,
+        split_sequence=plan.split == "sequence",
         predicted_step_s=plan.predicted_step_s,
         reasons=plan.reasons,
         activation_codecs=chain(*plan.codecs.activation),
@@ -116,6 +117,11 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         )
     if m.micro_batch < 1:
         raise ConvertError("plan.micro_batch: found 0 samples, required 1 or more")
+    if m.split_sequence and len(set(m.micro_batches)) > 1:
+        found = ", ".join(map(str, sorted(set(m.micro_batches))))
+        raise ConvertError(
+            f"plan.micro_batches: found {found} of replicas that share every sequence; required one number"
+        )
     return Plan(
         version=m.version,
         placement=placement,
@@ -127,6 +133,7 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         recompute=m.recompute,
         streams=m.streams,
         local_steps=m.local_steps,
+        split="sequence" if m.split_sequence else "batch",
         predicted_step_s=_finite("plan.predicted_step_s", m.predicted_step_s),
         reasons=tuple(m.reasons),
         codecs=_codecs_from_message(m),

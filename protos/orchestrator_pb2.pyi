@@ -388,7 +388,7 @@ class MeasureLinks(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., probe_bytes: _Optional[int] = ..., streams: _Optional[int] = ...) -> None: ...
 
 class PlanMsg(_message.Message):
-    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams", "activation_codecs", "gradient_codecs", "reduce_codecs", "local_steps")
+    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams", "activation_codecs", "gradient_codecs", "reduce_codecs", "local_steps", "split_sequence")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
@@ -404,6 +404,7 @@ class PlanMsg(_message.Message):
     GRADIENT_CODECS_FIELD_NUMBER: _ClassVar[int]
     REDUCE_CODECS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     version: int
     placement: _containers.RepeatedCompositeFieldContainer[Placement]
     partition: _containers.RepeatedCompositeFieldContainer[Range]
@@ -419,7 +420,8 @@ class PlanMsg(_message.Message):
     gradient_codecs: _containers.RepeatedScalarFieldContainer[str]
     reduce_codecs: _containers.RepeatedScalarFieldContainer[str]
     local_steps: int
-    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ..., activation_codecs: _Optional[_Iterable[str]] = ..., gradient_codecs: _Optional[_Iterable[str]] = ..., reduce_codecs: _Optional[_Iterable[str]] = ..., local_steps: _Optional[int] = ...) -> None: ...
+    split_sequence: bool
+    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ..., activation_codecs: _Optional[_Iterable[str]] = ..., gradient_codecs: _Optional[_Iterable[str]] = ..., reduce_codecs: _Optional[_Iterable[str]] = ..., local_steps: _Optional[int] = ..., split_sequence: bool = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("device",)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from scheduler.plan_codecs import NO_CODECS, PlanCodecs
 from scheduler.schedule import Actions
+from scheduler.sequence import Split, shard_bounds
 
 
 class PlanError(ValueError):
@@ -21,7 +22,8 @@ class Plan:
     """`placement[replica][stage]` names a device; rank = replica * n_stages + stage.
 
     `partition[stage]` = (first layer, one past the last). `micro_batches[replica]` is how many
-    micro-batches of the global batch the replica takes each step.
+    micro-batches of the global batch the replica takes each step: all of them, where replicas share
+    every sequence.
     """
 
     version: int
@@ -41,6 +43,8 @@ class Plan:
     local_steps: int = 0
     """Steps between two exchanges of a weight's change, a piece of all weights a step; 0: gradients are
     exchanged in every step."""
+    split: Split = "batch"
+    """What replicas share. `sequence`: replica r of R has the r-th of R parts of every sequence."""
     codecs: PlanCodecs = NO_CODECS
     predicted_step_s: float = 0.0
     reasons: tuple[str, ...] = ()
@@ -87,13 +91,32 @@ class Plan:
         return tuple(self.rank(r, stage) for r in range(self.n_replicas))
 
     @property
+    def batch_shares(self) -> int:
+        """Among how many replicas the batch is shared; 1 where each sees all of it."""
+        return 1 if self.split == "sequence" else self.n_replicas
+
+    @property
+    def sequence_shards(self) -> int:
+        """Among how many replicas every sequence is shared."""
+        return self.n_replicas if self.split == "sequence" else 1
+
+    def shard_bounds(self, sequence_length: int) -> tuple[tuple[int, int], ...]:
+        """[start, stop) of the positions of each sequence shard."""
+        return tuple(shard_bounds(sequence_length, self.sequence_shards))
+
+    @property
+    def n_micro_batches(self) -> int:
+        """Micro-batches of one step, over all replicas."""
+        return sum(self.micro_batches[: self.batch_shares])
+
+    @property
     def samples(self) -> int:
         """Samples of one step, over all replicas."""
-        return self.micro_batch * sum(self.micro_batches)
+        return self.micro_batch * self.n_micro_batches
 
     def first_micro_batch(self, replica: int) -> int:
         """Index, within the global batch, of the replica's first micro-batch."""
-        return sum(self.micro_batches[:replica])
+        return sum(self.micro_batches[:replica]) if self.split == "batch" else 0
 
     def actions(self, rank: int) -> Actions:
         """What `rank` does in one step; micro-batches are numbered 0.. within its replica."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 from compression.spec import codec_spec
 from scheduler.plan import Plan, PlanError
 from scheduler.plan_codecs import codecs_from_json
 from scheduler.schedule import NAMES
+from scheduler.sequence import Split
 
 _NESTED = ("placement", "partition", "micro_batches", "reasons")
 
@@ -79,6 +80,11 @@ def _check(plan: Plan, source: str) -> None:
     mbs = plan.micro_batches
     require(len(mbs) == len(rows) and all(isinstance(m, int) and m >= 1 for m in mbs), "micro_batches", mbs)
     require(plan.schedule in NAMES, "schedule", plan.schedule)
+    if plan.split not in get_args(Split) or (plan.split == "sequence" and len(set(mbs)) > 1):
+        raise PlanError(
+            f"{source}: split: found {plan.split!r} with micro_batches {mbs}; required batch, or sequence,"
+            " whose replicas all take every micro-batch"
+        )
     for name in ("version", "warmup_extra", "micro_batch", "streams", "local_steps"):
         value = getattr(plan, name)
         require(isinstance(value, int) and value >= 0, name, value)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from scheduler.job import LocalStepsSpec
+from scheduler.sequence import shard_bounds
 from worker.optimizer import StageOptimizer
-from worker.sharded import Unit, shard_bounds
+from worker.sharded import Unit
 from worker.stage import Stage
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scheduler.sequence import shard_bounds
 from worker.peers import Peers
 from worker.recorder import Recorder
 
@@ -116,8 +117,3 @@ class ShardedSum:
                 shape = (stop - start,)
                 flat[start:stop] = self._peers.receive("reduced", src, shape, own.dtype, tag=tag, quiet=True)
         return flat
-
-
-def shard_bounds(n: int, shards: int) -> list[tuple[int, int]]:
-    """[start, stop) of each shard of `n` values: contiguous, all of them, sizes that differ by at most 1."""
-    return [(n * j // shards, n * (j + 1) // shards) for j in range(shards)]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from worker.model import Head, Layer, tied_parameter
+from worker.model.ring import Shard
 from worker.model.training import training
 
 
@@ -30,7 +31,7 @@ class Stage:
     `autocast` (bfloat16) the products run in that type, boundaries are of that type, and weights,
     their gradients and the residual stream within a stage stay float32. With `recompute`, forward
     saves its input alone and backward does the forward again: no layer draws random numbers, so it
-    is the same to the last bit.
+    is the same to the last bit. T is the positions of a `shard`, where sequences are so divided.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Stage:
         weight = tied_parameter(self.layers[0]) if self.is_first else None
         return tied_parameter(self.layers[-1]) if self.is_last else weight
 
-    def forward(self, mb: int, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, mb: int, x: Tensor, targets: Tensor | None = None, shard: Shard | None = None
+    ) -> Tensor:
         """Run micro-batch `mb` on tokens (B,T) or the boundary (B,T,D), and save what backward needs.
 
         Returns the next boundary (B,T,D), or the loss summed over all targets (B,T) in the last stage.
@@ -80,8 +83,9 @@ class Stage:
         if not self.is_first:
             x = x.detach().requires_grad_(True)
         with torch.set_grad_enabled(not self._recompute), training() as losses:
-            y = self._run(x, targets)
-        self._saved[mb] = _Saved(x, targets, None, []) if self._recompute else _Saved(x, None, y, losses)
+            y = self._run(x, targets, shard)
+        again = self._recompute
+        self._saved[mb] = _Saved(x, targets, None, [], shard) if again else _Saved(x, None, y, losses, None)
         return y.detach()
 
     def backward(
@@ -103,10 +107,10 @@ class Stage:
         if (gradient is None) != self.is_last:
             found = "no gradient" if gradient is None else "a gradient for the loss"
             raise StageError(f"micro-batch {mb}: found {found}; required one exactly behind inner stages")
-        x, targets, y, losses = self._saved.pop(mb)
+        x, targets, y, losses, shard = self._saved.pop(mb)
         if y is None:
             with training() as losses:
-                y = self._run(x, targets)
+                y = self._run(x, targets, shard)
         if gradient is None:
             gradient = torch.full_like(y, loss_scale)
         watch = None if done is None else _Watch(self.owned, done)
@@ -138,9 +142,9 @@ class Stage:
                 torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def evaluate(self, x: Tensor, targets: Tensor | None = None, shard: Shard | None = None) -> Tensor:
         """As forward, but nothing is saved."""
-        return self._run(x, targets)
+        return self._run(x, targets, shard)
 
     def clear(self) -> None:
         """Forget activations and gradients, as after a step that failed."""
@@ -149,31 +153,31 @@ class Stage:
             for p in parameters:
                 p.grad = None
 
-    def _run(self, x: Tensor, targets: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, targets: Tensor | None, shard: Shard | None) -> Tensor:
         if (targets is None) == self.is_last:
             raise StageError("found targets in an inner stage or none in the last; required in the last only")
         if self._autocast is not None and x.is_floating_point():
             x = x.float()  # within a stage the residual stream is float32
         with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
-            for layer in self.layers[:-1]:
-                x, _ = layer(x)
-            last = self.layers[-1]
+            for layer in self.layers[: -1 if self.is_last else None]:
+                x, _ = layer(x, None if shard is None else layer.in_shard(shard))
             if targets is not None:
-                assert isinstance(last, Head)
-                return last.loss(x, targets)
-            x, _ = last(x)
+                head = self.layers[-1]
+                assert isinstance(head, Head)
+                return head.loss(x, targets)
         return x if self._autocast is None else x.to(self._autocast)
 
 
 class _Saved(NamedTuple):
     """What a micro-batch leaves for its backward: its input, and either the result and its layers' own
-    losses, whose graph holds the activations, or nothing but the targets (None but in the last stage) to
-    compute it again."""
+    losses, whose graph holds the activations, or nothing but the targets (None but in the last stage) and
+    the shard to compute it again."""
 
     x: Tensor
     targets: Tensor | None
     y: Tensor | None
     losses: list[Tensor]
+    shard: Shard | None
 
 
 class _Watch:

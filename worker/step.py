@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 
 import torch
@@ -37,6 +38,7 @@ from worker.outer import OuterOptimizer
 from worker.peers import Peers
 from worker.recorder import Recorder
 from worker.reduce import GradientReduction
+from worker.sequence_shards import shard_of
 from worker.sharded import ShardedSum
 from worker.stage import Stage
 from worker.step_context import StepContext
@@ -161,6 +163,9 @@ class _Step:
             _boundary_shape(context, plan.micro_batch),
             boundary_dtype(context.job.precision),
         )
+        self._kind: SpanKind = "forward"
+        self._since_s = 0.0
+        """When what is computed now, or went on behind a wait for another shard, began."""
         self._loss_scale = 1.0 / (samples_of_loss * context.job.sequence_length)
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
         self._own_square = 0.0
@@ -238,11 +243,13 @@ class _Step:
         inputs, targets = self._tokens_of(mb) if stage.is_first or stage.is_last else (None, None)
         x = inputs if stage.is_first else self._tensors.pop(("activation", mb))
         assert x is not None
-        start_s = self._recorder.now_s()
-        y = stage.forward(mb, x, targets if stage.is_last else None)
+        shard = shard_of(self._context, self._peers, mb, partial(self._waits, mb))
+        self._since_s = self._recorder.now_s()
+        self._kind = "forward"
+        y = stage.forward(mb, x, targets if stage.is_last else None, shard)
         if targets is not None and stage.is_last:
             loss = y.item()
-            self._computed("forward", start_s, mb)
+            self._computed("forward", self._since_s, mb)
             if not isfinite(loss) and not self._bad_loss:  # the vote will tell; it may be this rank's alone
                 self._bad_loss = (
                     f"step {self._step}, rank {self._context.rank}, micro-batch {mb}: found the loss"
@@ -251,7 +258,7 @@ class _Step:
             self._loss_sum += loss
             self._tokens += targets.numel()
         else:
-            self._computed("forward", start_s, mb)
+            self._computed("forward", self._since_s, mb)
             self._tensors["activation", mb] = y
 
     def _backward(self, mb: int) -> None:
@@ -261,13 +268,21 @@ class _Step:
         exchanges = self._reduction is not None or self._frozen_after is not None
         done = self._layer_done if exchanges and is_last_backward else None
         gradient = None if stage.is_last else self._tensors.pop(("gradient", mb))
-        start_s = self._recorder.now_s()
+        self._since_s = self._recorder.now_s()
+        self._kind = "backward"
         x_gradient = stage.backward(mb, gradient, self._loss_scale, done)
-        self._computed("backward", start_s, mb)
+        self._computed("backward", self._since_s, mb)
         if self._outer_sum is not None:
             self._outer_sum.add_what_is_there()
         if x_gradient is not None:
             self._tensors["gradient", mb] = x_gradient
+
+    def _waits(self, mb: int, begins: bool) -> None:
+        """The wait for another shard parts what is computed in two."""
+        if begins:
+            self._computed(self._kind, self._since_s, mb)
+        else:
+            self._since_s = self._recorder.now_s()
 
     def _layer_done(self, layer: int) -> None:
         """The layer has this replica's whole gradient: it, or the momentum it makes, goes to the peers."""
@@ -353,22 +368,30 @@ class _Step:
         self._recorder.add(kind, start_s, mb)
 
     def _tokens_of(self, mb: int) -> tuple[Tensor, Tensor]:
-        context = self._context
-        return _split(self._batch(mb), context.plan.micro_batch, context.job.sequence_length, context.device)
+        return _split(self._context, self._batch(mb), self._context.plan.micro_batch)
 
 
 def _boundary_shape(context: StepContext, n: int) -> tuple[int, ...]:
     """Of what crosses between stages, for `n` samples."""
-    return (n, context.job.sequence_length, context.job.shape.hidden)
+    start, stop = _positions(context)
+    return (n, stop - start, context.job.shape.hidden)
 
 
-def _split(tokens: Tensor, n: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (n, length) each."""
+def _positions(context: StepContext) -> tuple[int, int]:
+    """[start, stop): those of every sequence that this rank computes."""
+    plan = context.plan
+    return plan.shard_bounds(context.job.sequence_length)[context.replica if plan.split == "sequence" else 0]
+
+
+def _split(context: StepContext, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets at this rank's positions, of `n` samples."""
+    length = context.job.sequence_length
     if tokens.shape != (n, length + 1) or tokens.dtype != torch.int64:
         raise ValueError(
             f"found a batch of {tokens.dtype} {tuple(tokens.shape)}; required torch.int64 {(n, length + 1)}"
         )
-    tokens = tokens.to(device)
+    start, stop = _positions(context)
+    tokens = tokens[:, start : stop + 1].to(context.device)
     return tokens[:, :-1], tokens[:, 1:]
 
 
@@ -382,25 +405,26 @@ def run_eval(
 ) -> tuple[float, int]:
     """Forward only, over held-out samples 0 .. n_samples - 1: (cross entropy summed, tokens summed over).
 
-    Micro-batch i goes to replica i mod n_replicas; the last one may be smaller. (0.0, 0) but in a last
-    stage. `batch(ids)` gives int64 (len(ids), sequence_length + 1), asked in first and last stage only.
-    Sums of the replicas are to be added. `step` tells evaluations apart.
+    Micro-batch i goes to replica i mod n_replicas, or to all where they share every sequence; the last one
+    may be smaller. (0.0, 0) but in a last stage. `batch(ids)` gives int64 (len(ids), sequence_length + 1),
+    asked in first and last stage only. Sums of the replicas are to be added. `step` tells evaluations apart.
     """
     job, plan = context.job, context.plan
     peers = Peers(context, step, Recorder(context.rank, clock))
     ids = range(n_samples)
     micro_batches = [ids[i : i + plan.micro_batch] for i in range(0, n_samples, plan.micro_batch)]
     loss_sum, tokens = 0.0, 0
-    for mb in range(context.replica, len(micro_batches), plan.n_replicas):
+    for mb in range(context.replica % plan.batch_shares, len(micro_batches), plan.batch_shares):
         own = micro_batches[mb]
         inputs, targets = None, None
         if stage.is_first or stage.is_last:
-            inputs, targets = _split(batch(own), len(own), job.sequence_length, context.device)
+            inputs, targets = _split(context, batch(own), len(own))
         if not stage.is_first:
             shape = _boundary_shape(context, len(own))
             inputs = peers.receive("eval", context.rank - 1, shape, boundary_dtype(job.precision), mb)
         assert inputs is not None
-        y = stage.evaluate(inputs, targets if stage.is_last else None)
+        shard = shard_of(context, peers, mb, lambda _: None, "eval")
+        y = stage.evaluate(inputs, targets if stage.is_last else None, shard)
         if targets is not None and stage.is_last:
             loss_sum += y.item()
             tokens += targets.numel()

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-KINDS = ("activation", "gradient", "shard", "reduced", "tied", "layer", "eval", "probe", "echo", "resend")
+KINDS = (
+    "activation",
+    "gradient",
+    "shard",
+    "reduced",
+    "tied",
+    "layer",
+    "eval",
+    "probe",
+    "echo",
+    "resend",
+    "keys",
+    "owed",
+)
 """Kinds of frame; their index travels as a byte."""
 
 

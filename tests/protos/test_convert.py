@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs, Rows
 from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.sequence import Split
 from scheduler.timeline import Span, Timeline
 from scheduler.topology import Device
 
@@ -33,11 +36,15 @@ def plans(draw: st.DrawFn) -> Plan:
         """The replicas' codecs, over all boundaries, in turn."""
         return tuple((names[r % len(names)],) * (n_stages - 1) for r in range(n_replicas))
 
+    splits: tuple[Split, ...] = get_args(Split)
+    split = draw(st.sampled_from(splits))
+    shares = [draw(st.integers(1, 99)) for _ in range(1 if split == "sequence" else n_replicas)]
     return Plan(
         version=draw(st.integers(0, 2**40)),
         placement=tuple(tuple(f"w{r}-{s}" for s in range(n_stages)) for r in range(n_replicas)),
         partition=tuple(zip([0, *stops[:-1]], stops, strict=True)),
-        micro_batches=tuple(draw(st.integers(1, 99)) for _ in range(n_replicas)),
+        micro_batches=tuple(shares * (n_replicas // len(shares))),
+        split=split,
         schedule=draw(st.sampled_from(["gpipe", "1f1b"])),
         warmup_extra=draw(st.integers(0, 9)),
         micro_batch=draw(st.integers(1, 99)),
@@ -135,6 +142,14 @@ def test_a_plan_that_does_not_fit_together_is_refused(change: object, said: str)
     assert callable(change)
     change(message)
     with pytest.raises(ConvertError, match=said):
+        cv.plan_from_message(message)
+
+
+def test_replicas_that_share_every_sequence_take_all_micro_batches() -> None:
+    plan = Plan(1, (("a",), ("b",)), ((0, 1),), (3, 3), "1f1b", micro_batch=2, split="sequence")
+    message = cv.plan_to_message(plan)
+    message.micro_batches[1] = 2
+    with pytest.raises(ConvertError, match="found 2, 3 of replicas that share every sequence"):
         cv.plan_from_message(message)
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from compression.codec import FeedbackCodec, make_codec
 from compression.spec import codec_spec
 from scheduler.job import JobSpec
+from scheduler.sequence import shard_bounds
 from tests.worker.pipelines import Rank, Run, fresh_layers, make_job, make_plan, make_ranks, tokens_of, train
 from tests.worker.test_compressed import compressed
 from tests.worker.test_residuals import resumed, run_steps, saved
 from worker.model import Head
 from worker.optimizer import learning_rate
-from worker.sharded import shard_bounds
 
 WARMUP = 5
 REDUCE = f"momentum:bits=4,group=32,warmup_steps={WARMUP}"

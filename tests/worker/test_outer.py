@@ -11,6 +11,7 @@ from torch import Tensor
 from compression.codec import make_codec
 from scheduler.job import JobSpec, LocalStepsSpec
 from scheduler.plan import Plan
+from scheduler.sequence import shard_bounds
 from tests.worker.pipelines import Rank, Run, fresh_layers, make_job, make_plan, make_ranks, tokens_of, train
 from tests.worker.test_compressed import compressed
 from tests.worker.test_residuals import run_steps, saved
@@ -18,7 +19,6 @@ from worker.checkpoint import from_bytes, load_local, load_state, load_weights, 
 from worker.model import Head
 from worker.optimizer import StageOptimizer, learning_rate
 from worker.residuals import load_residuals
-from worker.sharded import shard_bounds
 from worker.transport import Frame, TransportAborted
 
 EVERY = 3

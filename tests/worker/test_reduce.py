@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from scheduler.sequence import shard_bounds
 from tests.worker.pipelines import Rank, in_threads, make_job, make_plan, make_ranks
 from worker.peers import Peers
 from worker.recorder import Recorder
 from worker.reduce import GradientReduction
-from worker.sharded import shard_bounds
 from worker.transport import FrameKey, TransportTimeout
 
 
