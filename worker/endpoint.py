@@ -35,6 +35,7 @@ from worker.inbound import Inbound
 from worker.limits import Limits
 from worker.outbound import Outbound
 from worker.probe import LinkMeasurement, measure, reach
+from worker.ready_links import ReadyLinks
 from worker.transport import TransportError
 from worker.wire import MAX_CHUNK_BYTES, MAX_HEADER_BYTES, run_hash
 from worker.zmq_plan import ZmqTransport, unheard
@@ -76,6 +77,7 @@ class DataEndpoint:
         self._inbound = Inbound(self._router, self.limits, self._admission)
         self._outbound: dict[ZmqTransport, Outbound] = {}
         self._poller = zmq.Poller()
+        self._ready = ReadyLinks(self._context, self._poller, keys)
         self._bell, self._bell_reader = socket.socketpair()
         self._bell.setblocking(False)
         self._bell_reader.setblocking(False)
@@ -110,8 +112,9 @@ class DataEndpoint:
         Frames of a key that is not named any more are dropped, also on connections that are open.
         """
         if self._admission is not None:
-            self._admission.admit(keys)
-            self.ring()
+            admitted = frozenset(keys)
+            self._admission.admit(admitted)
+            self.submit(lambda: self._ready.admit(admitted))
 
     @property
     def refused(self) -> int:
@@ -153,6 +156,10 @@ class DataEndpoint:
         Blocks; any thread may call it. Raises PeerUnreachable, naming address and port.
         """
         return measure(self._context, peer, self.keys, probe_bytes, streams or self.streams, timeout_s)
+
+    def keep_ready(self, peer: PeerAddress, streams: int) -> None:
+        """Have a connection to `peer` open for the next plan that has it with so many streams."""
+        self.submit(lambda: self._ready.keep(peer, streams))
 
     def reach(self, peers: Mapping[int, PeerAddress], timeout_s: float = 10.0) -> None:
         """Raises PeerUnreachable, naming address and port, unless every peer answers in time."""
@@ -216,7 +223,7 @@ class DataEndpoint:
     # ---- what the I/O thread does
 
     def _opened(self, transport: ZmqTransport) -> None:
-        self._outbound[transport] = Outbound(transport, self._context, self._poller, self.keys)
+        self._outbound[transport] = Outbound(transport, self._ready, self._poller)
         self._inbound.open(transport)
 
     def _release(self, transport: ZmqTransport, linger_s: float) -> None:
@@ -224,11 +231,13 @@ class DataEndpoint:
         outbound = self._outbound.pop(transport, None)
         if outbound is not None:
             outbound.close(linger_s)
+            for peer in transport.peers.values():
+                self._ready.keep(peer, transport.streams)
 
     def _wait_ms(self) -> int | None:
         """How long the thread may sleep; None: until something comes."""
         waits = [o.wait_ms for o in self._outbound.values()]
-        waits += [self._admission.wait_ms] if self._admission else []
+        waits += [self._ready.wait_ms, *([self._admission.wait_ms] if self._admission else [])]
         return min((w for w in waits if w is not None), default=None)
 
     def _run(self) -> None:
@@ -252,6 +261,7 @@ class DataEndpoint:
                     self._inbound.take(ROUTER_BATCH)
                 for outbound in list(self._outbound.values()):
                     outbound.turn(ready, time.monotonic())
+                self._ready.turn(ready, time.monotonic())
                 self._inbound.send_credits()
         except Exception as error:
             log.exception("the I/O thread of %s failed", self.address)
@@ -260,6 +270,7 @@ class DataEndpoint:
             for transport in list(self._outbound):
                 transport.abort(reason)
                 self._outbound.pop(transport).close(0.0)
+            self._ready.close()
             self._router.close(0)
             if admission is not None:
                 admission.close()

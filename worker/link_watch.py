@@ -44,6 +44,11 @@ class LinkWatch:
         """How soon `turn` wants to be called; None: when something happens."""
         return TURN_MS if self._down_s or self._lost_s is not None else None
 
+    @property
+    def whole(self) -> bool:
+        """Whether no connection is known to be broken."""
+        return not self._down_s
+
     def turn(self, ready: Mapping[Any, int], now_s: float, under_way: bool) -> str:
         """'' or how the link is cut. `under_way`: frames are sent and not acknowledged."""
         for i, monitor in enumerate(self._monitors):

@@ -14,17 +14,13 @@ from typing import Any
 
 import zmq
 
-from worker.addresses import CurveKeys, PeerAddress, dealer
-from worker.link_watch import LinkWatch
+from worker.ready_links import ReadyLinks, Streams
 from worker.striping import Message
 from worker.transport import FrameError
 from worker.wire import unpack_ack
 from worker.zmq_plan import ZmqTransport
 
 log = logging.getLogger(__name__)
-
-STREAM_MESSAGES = 4
-"""Messages a stream holds before TCP has taken them."""
 
 TURN_MESSAGES = 64
 """Messages sent on one link before the others, and what comes in, have their turn."""
@@ -33,10 +29,10 @@ TURN_MESSAGES = 64
 class _Link:
     """The streams to one peer, and the frames that are on their way out."""
 
-    def __init__(self, rank: int, sockets: list[zmq.Socket[bytes]], poller: zmq.Poller) -> None:
+    def __init__(self, rank: int, streams: Streams) -> None:
         self.rank = rank
-        self.watch = LinkWatch(sockets, poller)
-        self.sockets = sockets
+        self.streams = streams
+        self.watch, self.sockets = streams.watch, streams.sockets
         self.active: dict[str, Iterator[Message]] = {}
         self.turn: deque[str] = deque()
         self.waiting: Message | None = None  # taken from its frame, and no stream had room
@@ -66,30 +62,18 @@ class _Link:
 class Outbound:
     """Every link of one transport. Lives in the I/O thread only."""
 
-    def __init__(
-        self,
-        transport: ZmqTransport,
-        context: zmq.Context[zmq.Socket[bytes]],
-        poller: zmq.Poller,
-        keys: CurveKeys | None,
-    ) -> None:
+    def __init__(self, transport: ZmqTransport, links: ReadyLinks, poller: zmq.Poller) -> None:
         self._transport = transport
         self._poller = poller
         self._links: dict[int, _Link] = {}
         try:
             for rank, peer in transport.peers.items():
-                self._links[rank] = _Link(rank, self._connect(context, peer, keys), poller)
+                link = self._links[rank] = _Link(rank, links.take(peer, transport.streams))
+                for s in link.sockets:
+                    self._poller.register(s, zmq.POLLIN)
         except Exception:
             self.close(0.0)
             raise
-
-    def _connect(
-        self, context: zmq.Context[zmq.Socket[bytes]], peer: PeerAddress, keys: CurveKeys | None
-    ) -> list[zmq.Socket[bytes]]:
-        sockets = [dealer(context, peer, keys, STREAM_MESSAGES) for _ in range(self._transport.streams)]
-        for s in sockets:
-            self._poller.register(s, zmq.POLLIN)
-        return sockets
 
     @property
     def wait_ms(self) -> int | None:
@@ -164,8 +148,7 @@ class Outbound:
     def close(self, linger_s: float) -> None:
         """Close the sockets; what they hold may still leave for `linger_s`."""
         for link in self._links.values():
-            link.watch.close()
             for s in link.sockets:
                 self._poller.unregister(s)
-                s.close(round(linger_s * 1000))
+            link.streams.close(round(linger_s * 1000))
         self._links.clear()

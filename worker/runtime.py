@@ -233,6 +233,8 @@ class Runtime:
         for peer in command.peers:
             try:
                 found = self._ways.measured(peer, probe)
+                if not self._ways.is_relayed(peer.name):  # a place at the relay is for who needs it
+                    self._endpoint.keep_ready(self._ways.address(peer), self._streams)
                 links.append(
                     pb.LinkSample(
                         peer=peer.name,
