@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from safetensors.numpy import load_file
 
 from coordinator.history import read_history
 from coordinator.store import Store
@@ -59,8 +61,10 @@ def cluster_of(
         "micro_batch": 2,
     }
     plan.write_text(json.dumps(document))
+    told = dict(options_of or {})  # a directory of this run's own, where its faults are told apart
+    told["worker"] = (*told.get("worker", ()), "--state-dir", str(directory / name / "workers"))
     options = LocalOptions(
-        workers=2 * replicas + spares, state_dir=directory / name, plan=plan, options_of=options_of or {}
+        workers=2 * replicas + spares, state_dir=directory / name, plan=plan, options_of=told
     )
     return LocalCluster(job, replace(options, **changes))
 
@@ -74,6 +78,18 @@ def weights(directory: Path, name: str, steps: int) -> dict[str, str]:
     """File -> hash, of the last checkpoint: weights and optimizer state of every layer."""
     last = directory / name / "checkpoints" / f"step-{steps:06d}"
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(last.glob("*.safetensors"))}
+
+
+def furthest(directory: Path, name: str, undisturbed: str, steps: int) -> float:
+    """The most a number of the last checkpoint is off the undisturbed run's, over its tensor's largest."""
+    off = 0.0
+    ours, theirs = (directory / n / "checkpoints" / f"step-{steps:06d}" for n in (name, undisturbed))
+    for file in sorted(theirs.glob("*.safetensors")):
+        found = load_file(ours / file.name)
+        for key, wanted in load_file(file).items():
+            scale = np.abs(wanted).max(initial=0.0) or 1.0
+            off = max(off, float(np.abs(found[key] - wanted).max(initial=0.0) / scale))
+    return off
 
 
 def ledger_defect(directory: Path, name: str, steps: int) -> str:

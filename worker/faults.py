@@ -3,10 +3,12 @@
     plan:rank:phase@step:how     1:2:backward@7:kill    the holder of rank 2 under plan 1, in step 7
                                  1:0:commit@3:stop=2    is stopped for two seconds
                                  2:1:save@10:term       is told to leave while it saves
+                                 *:2:vote@4:kill        whoever holds rank 2 by then
                                  *:*:vote@4:reset       this worker, whatever it holds by then
 
-A fault happens once, in the process that holds the rank then. What can be ordered is the table HOWS. Real
-runs have no faults but their own.
+A fault happens once, in the process that holds the rank then; under any plan, once among all workers that
+share a state directory, so that who takes the place does not meet it again. What can be ordered is the table
+HOWS. Real runs have no faults but their own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from worker import faulty_sockets
@@ -152,15 +155,28 @@ def no_faults(phase: Phase, step: int, plan_version: int, rank: int) -> None:
 class Faults:
     """Those that are still to happen in this process; `say` is told of each as it does."""
 
-    def __init__(self, faults: Iterable[Fault], coordinator_port: int, say: Callable[..., None]) -> None:
+    def __init__(
+        self, faults: Iterable[Fault], coordinator_port: int, say: Callable[..., None], shared: Path
+    ) -> None:
         self._left = set(faults)
-        self._port, self._say = coordinator_port, say
+        self._port, self._say, self._met = coordinator_port, say, shared / "faults"
 
     def reached(self, phase: Phase, step: int, plan_version: int, rank: int) -> None:
         for fault in [f for f in self._left if f.is_at(phase, step, plan_version, rank)]:
             self._left.discard(fault)
+            if fault.plan_version is None and fault.rank is not None and not self._is_first(fault):
+                continue
             how = HOWS[fault.how]
             self._say(
                 "fault", how=fault.how, says=how.says, phase=phase, step=step, plan=plan_version, rank=rank
             )
             how.does(fault.seconds, self._port)
+
+    def _is_first(self, fault: Fault) -> bool:
+        """Whether no process that shares the state directory has met it. Creating a file decides."""
+        self._met.mkdir(parents=True, exist_ok=True)
+        try:
+            (self._met / f"{fault.rank}-{fault.phase}-{fault.step}-{fault.how}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True

@@ -313,7 +313,8 @@ class _Member:
 def _reached(options: MemberOptions, say: Say) -> Reached:
     if not options.faults:
         return no_faults
-    return Faults(options.faults, int(options.address.rpartition(":")[2]), say).reached
+    port = int(options.address.rpartition(":")[2])
+    return Faults(options.faults, port, say, options.cache_dir).reached
 
 
 def _routes(path: Path | None) -> dict[str, str]:

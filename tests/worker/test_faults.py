@@ -55,12 +55,16 @@ def test_what_needs_linux_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         f.parse_fault("1:0:vote@3:reset")
 
 
-def test_a_fault_happens_once_at_its_moment_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_happens_once_at_its_moment_and_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     happened: list[tuple[float, int]] = []
     said: list[dict[str, Any]] = []
     how = f.How("for this test", lambda seconds, port: happened.append((seconds, port)), timed=True)
     monkeypatch.setitem(f.HOWS, "stop", how)
-    ordered = f.Faults([f.parse_fault("1:0:vote@3:stop=2")], 29500, lambda _, **told: said.append(told))
+    ordered = f.Faults(
+        [f.parse_fault("1:0:vote@3:stop=2")], 29500, lambda _, **told: said.append(told), tmp_path
+    )
     for moment in ((3, 1, 1), (4, 1, 0), (3, 2, 0)):
         ordered.reached("vote", *moment)
     ordered.reached("commit", 3, 1, 0)
@@ -69,6 +73,22 @@ def test_a_fault_happens_once_at_its_moment_and_is_said(monkeypatch: pytest.Monk
     ordered.reached("vote", 3, 1, 0)
     assert happened == [(2.0, 29500)]
     assert [(s["how"], s["phase"], s["step"]) for s in said] == [("stop", "vote", 3)]
+
+
+def test_who_takes_the_place_does_not_meet_the_fault_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the workers that share a directory the first meets a rank's fault, under whatever plan."""
+    happened: list[str] = []
+    monkeypatch.setitem(f.HOWS, "kill", f.How("for this test", lambda *_: happened.append("kill")))
+    told = [f.parse_fault("*:1:vote@3:kill"), f.parse_fault("*:1:commit@5:kill")]
+    first, second = (f.Faults(told, 29500, lambda *_, **__: None, tmp_path / "tokens") for _ in range(2))
+    first.reached("vote", 3, 1, 1)
+    second.reached("vote", 3, 2, 1)
+    assert happened == ["kill"]
+    second.reached("commit", 5, 2, 1)
+    first.reached("commit", 5, 2, 1)
+    assert happened == ["kill", "kill"]
 
 
 def test_a_full_disk_takes_nothing_more_until_there_is_room(tmp_path: Path) -> None:
