@@ -39,7 +39,7 @@ from .proving import ledger
 from .records import OVER
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
 from .run import EVERYWHERE, PortInUse, RunOptions, run
-from .seeing import DashboardPortInUse, DashboardRefused, run_with_dashboard, runs
+from .seeing import DashboardPortInUse, DashboardRefused, Page, run_with_dashboard, runs
 from .seeing import dashboard as open_dashboard
 from .standing_by import holder_name, wait_until_free
 from .status import lines_of
@@ -228,6 +228,16 @@ def start(
             envvar="ISTHMUS_DASHBOARD",
         ),
     ] = "",
+    runs_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--runs",
+            help="The page also opens and compares the runs below this directory. Default: those beside "
+            "--state-dir; none where other machines reach the page.",
+            envvar="ISTHMUS_RUNS",
+            file_okay=False,
+        ),
+    ] = None,
     dashboard_valid: Annotated[
         str,
         typer.Option(
@@ -318,8 +328,9 @@ def start(
         with show:
             if dashboard:
                 files = tls_files(tls_cert, tls_key, state_dir) if tls is not None else None
+                page = Page(dashboard, dashboard_valid, files, insecure, runs_dir)
                 code = run_with_dashboard(
-                    dashboard, dashboard_valid, files, insecure, opened.state_dir, job.name, resume, show,
+                    page, opened.state_dir, job.name, resume, show,
                     lambda say: run(job, opened, options, secret, say, planner),
                 )  # fmt: skip
             else:

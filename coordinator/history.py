@@ -6,16 +6,19 @@ Reads only; works while the coordinator runs and after it was killed.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler.job import JobSpec, job_from_json
+from scheduler.job import JobError, JobSpec, job_from_json
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
 from scheduler.timeline import Timeline
 
+from .database import DatabaseError, Row
 from .store import Store, StoreError
 from .timelines import TIMELINE_FILE, RecordedStep, timeline_from_json
 
@@ -103,10 +106,7 @@ class History:
 
 def read_history(state_dir: Path) -> History:
     """Raises StoreError if the directory holds no run that this version can read."""
-    with Store(state_dir, read_only=True) as store:
-        run = store.run()
-        if run is None:
-            raise StoreError(f"{state_dir}: found no run, required the state directory of one")
+    with reading(state_dir) as (store, run):
         plans = store.rows("SELECT plan FROM plans ORDER BY attempt DESC, version DESC LIMIT 1")
         plan = plan_of_document(json.loads(plans[0]["plan"]), str(state_dir)) if plans else None
         steps = store.rows(
@@ -122,7 +122,7 @@ def read_history(state_dir: Path) -> History:
     devices, predicted, measured = _timelines(state_dir / TIMELINE_FILE)
     return History(
         run=run["run"],
-        job=job_from_json(run["job_json"], str(state_dir)),
+        job=job_of(run, state_dir),
         phase=run["phase"],
         reason=run["reason"],
         code=run["code"],
@@ -136,6 +136,33 @@ def read_history(state_dir: Path) -> History:
         predicted=predicted,
         measured=measured,
     )
+
+
+def read_job(state_dir: Path) -> JobSpec:
+    """The job alone. Raises StoreError as `read_history` does."""
+    with reading(state_dir) as (_, run):
+        return job_of(run, state_dir)
+
+
+@contextmanager
+def reading(state_dir: Path) -> Iterator[tuple[Store, Row]]:
+    """The store, and the run that it holds. Raises StoreError, also for what goes wrong while it is read."""
+    try:
+        with Store(state_dir, read_only=True) as store:
+            run = store.run()
+            if run is None:
+                raise StoreError(f"{state_dir}: found no run, required the state directory of one")
+            yield store, run
+    except DatabaseError as error:
+        raise StoreError(f"{state_dir}: found {error}, required the history of a run") from error
+
+
+def job_of(run: Row, state_dir: Path) -> JobSpec:
+    """Of a row that `reading` gives. Raises StoreError."""
+    try:
+        return job_from_json(run["job_json"], str(state_dir))
+    except JobError as error:
+        raise StoreError(str(error)) from error
 
 
 def _workers(events: tuple[EventRecord, ...], plan: Plan | None) -> tuple[WorkerRecord, ...]:

@@ -17,6 +17,7 @@ from ..progress import Show
 from ..tokens import Tokens
 from .board import Board
 from .guard import Readers, local_names
+from .runs import Below
 from .server import Dashboard, serve
 
 Say = Callable[[dict[str, Any]], None]
@@ -29,10 +30,11 @@ class DashboardError(Exception):
 @dataclass(frozen=True, slots=True)
 class Where:
     """HOST:PORT to serve at. Beyond this machine a token is asked for, over TLS where `tls` names its
-    certificate's and key's files."""
+    certificate's and key's files. `below`: where other runs are that the page may open."""
 
     bind: str
     tls: tuple[Path, Path] | None = None
+    below: Below | None = None
 
     @property
     def on_loopback(self) -> bool:
@@ -102,7 +104,8 @@ async def served(
     """Serve the board while the body runs."""
     hosts = local_names(where.bind) if where.on_loopback else frozenset[str]()
     tokens = None if where.on_loopback else Tokens(state_dir)
-    dashboard = Dashboard(board, state_dir, Readers(tokens, time.time) if tokens else None, hosts)
+    readers = Readers(tokens, time.time) if tokens else None
+    dashboard = Dashboard(board, state_dir, readers, hosts, where.below)
     server, task = await serve(dashboard, listening, None if where.on_loopback else where.tls)
     try:
         yield

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from protos.log_lines import finite
+
 Event = Mapping[str, Any]
 
 KEPT_EVENTS = 300
@@ -112,7 +114,7 @@ class Board:
             case "step":
                 self._step(event)
             case "eval":
-                self.eval_loss = _finite(event["eval_loss"])
+                self.eval_loss = finite(event["eval_loss"])
                 if self.eval_loss is not None:
                     self.evals.append((event["step"], self.eval_loss))
             case "links":
@@ -141,7 +143,7 @@ class Board:
         self.step = event["step"]
         self.tokens += event["tokens"]
         for name, values in self.series.items():
-            values.append(_finite(event[name]))
+            values.append(finite(event[name]))
 
     def _place(self) -> None:
         at = {
@@ -202,7 +204,7 @@ class Board:
                 "from": a, "to": b, "kind": kind, "codec": uses[0]["codec"], "flows": len(uses),
                 "sent_bytes": sum(u["sent_bytes"] for u in uses),
                 "raw_bytes": sum(u["raw_bytes"] for u in uses),
-                "relative_error": _finite(median(u["relative_error"] for u in uses)),
+                "relative_error": finite(median(u["relative_error"] for u in uses)),
             }
             for (a, b, kind), uses in sorted(found.items())
         ]  # fmt: skip
@@ -249,7 +251,3 @@ def _words(event: Event) -> str:
             return f"{event['name']} writes: {event['text']}"
         case _:
             return str(event.get("reason") or kind)
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

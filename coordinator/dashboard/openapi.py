@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from .runs import MAX_COMPARED
+
 _NUMBER = {"type": ["number", "null"]}
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "integer"}
+_WORDS = {"type": ["string", "null"]}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -49,13 +52,25 @@ TIMELINE = _object(
     devices=_list(_TEXT), predicted={"type": ["object", "null"]}, measured=_list({"type": "object"})
 )
 LINKS = _list(_object(links=_WHOLE, latency_s=_NUMBER, bandwidth_Bps=_NUMBER))
+_COUNT = {"type": ["integer", "null"]}
+LISTED = {
+    **_object(
+        id=_TEXT, own={"type": "boolean"}, error=_TEXT, run=_WORDS, job=_WORDS, phase=_WORDS, reason=_WORDS,
+        code=_COUNT, began_s={"type": "number"}, last_s=_NUMBER, attempts=_COUNT, step=_COUNT, steps=_COUNT,
+        loss=_NUMBER, eval_loss=_NUMBER, tokens=_COUNT, tokens_per_s=_NUMBER, step_s=_NUMBER,
+        predicted_step_s=_NUMBER, sent_bytes=_NUMBER, stages=_COUNT, replicas=_COUNT,
+    ),
+    "description": "`own`: the run that is served; `error`: why it cannot be read, the rest is null then. "
+    "Seconds of a step, tokens a second and bytes a step are means over the run.",
+}  # fmt: skip
+COMPARED = _object(runs=_list(_TEXT), settings=_list(_object(key=_TEXT, values=_list(_TEXT))))
 ERROR = _object(error=_TEXT)
 
 
 def _get(summary: str, schema: Any, parameters: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     answer = {"description": summary, "content": {"application/json": {"schema": schema}}}
     refused = {"description": "Refused, with the reason.", "content": {"application/json": {"schema": ERROR}}}
-    refusals = dict.fromkeys(("400", "401", "403", "405", "421", "503"), refused)
+    refusals = dict.fromkeys(("400", "401", "403", "404", "405", "421", "503"), refused)
     return {
         "get": {"summary": summary, "parameters": parameters or [], "responses": {"200": answer, **refusals}}
     }
@@ -65,20 +80,32 @@ _AFTER = {
     "name": "after", "in": "query", "required": False, "schema": {"type": "integer"},
     "description": "Only steps after this one.",
 }  # fmt: skip
+_RUN = {
+    "name": "run", "in": "query", "required": False, "schema": {"type": "string", "maxLength": 4096},
+    "description": "Of this run, by its `id` of /api/runs; without it, of the one that is served.",
+}  # fmt: skip
+_RUNS = {
+    "name": "run", "in": "query", "required": True, "style": "form", "explode": True,
+    "schema": {"type": "array", "items": {"type": "string", "maxLength": 4096}, "minItems": 2,
+               "maxItems": MAX_COMPARED, "uniqueItems": True},
+    "description": "The `id` of each.",
+}  # fmt: skip
 
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {
-        "title": "Isthmus: a run",
+        "title": "Isthmus: a run, and others",
         "version": "1",
         "description": "Reads; changes nothing. Units are suffixes.",
     },
     "paths": {
-        "/api/run": _get("The run at this moment.", RUN),
+        "/api/run": _get("The run at this moment.", RUN, [_RUN]),
         "/api/steps": _get(
-            "Series over the steps, at most some 2,000 points, and evaluations.", STEPS, [_AFTER]
+            "Series over the steps, at most some 2,000 points, and evaluations.", STEPS, [_AFTER, _RUN]
         ),
-        "/api/timeline": _get("Spans of recorded steps beside the engine's prediction.", TIMELINE),
-        "/api/links": _get("Links between regions, as the workers measured them.", LINKS),
+        "/api/timeline": _get("Spans of recorded steps beside the engine's prediction.", TIMELINE, [_RUN]),
+        "/api/links": _get("Links between regions, as the workers measured them.", LINKS, [_RUN]),
+        "/api/runs": _get("The runs that can be opened, the last begun first.", _list(LISTED)),
+        "/api/compare": _get("Settings in which the jobs of runs differ.", COMPARED, [_RUNS]),
     },
 }

@@ -3,6 +3,9 @@
 /              the page           /api/run        the snapshot        /api/steps     the series
 /static/NAME   its parts          /api/events     snapshots, live     /api/timeline  predicted beside measured
 /metrics       OpenMetrics        /api/openapi    what these answer   /api/links     measured links by region
+/runs          runs, compared     /api/runs       each in numbers     /api/compare   where their jobs differ
+
+With `?run=ID` the page and its data are of another run, one of /api/runs, as it is in its state directory.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
@@ -22,14 +24,16 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..store import StoreError
 from ..timelines import TIMELINE_FILE
 from .board import Board
-from .guard import COOKIE, Readers, refusal
+from .door import Guard, given
+from .guard import COOKIE, Readers
 from .links import LinksByRegion
 from .metrics import exposition
 from .openapi import DOCUMENT
+from .runs import MAX_COMPARED, Below, Runs, Shown
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
@@ -45,13 +49,14 @@ ASK_AGAIN_S = 5.0
 """How often a page that follows the run is asked whether its token still holds."""
 MAX_STREAMS = 64
 MAX_POINTS = 2000
-SAFE = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+
+
+class _NoRun(Exception):
+    """There is no such run, or it cannot be read: why."""
+
+
+async def _no_run(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 404)
 
 
 class Dashboard:
@@ -63,27 +68,32 @@ class Dashboard:
         state_dir: Path,
         readers: Readers | None = None,
         hosts: frozenset[str] = frozenset(),
+        below: Below | None = None,
     ) -> None:
         self.board = board
         self._readers = readers
-        self._state_dir = state_dir
-        self._measured = LinksByRegion(state_dir)
+        self._own = Shown(board, state_dir, LinksByRegion(state_dir))
+        self._runs = Runs(state_dir, below)
         self._streams = 0
         self._closing = asyncio.Event()
         self._cache: tuple[int, bytes] = (-1, b"")
         self.app = Starlette(
             routes=[
                 Route("/", self._page),
+                Route("/runs", self._page),
                 Route("/static/{name}", self._static),
                 Route("/api/run", self._run),
                 Route("/api/steps", self._steps),
                 Route("/api/timeline", self._timeline),
                 Route("/api/links", self._links),
+                Route("/api/runs", self._list),
+                Route("/api/compare", self._compare),
                 Route("/api/events", self._events),
                 Route("/api/openapi", self._openapi),
                 Route("/metrics", self._metrics),
             ],
-            middleware=[Middleware(_Guard, readers=readers, hosts=hosts)],
+            middleware=[Middleware(Guard, readers=readers, hosts=hosts)],
+            exception_handlers={_NoRun: _no_run},
         )
 
     def close(self) -> None:
@@ -93,12 +103,15 @@ class Dashboard:
     # ---- pages
 
     async def _page(self, request: Request) -> Response:
+        name = request.url.path.rpartition("/")[2]
+        if not name and "run" not in request.query_params and not self.board.run and not self._runs.has_own():
+            return RedirectResponse(request.url.replace(path=f"{request.url.path}runs"), 303)
         token = request.query_params.get("token")
         if token is None:
-            return _file("index.html")
+            return _file(f"{name or 'index'}.html")
         # The cookie carries it from now on, and it leaves the address bar.
         rest = urlencode([(k, v) for k, v in request.query_params.multi_items() if k != "token"])
-        response = RedirectResponse(f".?{rest}" if rest else ".", 303)
+        response = RedirectResponse(f"{name or '.'}?{rest}" if rest else name or ".", 303)
         if self._readers is not None:
             response.set_cookie(
                 COOKIE, token, max_age=int(self._readers.left_s(token)), httponly=True, samesite="strict",
@@ -111,8 +124,40 @@ class Dashboard:
 
     # ---- data
 
-    async def _run(self, _: Request) -> Response:
+    async def _asked(self, request: Request) -> Shown:
+        """The run that a request is about. Raises _NoRun."""
+        name = request.query_params.get("run")
+        if name is None:
+            return self._own
+        try:
+            found = await asyncio.to_thread(self._runs.shown, name)
+        except StoreError as error:
+            raise _NoRun(str(error)) from error
+        if found is None:
+            raise _NoRun(f"run: found {name[:80]!r}, required one that /api/runs lists")
+        return found
+
+    async def _run(self, request: Request) -> Response:
+        asked = await self._asked(request)
+        if asked is not self._own:
+            return JSONResponse(asked.board.snapshot())
         return Response(self._snapshot(), media_type="application/json")
+
+    async def _list(self, _: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(self._runs.rows))
+
+    async def _compare(self, request: Request) -> Response:
+        names = request.query_params.getlist("run")
+        if not 2 <= len(names) <= MAX_COMPARED or len(set(names)) < len(names):
+            reason = f"run: found {len(names)}, required 2 to {MAX_COMPARED} different ones"
+            return JSONResponse({"error": reason}, 400)
+        try:
+            found = await asyncio.to_thread(self._runs.settings, names)
+        except StoreError as error:
+            raise _NoRun(str(error)) from error
+        if found is None:
+            raise _NoRun("run: found one that is not there, required such as /api/runs lists")
+        return JSONResponse({"runs": names, "settings": found})
 
     def _snapshot(self) -> bytes:
         """The snapshot's bytes, made once a change however many look on."""
@@ -126,24 +171,25 @@ class Dashboard:
         except ValueError:
             found = request.query_params.get("after", "")[:40]
             return JSONResponse({"error": f"after: found {found!r}, required a whole number"}, 400)
-        return JSONResponse(self.board.points(after, MAX_POINTS))
+        return JSONResponse((await self._asked(request)).board.points(after, MAX_POINTS))
 
-    async def _timeline(self, _: Request) -> Response:
-        path = self._state_dir / TIMELINE_FILE
+    async def _timeline(self, request: Request) -> Response:
+        path = (await self._asked(request)).state_dir / TIMELINE_FILE
         try:
             text = await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
             return JSONResponse({"devices": [], "predicted": None, "measured": []})
         return Response(text, media_type="application/json")
 
-    async def _links(self, _: Request) -> Response:
-        regions = {w.name: w.region or w.name for w in self.board.workers.values()}
-        return JSONResponse(await asyncio.to_thread(self._measured.read, regions))
+    async def _links(self, request: Request) -> Response:
+        asked = await self._asked(request)
+        regions = {w.name: w.region or w.name for w in asked.board.workers.values()}
+        return JSONResponse(await asyncio.to_thread(asked.measured.read, regions))
 
     async def _events(self, request: Request) -> Response:
         if self._streams >= MAX_STREAMS:
             return JSONResponse({"error": f"{MAX_STREAMS} pages are looking on already; close one"}, 503)
-        return StreamingResponse(self._stream(_given(request)), media_type="text/event-stream")
+        return StreamingResponse(self._stream(given(request)), media_type="text/event-stream")
 
     async def _stream(self, given: str) -> AsyncIterator[bytes]:
         self._streams += 1
@@ -184,42 +230,6 @@ def _file(name: str) -> Response:
         return JSONResponse({"error": "no such file"}, 404)
     path = known[name]
     return Response(path.read_bytes(), media_type=TYPES.get(path.suffix, "text/plain"))
-
-
-def _given(request: Request) -> str:
-    """The token that a request shows; '' for none."""
-    bearer = request.headers.get("authorization", "")
-    return (
-        request.query_params.get("token")
-        or request.cookies.get(COOKIE, "")
-        or (bearer[7:] if bearer.lower().startswith("bearer ") else "")
-    )
-
-
-class _Guard:
-    """Refuses what `guard.refusal` refuses, and says on every answer what a browser may do with it."""
-
-    def __init__(self, app: ASGIApp, readers: Readers | None, hosts: frozenset[str]) -> None:
-        self._app, self._readers, self._hosts = app, readers, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        refused = refusal(request.headers, self._hosts, self._readers, _given(request))
-
-        async def safely(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [(k.encode(), v.encode()) for k, v in SAFE.items()]
-            await send(message)
-
-        if refused is not None:
-            await JSONResponse({"error": refused[1]}, refused[0])(scope, receive, safely)
-        elif scope["method"] not in ("GET", "HEAD"):
-            await JSONResponse({"error": "the dashboard only reads"}, 405)(scope, receive, safely)
-        else:
-            await self._app(scope, receive, safely)
 
 
 class _Server(uvicorn.Server):

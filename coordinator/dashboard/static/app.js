@@ -1,16 +1,19 @@
 // Follows the run: a snapshot with every change by server-sent events, curves and pictures asked for when due.
-import { $, el, table, digits, whole, bytes, seconds, clock } from "./text.js";
+import { $, ask, el, table, digits, whole, bytes, seconds, clock, moment } from "./text.js";
 import { drawMap, drawLinks } from "./map.js";
 import { drawGrid, drawWorkers } from "./grid.js";
 import { Chart } from "./charts.js";
 import { drawTimeline } from "./timeline.js";
 
 const CURVES_EVERY_MS = 1000, RETRY_MS = 10_000;
+const other = new URLSearchParams(location.search).get("run");  // null: the run that is served, live
+const of = other === null ? "" : `?run=${encodeURIComponent(other)}`;
 const charts = {
   loss: new Chart($("loss"), "Loss by step", [{ label: "training", colour: "--hue0" }, { label: "held out", colour: "--hue1", points: true }]),
   speed: new Chart($("speed"), "Tokens a second by step", [{ label: "tokens/s", colour: "--hue2" }]),
   seconds: new Chart($("seconds"), "Seconds of a step", [{ label: "measured", colour: "--hue0" }, { label: "predicted", colour: "--hue1", dash: [6, 4] }]),
 };
+const when = other === null ? clock : moment;
 let run = null, drawn = {}, links = [], curvesAt = 0, curvedStep = -1, pictured = "";
 
 const numbers = () => [
@@ -51,20 +54,14 @@ function show() {
   once("reasons", run.plan?.reasons, () => $("reasons").replaceChildren(...(run.plan?.reasons || ["No plan yet."]).map((r) => el("li", {}, r))));
   $("outlook").textContent = run.outlook ? `Last look for a faster plan, ${run.outlook}` : "";
   once("plans", run.plans, () => $("plans").replaceChildren(run.plans.length ? table(["plan", "at", "after step", "stages x replicas", "predicted step", "because"],
-    [...run.plans].reverse().map((p) => [p.version, clock(p.at_s), p.step, `${p.stages} x ${p.replicas}`, seconds(p.predicted_step_s), p.why || "–"]), [0, 2, 4])
+    [...run.plans].reverse().map((p) => [p.version, when(p.at_s), p.step, `${p.stages} x ${p.replicas}`, seconds(p.predicted_step_s), p.why || "–"]), [0, 2, 4])
     : el("p", { class: "soft" }, "No plan yet.")));
   once("events", run.events, () => $("events").replaceChildren(...[...run.events].reverse().map((e) =>
-    el("li", { class: e.bad ? "bad" : null }, el("time", { datetime: new Date(1000 * e.at_s).toISOString() }, clock(e.at_s)), el("span", {}, e.text)))));
-}
-
-async function ask(path) {
-  const answer = await fetch(path);
-  if (!answer.ok) throw new Error((await answer.json()).error);
-  return answer.json();
+    el("li", { class: e.bad ? "bad" : null }, el("time", { datetime: new Date(1000 * e.at_s).toISOString() }, when(e.at_s)), el("span", {}, e.text)))));
 }
 
 async function curves() {
-  const { series, evals } = await ask("api/steps");
+  const { series, evals } = await ask(`api/steps${of}`);
   const held = new Map(evals);
   const steps = [...new Set([...series.step, ...held.keys()])].sort((a, b) => a - b);
   const at = new Map(series.step.map((s, i) => [s, i]));
@@ -75,8 +72,8 @@ async function curves() {
 }
 
 async function pictures() {
-  drawTimeline($("timeline"), $("time"), await ask("api/timeline"));
-  links = await ask("api/links");
+  drawTimeline($("timeline"), $("time"), await ask(`api/timeline${of}`));
+  links = await ask(`api/links${of}`);
   show();
 }
 
@@ -98,6 +95,20 @@ async function whyNot() {
   }
 }
 
+// Another run, as its state directory has it; if it has not ended, it may go on.
+async function lookAt() {
+  try {
+    run = await ask(`api/run${of}`);
+    show();
+    await tend();
+  } catch (error) {
+    $("phase").textContent = "not to be opened";
+    $("phase").className = "pill lost";
+    $("reason").textContent = error.message;
+  }
+  if (!run || run.code === null) setTimeout(lookAt, RETRY_MS);
+}
+
 function follow() {
   const source = new EventSource("api/events");
   source.onmessage = (message) => { run = JSON.parse(message.data); show(); tend().catch(console.error); };
@@ -112,5 +123,14 @@ function follow() {
 
 setInterval(() => tend().catch(console.error), 1000);
 addEventListener("resize", () => { if (run) { drawn = {}; show(); pictures().catch(console.error); } });
-await curves().catch(console.error);
-follow();
+if (other === null) {
+  await curves().catch(console.error);
+  follow();
+} else {
+  $("live").removeAttribute("aria-current");
+  $("json").href += of;
+  $("metrics").remove();
+  document.body.classList.add("past");
+  await lookAt();
+  ask("api/run").then((own) => { if (!own.run) $("live").remove(); }).catch(console.error);
+}

@@ -10,8 +10,17 @@ export class Chart {
     this.lines = lines;
     this.title = title;
     this.data = null;
-    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(box);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.make());
+    this.watch = new ResizeObserver(() => this.plot?.setSize(this.size()));
+    this.watch.observe(box);
+    this.dark = matchMedia("(prefers-color-scheme: dark)");
+    this.again = () => this.make();
+    this.dark.addEventListener("change", this.again);
+  }
+  close() {
+    this.watch.disconnect();
+    this.dark.removeEventListener("change", this.again);
+    this.plot?.destroy();
+    this.box.replaceChildren();
   }
   size() { return { width: Math.max(200, this.box.clientWidth), height: HEIGHT }; }
   make() {

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from coordinator.dashboard.board import Board
-from coordinator.dashboard.guard import local_names
+from coordinator.dashboard.guard import Readers, local_names
+from coordinator.dashboard.runs import Below
 from coordinator.dashboard.server import Dashboard
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(board: Board, state_dir: Path) -> Iterator[str]:
+def served(
+    board: Board, state_dir: Path, readers: Readers | None = None, below: Below | None = None
+) -> Iterator[str]:
     """The page of a board, served on a thread of its own: its address."""
-    dashboard = Dashboard(board, state_dir, None, local_names(f"{HOST}:0"))
+    dashboard = Dashboard(board, state_dir, readers, local_names(f"{HOST}:0"), below)
     listening = socket.create_server((HOST, 0))
     config = uvicorn.Config(dashboard.app, log_level="warning", lifespan="off", ws="none")
     server = uvicorn.Server(config)

