@@ -17,6 +17,7 @@ from compression.spec import CodecError, codec_spec
 from protos import orchestrator_pb2 as pb
 from scheduler.checkpoint_layout import LayerFileInfo, ManifestError, safe_file_name
 from scheduler.codec_speed import CodecSpeed
+from scheduler.layer_cost import Keys
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs
@@ -25,6 +26,8 @@ from scheduler.timeline import Span, SpanKind, Timeline
 from scheduler.topology import Device
 
 MAX_LAYERS = 4096
+MAX_PARTS = 256
+"""Of a layer."""
 MAX_RANKS = 4096
 MAX_CODECS = 128
 MAX_SPANS = 200_000
@@ -178,11 +181,14 @@ def layer_to_message(layer: LayerProfile) -> pb.Layer:
         state_bytes=layer.state_bytes,
         tied_to=layer.tied_to,
         working_bytes=layer.working_bytes,
+        pair_flops=layer.pair_flops,
+        keys=[pb.Keys(n_bytes=k.n_bytes, window=k.window) for k in layer.keys],
     )
 
 
 def layer_from_message(m: pb.Layer) -> LayerProfile:
-    """Raises ConvertError for flops that are negative or not finite."""
+    """Raises ConvertError for flops that are negative or not finite, and for too many attentions."""
+    _at_most(f"layer {m.name}: keys", len(m.keys), MAX_PARTS)
     return LayerProfile(
         name=m.name,
         forward_flops=_finite(f"layer {m.name}: forward_flops", m.forward_flops),
@@ -193,6 +199,8 @@ def layer_from_message(m: pb.Layer) -> LayerProfile:
         state_bytes=m.state_bytes,
         tied_to=m.tied_to,
         working_bytes=m.working_bytes,
+        pair_flops=_finite(f"layer {m.name}: pair_flops", m.pair_flops),
+        keys=tuple(Keys(k.n_bytes, k.window) for k in m.keys),
     )
 
 
@@ -213,6 +221,8 @@ def profiled_to_message(
         n_eval_samples=n_eval_samples,
         forward_fixed_s=profile.forward_fixed_s,
         backward_fixed_s=profile.backward_fixed_s,
+        forward_pairs_s=profile.forward_pairs_s,
+        backward_pairs_s=profile.backward_pairs_s,
         codecs=[pb.CodecSpeed(name=s.name, encode_s=s.encode_s, decode_s=s.decode_s) for s in profile.codecs],
     )
 
@@ -230,14 +240,24 @@ def profile_from_message(m: pb.Profiled, device: str) -> tuple[tuple[LayerProfil
         ("optimizer_s", m.optimizer_s),
         ("forward_fixed_s", m.forward_fixed_s),
         ("backward_fixed_s", m.backward_fixed_s),
+        ("forward_pairs_s", m.forward_pairs_s),
+        ("backward_pairs_s", m.backward_pairs_s),
     ):
-        if len(values) != len(layers) and (values or not label.endswith("_fixed_s")):
+        if len(values) != len(layers) and (values or not label.endswith(("_fixed_s", "_pairs_s"))):
             raise ConvertError(
                 f"profiled.{label}: found {len(values)} entries, required {len(layers)}, one a layer"
             )
         times.append(tuple(_finite(f"profiled.{label}", v) for v in values))
     _at_most("profiled.codecs", len(m.codecs), MAX_CODECS)
-    return layers, DeviceProfile(device, *times, codecs=tuple(_codec_speed(s) for s in m.codecs))
+    *times, forward_pairs_s, backward_pairs_s = times
+    profile = DeviceProfile(
+        device,
+        *times,
+        codecs=tuple(_codec_speed(s) for s in m.codecs),
+        forward_pairs_s=forward_pairs_s,
+        backward_pairs_s=backward_pairs_s,
+    )
+    return layers, profile
 
 
 def _codec_speed(m: pb.CodecSpeed) -> CodecSpeed:

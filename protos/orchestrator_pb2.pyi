@@ -104,7 +104,7 @@ class Heartbeat(_message.Message):
     def __init__(self, memory_used_bytes: _Optional[int] = ..., waits: bool = ..., waits_for: _Optional[int] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "forward_flops", "backward_flops", "parameter_bytes", "boundary_bytes", "saved_bytes", "state_bytes", "tied_to", "working_bytes")
+    __slots__ = ("name", "forward_flops", "backward_flops", "parameter_bytes", "boundary_bytes", "saved_bytes", "state_bytes", "tied_to", "working_bytes", "pair_flops", "keys")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,8 @@ class Layer(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     TIED_TO_FIELD_NUMBER: _ClassVar[int]
     WORKING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     name: str
     forward_flops: float
     backward_flops: float
@@ -123,10 +125,20 @@ class Layer(_message.Message):
     state_bytes: int
     tied_to: str
     working_bytes: int
-    def __init__(self, name: _Optional[str] = ..., forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., parameter_bytes: _Optional[int] = ..., boundary_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., tied_to: _Optional[str] = ..., working_bytes: _Optional[int] = ...) -> None: ...
+    pair_flops: float
+    keys: _containers.RepeatedCompositeFieldContainer[Keys]
+    def __init__(self, name: _Optional[str] = ..., forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., parameter_bytes: _Optional[int] = ..., boundary_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., tied_to: _Optional[str] = ..., working_bytes: _Optional[int] = ..., pair_flops: _Optional[float] = ..., keys: _Optional[_Iterable[_Union[Keys, _Mapping]]] = ...) -> None: ...
+
+class Keys(_message.Message):
+    __slots__ = ("n_bytes", "window")
+    N_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    n_bytes: int
+    window: int
+    def __init__(self, n_bytes: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
 
 class Profiled(_message.Message):
-    __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples", "forward_fixed_s", "backward_fixed_s", "codecs")
+    __slots__ = ("layers", "forward_s", "backward_s", "optimizer_s", "data_digest", "n_samples", "n_eval_samples", "forward_fixed_s", "backward_fixed_s", "codecs", "forward_pairs_s", "backward_pairs_s")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_S_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +149,8 @@ class Profiled(_message.Message):
     FORWARD_FIXED_S_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIXED_S_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_PAIRS_S_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_PAIRS_S_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
     forward_s: _containers.RepeatedScalarFieldContainer[float]
     backward_s: _containers.RepeatedScalarFieldContainer[float]
@@ -147,7 +161,9 @@ class Profiled(_message.Message):
     forward_fixed_s: _containers.RepeatedScalarFieldContainer[float]
     backward_fixed_s: _containers.RepeatedScalarFieldContainer[float]
     codecs: _containers.RepeatedCompositeFieldContainer[CodecSpeed]
-    def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ..., forward_fixed_s: _Optional[_Iterable[float]] = ..., backward_fixed_s: _Optional[_Iterable[float]] = ..., codecs: _Optional[_Iterable[_Union[CodecSpeed, _Mapping]]] = ...) -> None: ...
+    forward_pairs_s: _containers.RepeatedScalarFieldContainer[float]
+    backward_pairs_s: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., forward_s: _Optional[_Iterable[float]] = ..., backward_s: _Optional[_Iterable[float]] = ..., optimizer_s: _Optional[_Iterable[float]] = ..., data_digest: _Optional[str] = ..., n_samples: _Optional[int] = ..., n_eval_samples: _Optional[int] = ..., forward_fixed_s: _Optional[_Iterable[float]] = ..., backward_fixed_s: _Optional[_Iterable[float]] = ..., codecs: _Optional[_Iterable[_Union[CodecSpeed, _Mapping]]] = ..., forward_pairs_s: _Optional[_Iterable[float]] = ..., backward_pairs_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CodecSpeed(_message.Message):
     __slots__ = ("name", "encode_s", "decode_s")

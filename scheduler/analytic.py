@@ -10,6 +10,7 @@ D hidden, V vocabulary.
 from __future__ import annotations
 
 from math import inf
+from typing import TypedDict
 
 from scheduler.gpus import ACHIEVABLE, Accelerator, Precision
 from scheduler.job import JobSpec, ModelSpec, OptimizerSpec, resolve_model
@@ -76,6 +77,8 @@ def model_profile(
             state_bytes=c.parameters * state,
             tied_to="embedding" if name == "head" and model.tied else "",
             working_bytes=c.working_bytes,
+            pair_flops=c.pair_flops,
+            keys=c.keys,
         )
         for name, c in layer_costs(model, sizes).items()
     )
@@ -178,14 +181,25 @@ def device_profile(
             raise ValueError(f"device {device}, {label}: found {rate}, required more than 0")
     whole = [_roofline(x, achieved_flops, memory_Bps) for x in model.layers]
     forward_s, backward_s, optimizer_s = zip(*whole, strict=True)
+    pairs = [x.pair_flops / x.forward_flops if x.pair_flops else 0.0 for x in model.layers]
+    back = [2.5 * x.pair_flops / x.backward_flops if x.pair_flops else 0.0 for x in model.layers]
+    of_pairs: _OfPairs = {
+        "forward_pairs_s": tuple(share * s for share, s in zip(pairs, forward_s, strict=True)),
+        "backward_pairs_s": tuple(share * s for share, s in zip(back, backward_s, strict=True)),
+    }
     if model.micro_batch == 1:
-        return DeviceProfile(device, forward_s, backward_s, optimizer_s)
+        return DeviceProfile(device, forward_s, backward_s, optimizer_s, **of_pairs)
     one = [_roofline(x, achieved_flops, memory_Bps) for x in model.scaled(1).layers]
     n = model.micro_batch
     fixed_s = [
         tuple(max(0.0, (n * o[i] - w[i]) / (n - 1)) for w, o in zip(whole, one, strict=True)) for i in (0, 1)
     ]
-    return DeviceProfile(device, forward_s, backward_s, optimizer_s, *fixed_s)
+    return DeviceProfile(device, forward_s, backward_s, optimizer_s, *fixed_s, **of_pairs)
+
+
+class _OfPairs(TypedDict):
+    forward_pairs_s: tuple[float, ...]
+    backward_pairs_s: tuple[float, ...]
 
 
 def _roofline(x: LayerProfile, achieved_flops: float, memory_Bps: float) -> tuple[float, float, float]:

@@ -39,13 +39,16 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
             f"a multiple of {job.micro_batch}",
         )
     if job.parallelism != "auto":
-        most = job.global_batch if job.micro_batch == "auto" else job.micro_batches
-        if job.parallelism.replicas > most:
+        most, replicas = job.most_replicas, job.parallelism.replicas
+        if replicas > most and job.split == "batch":
             yield (
                 ("parallelism", "replicas"),
-                f"{job.parallelism.replicas} replicas for {most} micro-batches a step",
+                f"{replicas} replicas for {most} micro-batches a step",
                 f"at most {most} (global_batch / micro_batch), so that each has work",
             )
+        elif replicas > most:
+            found = f"{replicas} replicas for sequences of {most} positions"
+            yield ("parallelism", "replicas"), found, f"at most {most}, so that each has one"
         if job.parallelism.stages > model.depth + 2:
             yield (
                 ("parallelism", "stages"),
@@ -53,12 +56,34 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
                 f"at most {model.depth + 2}: the embedding, {model.depth} blocks, the head",
             )
     yield from _impossible_shape(model, job)
+    yield from _impossible_split(model, job)
     yield from misfits(job.compression, (job.profiled_micro_batch, job.sequence_length, model.hidden))
     yield from _impossible_momentum(job)
     yield from _impossible_local_steps(job)
     if job.eval_every and (job.data.held_out == 0 or job.data.eval_samples == 0):
         key = "held_out" if job.data.held_out == 0 else "eval_samples"
         yield ("data", key), f"0 although eval_every is {job.eval_every}", "more than 0, or eval_every: 0"
+
+
+def _impossible_split(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:
+    if job.split == "batch":
+        return
+    for number, block in enumerate(model.blocks):
+        if misfit := next((part for part in block if part.undivided), None):
+            why = f"{misfit.text!r}, which {misfit.undivided}"
+            yield (
+                ("parallelism", "split"),
+                f"sequence for a model whose block.{number:02d} has {why}",
+                "attention to all earlier positions or to a window of them, beside parts that look at one"
+                " position each; or split: batch",
+            )
+            return
+    if job.local_steps is not None:
+        yield (
+            ("local_steps",),
+            "it beside parallelism.split sequence, whose replicas need the same weights",
+            "no local_steps, or split: batch",
+        )
 
 
 def _impossible_momentum(job: JobSpec) -> Iterator[tuple[Path, str, str]]:

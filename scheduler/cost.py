@@ -17,9 +17,11 @@ from compression.spec import AcsgdSpec, CodecSpec, IdentitySpec, codec_spec
 from scheduler.codec_speed import CodecSpeed, speed_of
 from scheduler.durations import CodecSeconds
 from scheduler.engine import NOMINAL, Durations, Network, TopologyNetwork, replay
+from scheduler.layer_cost import Keys
 from scheduler.plan import Plan, PlanError
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.settings import Setting, priced
+from scheduler.shard_rows import Call, Rows, pieces
 from scheduler.speed import Speed
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
@@ -189,13 +191,16 @@ def durations(
     for name in (plan.device(r) for r in range(plan.n_ranks)):
         if name not in by_name:
             raise PlanError(f"device {name}: found no profile; required one for every device of the plan")
-    ranks = [(by_name[plan.device(r)], plan.partition[plan.stage_of(r)]) for r in range(plan.n_ranks)]
+    ranks = [
+        (_at(by_name[plan.device(r)], model, plan.replica_of(r)), plan.partition[plan.stage_of(r)])
+        for r in range(plan.n_ranks)
+    ]
     boundaries = [model.layers[stop - 1].boundary_bytes for _, stop in plan.partition[:-1]]
     cuts = tuple(enumerate(plan.partition))
 
     @cache
     def crossing(name: str, boundary: int) -> int:
-        price = wire_bytes_of(codec_spec(name), model, model.value_bytes, plan.n_replicas)
+        price = wire_bytes_of(codec_spec(name), model, model.value_bytes, plan.batch_shares)
         return price(boundaries[boundary])
 
     def sent(kind: str, rank: int) -> int:
@@ -220,6 +225,37 @@ def durations(
         tied_bytes=reduced(0, tied_bytes(model, plan.n_stages)),
         **_codec_seconds(plan, model, by_name),
         shared_cores=shared_cores(plan, topology),
+        rows=_rows(plan, model, ranks) if model.bounds else None,
+    )
+
+
+def _at(profile: DeviceProfile, model: ModelProfile, replica: int) -> DeviceProfile:
+    """What the replica's micro-batches cost the device: of a shard of every sequence, or all of it."""
+    if not model.bounds:
+        return profile
+    return profile.in_shard(*model.bounds[replica], model.bounds[-1][1])
+
+
+def _rows(plan: Plan, model: ModelProfile, ranks: Sequence[tuple[DeviceProfile, tuple[int, int]]]) -> Rows:
+    """What replicas that share every sequence send each other, and what they compute between."""
+    length = model.bounds[-1][1]
+    n_calls = [len(x.keys) for x in model.layers]
+
+    def blocks(keys: Keys) -> Call:
+        n_bytes = tuple(keys.n_bytes * (stop - start) // length for start, stop in model.bounds)
+        return Call(n_bytes, keys.window)
+
+    def backward(p: DeviceProfile) -> tuple[float, ...]:
+        if not model.recompute:
+            return p.backward_s
+        return tuple(b - f for b, f in zip(p.backward_s, p.forward_s, strict=True))
+
+    return Rows(
+        model.bounds,
+        tuple(tuple(blocks(k) for x in model.layers[a:b] for k in x.keys) for a, b in plan.partition),
+        tuple(pieces(p.forward_s[a:b], n_calls[a:b]) for p, (a, b) in ranks),
+        tuple(pieces(backward(p)[a:b], n_calls[a:b]) for p, (a, b) in ranks),
+        model.recompute,
     )
 
 

@@ -49,15 +49,16 @@ def describe(
                 size(h.spare_bytes) if h.memory_bytes else "unknown",
             )
         )
-    micro = count(sum(plan.micro_batches), "micro-batch").replace("batchs", "batches")
+    micro = count(plan.n_micro_batches, "micro-batch").replace("batchs", "batches")
     warmup = f", {plan.warmup_extra} extra in flight a stage" if plan.warmup_extra else ""
     micro += f" of {count(plan.micro_batch or model.micro_batch, 'sample')}"
     recomputes = ", forward recomputed in backward" if plan.recompute else ""
     streams = f", {count(plan.streams, 'stream')} a link" if plan.streams else ""
+    shards = f", sequences in {plan.n_replicas} shards" if plan.sequence_shards > 1 else ""
     local = f", local steps: each weight's change every {plan.local_steps}" if plan.local_steps else ""
     lines = [
         f"plan {plan.version}: {count(plan.n_stages, 'stage')} x {count(plan.n_replicas, 'replica')}, "
-        f"{plan.schedule}{warmup}{recomputes}{streams}{local}, {micro} a step",
+        f"{plan.schedule}{warmup}{recomputes}{streams}{local}{shards}, {micro} a step",
         f"predicted step: {duration(step_s)}; devices idle in {bubble_fraction(timeline):.0%} of it",
         *([f"codecs by link: {plan.codecs.told}"] if plan.codecs.told else []),
         "",

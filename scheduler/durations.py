@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from scheduler.plan import Plan
+from scheduler.shard_rows import Rows
 
 
 class EngineError(ValueError):
@@ -43,6 +44,8 @@ class Durations:
     """The gradient that first and last stage swap because they share a weight; 0: they share none."""
     shared_cores: tuple[tuple[tuple[int, ...], int], ...] = ()
     """(ranks on one host, its cores), for hosts whose cores are shared."""
+    rows: Rows | None = None
+    """What replicas send each other where they share sequences; None: they share the batch."""
 
     def __post_init__(self) -> None:
         for name in (

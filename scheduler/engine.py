@@ -21,6 +21,7 @@ link is made of (`network.py`, `flows.py`). The model:
   That is DT-FM's sum, and exact where a member's shards share its way out. Workers hand over all
   shards at once, and a layer's when that layer is done: where every link has a rate of its own, this
   is pessimistic by what they overlap.
+- Where replicas share sequences, forwards and backwards go in pieces (`shard_rows.py`).
 - With local steps the exchange, of a piece of the weights' change, begins with the step; links carry it
   beside the rest, and the optimizer waits for it.
 - First and last stage then swap the gradient of a tied embedding within each replica.
@@ -53,6 +54,7 @@ from scheduler.schedule import (
     Send,
     StartOuterStep,
 )
+from scheduler.shard_rows import RowReplay
 from scheduler.speed import Speed
 from scheduler.timeline import Span, SpanKind, Timeline
 
@@ -124,6 +126,7 @@ class _Replay:
         self._speed = tuple(speeds.get(name) for name in self._device)
         self._encoder_free_s = [0.0] * plan.n_ranks
         self._decoder_free_s: dict[tuple[Kind, int, int], float] = defaultdict(float)
+        self._row = None if durations.rows is None else RowReplay(plan, durations.rows, self)
         self._cores: dict[int, SharedCores] = {}
         for ranks, cores in durations.shared_cores:
             shared = SharedCores(cores, self._speed_of_host(ranks))
@@ -167,6 +170,12 @@ class _Replay:
                         state.awaits = tensor
                         return
                     state.next_action += 1
+                case Forward(mb) if self._row is not None:
+                    self._row.forward(rank, mb, partial(self._finish_action, rank))
+                    return
+                case Backward(mb) if self._row is not None:
+                    self._row.backward(rank, mb, partial(self._finish_action, rank))
+                    return
                 case Forward(mb):
                     self._compute(rank, "forward", self._durations.forward_s[rank], mb)
                     return
@@ -256,7 +265,10 @@ class _Replay:
 
     def _compute(self, rank: int, kind: SpanKind, seconds: float, mb: int = -1) -> None:
         self._ranks[rank].since_s = self._clock.now_s
-        done = partial(self._computed, rank, kind, mb)
+        self.compute(rank, seconds, partial(self._computed, rank, kind, mb))
+
+    def compute(self, rank: int, seconds: float, done: Happening) -> None:
+        """`done` happens when the rank has computed what takes it so long alone."""
         cores, speed = self._cores.get(rank), self._speed[rank]
         if cores is None:
             end_s = self._clock.now_s + seconds if speed is None else speed.end_s(self._clock.now_s, seconds)
@@ -280,6 +292,21 @@ class _Replay:
             done = cores.finish(self._clock.now_s)
             self._watch(cores)
             done()
+
+    # ---- what shards of a row ask for
+
+    def now_s(self) -> float:
+        return self._clock.now_s
+
+    def transfer(self, src: int, dst: int, n_bytes: float, arrived: Happening) -> None:
+        self._transfer(src, dst, n_bytes, arrived)
+
+    def worked(self, rank: int, kind: SpanKind, start_s: float, mb: int) -> None:
+        self._span(rank, kind, start_s, self._clock.now_s, mb)
+
+    def waited(self, rank: int, start_s: float, mb: int, peer: int) -> None:
+        if self._clock.now_s > start_s:
+            self._span(rank, "wait", start_s, self._clock.now_s, mb, peer)
 
     # ---- the end of the step
 

@@ -18,6 +18,7 @@ from scheduler.marked_yaml import Marked, MarkedYamlError, Path, Problem, dotted
 from scheduler.names import nearest
 from scheduler.pattern import REQUIRED, Block, parse_layers, quoted
 from scheduler.presets import PRESETS, resolve_model
+from scheduler.sequence import Split
 from scheduler.strict import Strict as _Strict
 
 __all__ = [
@@ -127,6 +128,9 @@ class OptimizerSpec(_Strict):
 class ParallelismSpec(_Strict):
     stages: Annotated[int, Field(ge=1)]
     replicas: Annotated[int, Field(ge=1)] = 1
+    split: Split = "batch"
+    """What the replicas of a stage share. `sequence`: each holds a part of the positions of every sample, for
+    contexts too long for one device; attention's keys and values pass from each replica to the next."""
 
 
 class ScheduleSpec(_Strict):
@@ -207,6 +211,19 @@ class JobSpec(_Strict):
     def micro_batches(self) -> int:
         """Micro-batches of one step, over all replicas, at the profiled size."""
         return self.global_batch // self.profiled_micro_batch
+
+    @property
+    def split(self) -> Split:
+        """What the replicas of a stage share."""
+        return "batch" if self.parallelism == "auto" else self.parallelism.split
+
+    @property
+    def most_replicas(self) -> int:
+        """As many as there are micro-batches, of one sample where the job leaves their size open; where they
+        share sequences, as there are positions."""
+        if self.split == "sequence":
+            return self.sequence_length
+        return self.global_batch if self.micro_batch == "auto" else self.micro_batches
 
     @property
     def shape(self) -> ModelSpec:

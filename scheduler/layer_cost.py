@@ -6,7 +6,7 @@ Letters: B samples, T positions, D hidden. Knows no layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FLOAT_BYTES = 4
 TOKEN_BYTES = 8
@@ -30,6 +30,15 @@ class LayerCost:
     """What is remembered of `length` positions while text is generated."""
 
 
+class Keys(NamedTuple):
+    """Keys and values that one attention has of all positions of a micro-batch, for sequences divided among
+    replicas: those who hold later positions need them."""
+
+    n_bytes: int
+    window: int = 0
+    """A position sees those fewer than `window` before it, itself included; 0: all of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """The closed forms of a layer or of a part of one."""
@@ -43,6 +52,11 @@ class Cost:
     """What is needed once, however many micro-batches are in flight."""
     step_flops: float = 0.0
     state_bytes: int = 0
+    pair_flops: float = 0.0
+    """Of `forward_flops`, what grows with the square of the length; of backward's, two and a half times as
+    much does."""
+    keys: tuple[Keys, ...] = ()
+    """Of each attention, in their order."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -53,6 +67,8 @@ class Cost:
             self.working_bytes + other.working_bytes,
             self.step_flops + other.step_flops,
             self.state_bytes + other.state_bytes,
+            self.pair_flops + other.pair_flops,
+            self.keys + other.keys,
         )
 
 

@@ -66,6 +66,8 @@ class Factors:
             optimizer_s=times(p.optimizer_s),
             forward_fixed_s=times(p.forward_fixed_s),
             backward_fixed_s=times(p.backward_fixed_s),
+            forward_pairs_s=times(p.forward_pairs_s),
+            backward_pairs_s=times(p.backward_pairs_s),
         )
 
     def link(self, src: str, dst: str) -> float:

@@ -114,6 +114,12 @@ class Plan:
         """Samples of one step, over all replicas."""
         return self.micro_batch * self.n_micro_batches
 
+    def shares_of(self, n_replicas: int) -> tuple[int, ...]:
+        """Micro-batches of each replica, if there were so many."""
+        if self.split == "sequence":
+            return (self.n_micro_batches,) * n_replicas
+        return split_micro_batches(self.n_micro_batches, n_replicas)
+
     def first_micro_batch(self, replica: int) -> int:
         """Index, within the global batch, of the replica's first micro-batch."""
         return sum(self.micro_batches[:replica]) if self.split == "batch" else 0

@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 
 from scheduler.bottleneck import bottleneck, least_headroom, what_takes_long
-from scheduler.cost import predict
+from scheduler.cost import durations, predict
+from scheduler.plan import Plan
 from scheduler.plan_search import Chosen, Ways, taking_part
 from scheduler.step_case import Found, even_shares, open_case, openings, place
 from scheduler.step_kernels import Layout
 from scheduler.step_seeds import grounds_of
 from scheduler.step_time import layout_missing_bytes, layout_step_s
-from scheduler.units import count, duration
+from scheduler.units import count, duration, size
 
 TOLD = 8
 """Names, or shares, that a sentence lists; more are counted."""
@@ -34,6 +35,7 @@ def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
         _shape(ways, chosen),
         *_left_out(ways, chosen),
         *_local_steps(ways, chosen),
+        *_shards(ways, plan),
         *_setting(ways, chosen),
         *_placement(chosen),
         *_cut(chosen.found),
@@ -75,6 +77,20 @@ def _local_steps(ways: Ways, chosen: Chosen) -> Iterator[str]:
             f"Replicas step alone; each weight's change is exchanged every {plan.local_steps} steps, a piece"
             " of all weights in each, beside the step."
         )
+
+
+def _shards(ways: Ways, plan: Plan) -> Iterator[str]:
+    if plan.sequence_shards == 1:
+        return
+    costs = durations(plan, ways.model, ways.devices, taking_part(ways.topology, plan))
+    assert costs.rows is not None
+    most = max(b - a for a, b in costs.rows.bounds)
+    last = [costs.rows.handed_on_bytes(s, plan.n_replicas - 2) for s in range(plan.n_stages)]
+    yield (
+        f"Replicas share every sequence: shards of {most} positions; to the last of them go {size(max(last))}"
+        " of keys and values a micro-batch, and as much comes back. The search took all shards to be alike;"
+        " which pipeline holds which was then timed."
+    )
 
 
 def _left_out(ways: Ways, chosen: Chosen) -> Iterator[str]:

@@ -25,6 +25,7 @@ from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.remembered import may_remember_samples
 from scheduler.settings import Setting, choices, priced
+from scheduler.shard_order import in_best_order
 from scheduler.step_bound import lower_bounds_s
 from scheduler.step_case import Case, Found, as_it_is, even_shares, faster, place
 from scheduler.step_kernels import Ints, Layout
@@ -58,7 +59,7 @@ class Ways:
     devices: tuple[DeviceProfile, ...]
     topology: Topology
     """Of the devices, in their order."""
-    _pricings: dict[tuple[int, bool, int, int, int], tuple[Pricing, Grounds, LinkCodecs]] = field(
+    _pricings: dict[tuple[int, bool, int, int, int, int], tuple[Pricing, Grounds, LinkCodecs]] = field(
         default_factory=dict
     )
     _cases: list[tuple[Case, Setting]] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Ways:
         """The case; its number leads back to the setting."""
         pricing, grounds, _ = self._priced(setting, n_replicas)
         n_micro_batches = self.job.global_batch // (setting.micro_batch or self.model.micro_batch)
+        n_micro_batches *= setting.shards  # where replicas share sequences each takes all of them
         case = Case(
             pricing,
             grounds,
@@ -80,6 +82,7 @@ class Ways:
             n_stages,
             n_replicas,
             len(self._cases),
+            setting.shards > 1,
         )
         self._cases.append((case, setting))
         return case
@@ -97,12 +100,13 @@ class Ways:
         return self._priced(self.setting(case), case.n_replicas)[2]
 
     def _priced(self, setting: Setting, n_replicas: int) -> tuple[Pricing, Grounds, LinkCodecs]:
-        sharing = n_replicas if self._remembers else 1
-        key = (setting.micro_batch, setting.recompute, setting.streams, setting.local_steps, sharing)
+        sharing = n_replicas // setting.shards if self._remembers else 1
+        knobs = setting.micro_batch, setting.recompute, setting.streams, setting.local_steps
+        key = (*knobs, sharing, setting.shards)
         if key not in self._pricings:
             model, devices, topology = priced(setting, self.model, self.devices, self.topology)
             codecs = link_codecs(self.job, model, devices, topology, sharing)
-            pricing = pricing_of(model, devices, topology, codecs, sharing)
+            pricing = pricing_of(model, devices, topology, codecs, sharing, self.job.global_batch)
             region = {d.name: d.region for d in topology.devices}
             grounds = grounds_of(pricing, [region[p.device] for p in devices])
             self._pricings[key] = pricing, grounds, codecs
@@ -121,8 +125,12 @@ class Ways:
             codecs=codecs_of_cells(self.codecs(found.case), layout.cells, len(names)),
         )
         there = taking_part(self.topology, plan)
-        timeline = predict(plan, self.model, self.devices, there)
-        return replace(plan, predicted_step_s=timeline.duration_s)
+        if plan.split == "sequence":
+            plan = in_best_order(plan, lambda p: self._engine_s(p, there))
+        return replace(plan, predicted_step_s=self._engine_s(plan, there))
+
+    def _engine_s(self, plan: Plan, there: Topology) -> float:
+        return predict(plan, self.model, self.devices, there).duration_s
 
     def tuned(
         self, n_stages: int, n_replicas: int, cells: Ints, how: str, kept: Layout | None = None
@@ -203,7 +211,7 @@ class Chosen:
     unfit: tuple[tuple[int, int, DoesNotFit], ...]
     """(stages, replicas, what lacks)."""
     bound_s: float
-    """No plan of the shapes considered can have a shorter step, under the settings searched."""
+    """No plan of the shapes considered can have a shorter step, under the settings searched; 0: not known."""
 
 
 def taking_part(topology: Topology, plan: Plan) -> Topology:
@@ -263,7 +271,7 @@ def search_plan(
     result = _tuned_again(ways, result, options, map_tasks, should_stop)
     found, plan = _judged(ways, result, version)
     others = sorted((f for f in others if f.case.number != found.case.number), key=lambda f: f.key)
-    bound_s = min([*lower_bounds_s(cases), *bounds])
+    bound_s = min([*lower_bounds_s(cases), *bounds]) if plan.split == "batch" else 0.0
     return Chosen(plan, found, result, tuple(others), tuple(errors), bound_s)
 
 
@@ -285,6 +293,8 @@ def _of_blocks(
 ) -> list[Found]:
     """The best layouts of a large network's blocks, unfolded, fastest first; none of a small network, or
     where no layout of blocks fits."""
+    if ways.job.split == "sequence":  # a block's devices would be copies of one pipeline, and no two are
+        return []
     fold = fold_of(len(ways.devices), n_micro_batches, options.blocks, [r for _, r in wanted])
     if fold == 1:
         return []

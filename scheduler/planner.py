@@ -110,7 +110,7 @@ def search_for(
     links = _ordered(topology, ordered)
     ways = Ways(job, remembering(job, model, links), ordered, links)
     if job.parallelism == "auto":
-        wanted = shapes(len(devices), len(model.layers), most_replicas(job))
+        wanted = shapes(len(devices), len(model.layers), job.most_replicas)
     else:
         stages, replicas = job.parallelism.stages, job.parallelism.replicas
         required = stages * replicas
@@ -205,11 +205,6 @@ class Placing:
         return Placed(self._ways, found)
 
 
-def most_replicas(job: JobSpec) -> int:
-    """As many as there are micro-batches, of one sample where the job leaves their size open."""
-    return job.global_batch if job.micro_batch == "auto" else job.micro_batches
-
-
 def _require_inputs(
     job: JobSpec, model: ModelProfile, devices: Sequence[DeviceProfile], topology: Topology
 ) -> None:
@@ -232,6 +227,7 @@ def _require_inputs(
 def _require_shape(job: JobSpec, model: ModelProfile, stages: int, replicas: int) -> None:
     if stages > len(model.layers):
         raise PlanError(f"found {stages} stages, required at most {len(model.layers)}: one layer a stage")
-    most = most_replicas(job)
+    most = job.most_replicas
     if replicas > most:
-        raise PlanError(f"found {replicas} replicas, required at most {most}: one micro-batch a replica")
+        each = "position" if job.split == "sequence" else "micro-batch"
+        raise PlanError(f"found {replicas} replicas, required at most {most}: one {each} a replica")

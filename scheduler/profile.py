@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from scheduler.codec_speed import CodecSpeed
+from scheduler.layer_cost import Keys
+from scheduler.sequence import shard_bounds
 from scheduler.visits import UNKNOWN, Visits
 
 
@@ -28,6 +30,10 @@ class LayerProfile:
     working_bytes: int = 0
     """What is needed once, however many micro-batches are in flight: 16-bit copies of float32 weights, a
     chunk of logits."""
+    pair_flops: float = 0.0
+    """Of `forward_flops`, what grows with the square of the length; 2.5 times as much of backward's."""
+    keys: tuple[Keys, ...] = ()
+    """What each of its attentions has to tell those who hold later positions, if sequences are divided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,10 @@ class DeviceProfile:
     backward_fixed_s: tuple[float, ...] = ()
     codecs: tuple[CodecSpeed, ...] = field(default=(), kw_only=True)
     """How fast it encodes and decodes, of the codecs that were measured."""
+    forward_pairs_s: tuple[float, ...] = field(default=(), kw_only=True)
+    """Of `forward_s`, what grows with the square of the length, each position seeing those before it; ():
+    nothing, or not known. `backward_pairs_s` likewise."""
+    backward_pairs_s: tuple[float, ...] = field(default=(), kw_only=True)
 
     def scaled(self, ratio: float) -> DeviceProfile:
         """For micro-batches of `ratio` times the samples."""
@@ -55,6 +65,8 @@ class DeviceProfile:
             self,
             forward_s=_on_the_line(self.forward_s, self.forward_fixed_s, ratio),
             backward_s=_on_the_line(self.backward_s, self.backward_fixed_s, ratio),
+            forward_pairs_s=tuple(ratio * s for s in self.forward_pairs_s),
+            backward_pairs_s=tuple(ratio * s for s in self.backward_pairs_s),
         )
 
     def recomputing(self) -> DeviceProfile:
@@ -63,7 +75,27 @@ class DeviceProfile:
         return replace(
             self,
             backward_s=_sums(self.forward_s, self.backward_s),
-            backward_fixed_s=_sums(*again) if all(again) else again[0] or again[1],
+            backward_fixed_s=_sums(*again),
+            backward_pairs_s=_sums(self.forward_pairs_s, self.backward_pairs_s),
+        )
+
+    def in_shard(self, start: int, stop: int, length: int) -> DeviceProfile:
+        """For whoever holds positions [start, stop) of every `length`: its part of what each position costs,
+        and of the pairs, of which later positions have more."""
+        part, pairs = (stop - start) / length, (stop**2 - start**2) / length**2
+
+        def seconds(whole: tuple[float, ...], of_pairs: tuple[float, ...]) -> tuple[float, ...]:
+            of_pairs = of_pairs or (0.0,) * len(whole)
+            return tuple((s - p) * part + p * pairs for s, p in zip(whole, of_pairs, strict=True))
+
+        return replace(
+            self,
+            forward_s=seconds(self.forward_s, self.forward_pairs_s),
+            backward_s=seconds(self.backward_s, self.backward_pairs_s),
+            forward_fixed_s=tuple(part * s for s in self.forward_fixed_s),
+            backward_fixed_s=tuple(part * s for s in self.backward_fixed_s),
+            forward_pairs_s=(),
+            backward_pairs_s=(),
         )
 
 
@@ -87,6 +119,8 @@ class ModelProfile:
     """Whether what gradients' codecs leave out is kept there too: as much as there are parameters."""
     value_bytes: int = 4
     """Width of the values that cross boundaries: 4, or 2 where the job computes in bf16."""
+    bounds: tuple[tuple[int, int], ...] = ()
+    """[start, stop) of every replica's positions, where replicas share sequences; (): each has all."""
 
     @property
     def tokens_bytes(self) -> int:
@@ -101,17 +135,49 @@ class ModelProfile:
         if micro_batch == self.micro_batch:
             return self
         ratio = micro_batch / self.micro_batch
+
+        def parts(n_bytes: int) -> int:
+            return -(-n_bytes * micro_batch // self.micro_batch)
+
         layers = tuple(
             replace(
                 x,
                 forward_flops=x.forward_flops * ratio,
                 backward_flops=x.backward_flops * ratio,
-                boundary_bytes=-(-x.boundary_bytes * micro_batch // self.micro_batch),
-                saved_bytes=-(-x.saved_bytes * micro_batch // self.micro_batch),
+                boundary_bytes=parts(x.boundary_bytes),
+                saved_bytes=parts(x.saved_bytes),
+                pair_flops=x.pair_flops * ratio,
+                keys=tuple(k._replace(n_bytes=parts(k.n_bytes)) for k in x.keys),
             )
             for x in self.layers
         )
         return replace(self, layers=layers, micro_batch=micro_batch)
+
+    def sharded(self, shards: int) -> ModelProfile:
+        """For replicas that each hold one of `shards` parts of every sequence: the largest part's tensors.
+
+        A shard keeps, beside its part, its keys and those it was sent; every shard is taken to keep all, as
+        the last one does. `keys` stay those of all positions, flops those of a mean shard.
+        """
+        length = self.sequence_length
+        most = -(-length // shards)
+
+        def part(n_bytes: int) -> int:
+            return -(-n_bytes * most // length)
+
+        layers = tuple(
+            replace(
+                x,
+                forward_flops=x.forward_flops / shards,
+                backward_flops=x.backward_flops / shards,
+                boundary_bytes=part(x.boundary_bytes),
+                saved_bytes=part(x.saved_bytes) + sum(k.n_bytes for k in x.keys),
+                pair_flops=x.pair_flops / shards,
+            )
+            for x in self.layers
+        )
+        bounds = tuple(shard_bounds(length, shards))
+        return replace(self, layers=layers, sequence_length=most, bounds=bounds)
 
 
 def _on_the_line(seconds: tuple[float, ...], fixed: tuple[float, ...], ratio: float) -> tuple[float, ...]:
@@ -119,4 +185,7 @@ def _on_the_line(seconds: tuple[float, ...], fixed: tuple[float, ...], ratio: fl
 
 
 def _sums(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+    """(): zeros."""
+    if not (a and b):
+        return a or b
     return tuple(x + y for x, y in zip(a, b, strict=True))

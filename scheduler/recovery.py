@@ -23,7 +23,7 @@ from typing import Literal
 from scheduler.cost import stage_memory_bytes, step_time_s
 from scheduler.flows import TopologyNetwork
 from scheduler.layer_sources import Holding, Sources, layer_sources, loading_s, orphans, travelling
-from scheduler.plan import Plan, PlanError, split_micro_batches
+from scheduler.plan import Plan, PlanError
 from scheduler.profile import ModelProfile
 from scheduler.remembered import kept_bytes
 from scheduler.replan import Measured
@@ -188,7 +188,7 @@ def with_fewer_replicas(standing: Standing, now: Measured, version: int) -> Iter
     pipelines = (*(running.placement[r] for r in whole), *joined)
     if not pipelines or len(pipelines) == running.n_replicas:
         return
-    shares = split_micro_batches(sum(running.micro_batches), len(pipelines))
+    shares = running.shares_of(len(pipelines))
     codecs = running.codecs.of_replicas([*whole, *broken[: len(joined)]])
     plan = replace(
         running, version=version, placement=pipelines, micro_batches=shares, reasons=(), codecs=codecs

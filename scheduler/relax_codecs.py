@@ -167,7 +167,10 @@ def twin_judge(
     names = [p.device for p in devices]
     rungs = {kind: chain(*(x for place, x in ladders.items() if place.kind == kind)) for kind in KINDS}
     tables = open_tables(len(names), [(*used, *rungs[kind]) for kind, used in plan.codecs.named])
-    pricing, cells = pricing_of(model, devices, topology, tables, plan.n_replicas), cells_of(plan, names)
+    pricing, cells = (
+        pricing_of(model, devices, topology, tables, plan.batch_shares, plan.samples),
+        cells_of(plan, names),
+    )
     actions = tables_for(plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra)
     layout = layout_of(pricing, plan)
 

@@ -79,7 +79,7 @@ def kept_bytes(plan: Plan, rank: int, model: ModelProfile, topology: Topology) -
             values = model.layers[plan.partition[boundary][1] - 1].boundary_bytes // model.value_bytes
             width = values // (model.micro_batch * model.sequence_length)
             shape = (model.micro_batch, model.sequence_length, width)
-            kept += model.visits.buffer_bytes(spec, shape, plan.n_replicas)
+            kept += model.visits.buffer_bytes(spec, shape, plan.batch_shares)
     if plan.n_replicas > 1 and plan.codecs.of_stage(stage).partition(":")[0] in WITH_RESIDUALS:
         kept += stage_memory(model, *plan.partition[stage]).parameter_bytes
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 Split = Literal["batch", "sequence"]
@@ -11,3 +12,18 @@ Split = Literal["batch", "sequence"]
 def shard_bounds(n: int, shards: int) -> list[tuple[int, int]]:
     """[start, stop) of each shard of `n`: contiguous, all of them, sizes that differ by at most 1."""
     return [(n * j // shards, n * (j + 1) // shards) for j in range(shards)]
+
+
+def earlier_shards(bounds: Sequence[tuple[int, int]], index: int, window: int = 0) -> range:
+    """The shards before `index` of which it sees any position, the nearest first; `window`: a position sees
+    those fewer than so many before it, 0: all."""
+    least = bounds[index][0] - window + 1 if window else 0
+    last = next(j for j in range(index + 1) if bounds[j][1] > least)
+    return range(index - 1, last - 1, -1)
+
+
+def passed_on(bounds: Sequence[tuple[int, int]], index: int, window: int = 0) -> range:
+    """The shards, `index` among them, that the next one sees: it hands these on."""
+    if index + 1 == len(bounds):
+        return range(0)
+    return earlier_shards(bounds, index + 1, window)

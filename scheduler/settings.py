@@ -17,6 +17,7 @@ import numpy as np
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.sequence import Split
 from scheduler.topology import Topology
 from scheduler.units import count
 
@@ -33,6 +34,7 @@ class Knobs(TypedDict):
     recompute: bool
     streams: int
     local_steps: int
+    split: Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,16 @@ class Setting:
     streams: int = 0
     """0: as many as there are."""
     local_steps: int = 0
+    shards: int = 1
+    """Replicas that share every sequence; 1: they share the batch."""
     reason: str = field(default="", compare=False)
 
     @staticmethod
     def of(plan: Plan) -> Setting:
         """The setting that `plan` runs under."""
         p = plan
-        return Setting(p.schedule, p.warmup_extra, p.micro_batch, p.recompute, p.streams, p.local_steps)
+        knobs = p.schedule, p.warmup_extra, p.micro_batch, p.recompute, p.streams, p.local_steps
+        return Setting(*knobs, p.sequence_shards)
 
     @property
     def knobs(self) -> Knobs:
@@ -65,6 +70,7 @@ class Setting:
             "recompute": self.recompute,
             "streams": self.streams,
             "local_steps": self.local_steps,
+            "split": "sequence" if self.shards > 1 else "batch",
         }
 
 
@@ -80,13 +86,17 @@ def priced(
     setting: Setting, model: ModelProfile, devices: Sequence[DeviceProfile], topology: Topology
 ) -> Priced:
     """What plans under `setting` are priced with: profiles of its micro-batches (`DeviceProfile.scaled`),
-    backward with the forward in front of it where it recomputes, links that its streams fill.
+    backward with the forward in front of it where it recomputes, links that its streams fill. Where sequences
+    are divided the model is that of a shard; devices stay as they are for all positions, because shards
+    differ (`DeviceProfile.in_shard`).
 
     What is priced already stays as it is, so that it may be priced again with the plan that was made of it.
     """
     if setting.micro_batch and setting.micro_batch != model.micro_batch:
         ratio = setting.micro_batch / model.micro_batch
         model, devices = model.scaled(setting.micro_batch), [d.scaled(ratio) for d in devices]
+    if setting.shards > 1 and not model.bounds:
+        model = model.sharded(setting.shards)
     if setting.recompute and not model.recompute:
         model, devices = replace(model, recompute=True), [d.recomputing() for d in devices]
     if setting.local_steps:
@@ -108,6 +118,8 @@ class Choices:
     recompute: tuple[bool, ...]
     local_steps: int = 0
     """As the job says; 0 where there is one replica."""
+    shards: int = 1
+    """Replicas that share every sequence, as the job says."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -141,15 +153,17 @@ class Choices:
             why.append(f"{schedule} {ahead if extra else 'keeps all in flight'}")
         if m:
             why.append("doing forwards again saves memory")
-        return Setting(schedule, extra, size, recompute, streams, self.local_steps, "; ".join(why))
+        reason = "; ".join(why)
+        return Setting(schedule, extra, size, recompute, streams, self.local_steps, self.shards, reason)
 
 
 def choices(job: JobSpec, topology: Topology, n_stages: int, n_replicas: int) -> Choices:
     """What `job` allows for a shape. Micro-batches are from a quarter to four times the profiled size,
     beyond which its line is not to be trusted, and at least one a replica; warm-ups double until all
     micro-batches are in flight, which is gpipe; streams double until links are full."""
-    sizes = _micro_batch_sizes(job, n_replicas)
-    most = ceil(job.global_batch / (min(sizes) * n_replicas))
+    shards = n_replicas if job.split == "sequence" else 1
+    sizes = _micro_batch_sizes(job, n_replicas // shards)
+    most = ceil(job.global_batch / (min(sizes) * (n_replicas // shards)))
     names = ("1f1b", "gpipe") if job.schedule.name == "auto" else (job.schedule.name,)
     extra = job.schedule.warmup_extra
     depths = [0, *_doubling(most - 1)] if extra == "auto" else [extra]
@@ -160,6 +174,7 @@ def choices(job: JobSpec, topology: Topology, n_stages: int, n_replicas: int) ->
         orders if n_stages > 1 else orders[:1],  # of one stage, every order takes as long
         (False, True) if job.recompute == "auto" else (job.recompute,),
         job.local_steps.every if job.local_steps is not None and n_replicas > 1 else 0,
+        shards,
     )
 
 

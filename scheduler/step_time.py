@@ -4,7 +4,7 @@ Where no cores, cards or ways out of a region are shared it equals `engine.repla
 is then a graph without choices, and its longest path is computed from the same actions. Where
 something is shared it is an estimate (`exact` is False): a host's ranks are taken to compute all at
 once, a device's link to carry no more than its card or its region's way out, each by itself. That is
-enough to sort layouts by; the engine has the last word.
+enough to sort layouts by; the engine has the last word. So it is where replicas share sequences.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from scheduler.limits import limits_of
 from scheduler.link_codecs import CodecTable, LinkCodecs
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.sequence import passed_on
 from scheduler.step_kernels import Layout, Prices, State, Tables, missing_bytes, price_all, total_s
 from scheduler.topology import Topology
 
@@ -56,9 +57,15 @@ def pricing_of(
     topology: Topology,
     codecs: LinkCodecs | None = None,
     n_replicas: int = 1,
+    samples: int = 0,
 ) -> Pricing:
     """The prices of `devices` (all of them in the topology), links and layers as a setting leaves them;
-    `codecs`: of the links between them, in their order; `n_replicas`: among whom samples are shared."""
+    `codecs`: of the links between them, in their order; `n_replicas`: among whom samples are shared;
+    `samples`: of one step, where replicas share sequences.
+
+    Where they do it is an estimate: every shard is taken to be a mean one, and keys to travel with the
+    gradients of weights, behind the backwards, where in truth most hide behind compute.
+    """
     codecs = codecs or LinkCodecs()
     index = {d.name: i for i, d in enumerate(topology.devices)}
     at = [index[p.device] for p in devices]
@@ -92,19 +99,21 @@ def pricing_of(
         for table in (codecs.activation, codecs.gradient)
     )
     flat = [flat_wire_bytes_of(codec_spec(name), visits=model.visits) for name in codecs.reduce.names]
-    n = len(devices)
+    n, shards = len(devices), max(1, len(model.bounds))
+    keys = _keys_bytes(model) * (samples / model.micro_batch)
     prices = Prices(
         latency_s=np.ascontiguousarray(latency_s, dtype=np.float64),
         bandwidth_Bps=np.ascontiguousarray(bandwidth_Bps, dtype=np.float64),
-        forward_s=_sums([p.forward_s for p in devices]) * crowd[:, None],
-        backward_s=_sums([p.backward_s for p in devices]) * crowd[:, None],
+        forward_s=_sums([p.forward_s for p in devices]) * crowd[:, None] / shards,
+        backward_s=_sums([p.backward_s for p in devices]) * crowd[:, None] / shards,
         optimizer_s=_sums([p.optimizer_s for p in devices]) * crowd[:, None],
         activation_codec=codecs.activation.codes(n),
         activation_bytes=np.array([[float(price(x)) for x in boundary] for price in across]),
         gradient_codec=codecs.gradient.codes(n),
         gradient_bytes=np.array([[float(price(x)) for x in boundary] for price in back]),
         reduce_codec=codecs.reduce.codes(n),
-        reduce_bytes=np.array([[[float(price(x)) for x in row] for row in parameters] for price in flat]),
+        reduce_bytes=keys
+        + np.array([[[float(price(x)) for x in row] for row in parameters] for price in flat]),
         tied_bytes=np.array([float(price(tied_bytes(model, 2))) for price in flat]),
         activation_codec_s=_codec_seconds(devices, codecs.activation),
         gradient_codec_s=_codec_seconds(devices, codecs.gradient),
@@ -117,7 +126,7 @@ def pricing_of(
         saved_bytes=saved,
         beside=float(model.local_steps > 0),
     )
-    shared = capped or bool(topology.egress_Bps) or any(n > 1 for n in hosts.values())
+    shared = capped or bool(topology.egress_Bps) or any(n > 1 for n in hosts.values()) or shards > 1
     return Pricing(tuple(p.device for p in devices), prices, not shared, crowd)
 
 
@@ -147,6 +156,22 @@ def _ranges(model: ModelProfile) -> tuple[Floats, Floats, list[list[int]]]:
             fixed[i, j], saved[i, j] = memory.total_bytes(0), memory.saved_bytes
             parameters[i][j] = exchanged_bytes(model, memory.parameter_bytes)
     return fixed, saved, parameters
+
+
+def _keys_bytes(model: ModelProfile) -> Floats:
+    """[L + 1, L + 1]: of layers i .. j - 1, what counts for the keys of one micro-batch as if it were summed:
+    the busiest of a row's links carries D - 1 of D parts each way, as a member of a sharded sum does."""
+    shards, n = len(model.bounds), len(model.layers)
+    found: Floats = np.zeros((n + 1, n + 1))
+    if shards < 2:
+        return found
+    busiest = [
+        sum(k.n_bytes * len(passed_on(model.bounds, shards - 2, k.window)) / (shards - 1) for k in x.keys)
+        for x in model.layers
+    ]
+    upto = np.concatenate([[0.0], np.cumsum(busiest)])
+    found[:] = np.maximum(upto[None, :] - upto[:, None], 0.0)
+    return found
 
 
 def tables_for(schedule: str, n_stages: int, micro_batches: Sequence[int], warmup_extra: int = 0) -> Tables:

@@ -13,8 +13,9 @@ Traffic = dict[tuple[int, int], float]
 
 
 def traffic(plan: Plan, durations: Durations) -> Traffic:
-    """Activations and gradients over stage boundaries, shards between replicas (sent to be summed, and
-    sent back), tied embeddings, norms. What the engine moves is exactly this."""
+    """Activations and gradients over stage boundaries, keys and their gradients between shards of sequences,
+    shards of weights' gradients between replicas (sent to be summed, and sent back), tied embeddings, norms.
+    What the engine moves is exactly this."""
     moved: Traffic = defaultdict(float)
     last = plan.n_stages - 1
     for replica, micro_batches in enumerate(plan.micro_batches):
@@ -26,6 +27,12 @@ def traffic(plan: Plan, durations: Durations) -> Traffic:
         if last > 0 and durations.tied_bytes:
             moved[ranks[0], ranks[last]] += durations.tied_bytes
             moved[ranks[last], ranks[0]] += durations.tied_bytes
+        if durations.rows is not None and replica + 1 < plan.n_replicas:
+            forwards = micro_batches * (2 if durations.rows.again else 1)
+            for s, near in enumerate(ranks):
+                far, n_bytes = plan.rank(replica + 1, s), durations.rows.handed_on_bytes(s, replica)
+                moved[near, far] += forwards * n_bytes
+                moved[far, near] += micro_batches * n_bytes
         for a in ranks:
             for b in ranks:
                 if a != b:

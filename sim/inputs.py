@@ -247,7 +247,8 @@ def read_job(given: JobInput) -> JobSpec:
         raise InputError("found one of --stages and --replicas, required both or neither")
     changes: dict[str, Any] = {}
     if given.stages is not None:
-        changes["parallelism"] = {"stages": given.stages, "replicas": given.replicas}
+        shape = {"stages": given.stages, "replicas": given.replicas}
+        changes["parallelism"] = shape if job.split == "batch" else {**shape, "split": job.split}
     if given.schedule:
         changes["schedule"] = {**job.schedule.model_dump(exclude_unset=True), "name": given.schedule}
     if given.streams:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from scheduler.layer_cost import FLOAT_BYTES, Cost, Sizes
+from scheduler.layer_cost import FLOAT_BYTES, Cost, Keys, Sizes
 from scheduler.mixers.spec import MixerSpec
 
 if TYPE_CHECKING:
@@ -88,6 +88,14 @@ class AttentionSpec(MixerSpec):
     def sight(self) -> Sight:
         return Sight(self.causal, self.window, self.butterfly)
 
+    @property
+    def undivided(self) -> str:
+        if not self.causal:
+            return "sees later positions"
+        if self.butterfly:
+            return "sees a butterfly of blocks"
+        return "asks for one kernel over all positions" if self.kernel != "auto" else ""
+
     def heads_in(self, model: ModelSpec) -> tuple[int, int]:
         """H and K."""
         heads = self.heads or model.heads
@@ -143,6 +151,8 @@ class AttentionSpec(MixerSpec):
             self._kept_of_pairs(sizes, model.hidden, heads, kv_heads),
             step_flops=4.0 * sizes.batch * seen * model.hidden,
             state_bytes=2 * sizes.batch * held * kv_heads * head_width * sizes.value_bytes,
+            pair_flops=pairs if self.sight.block is None else 0.0,
+            keys=(Keys(2 * sizes.rows * kv_heads * head_width * sizes.value_bytes, self.window or 0),),
         )
 
     def _kept_of_pairs(self, sizes: Sizes, hidden: int, heads: int, kv_heads: int) -> int:

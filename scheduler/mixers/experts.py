@@ -36,6 +36,10 @@ class ExpertsSpec(MixerSpec):
     """How much an uneven use of the experts adds to the loss (Switch's load-balancing loss, of each sample);
     0.01 is usual. The loss that is reported is without it."""
 
+    @property
+    def undivided(self) -> str:
+        return "looks at all positions of a sample" if self.balance or self.tile else ""
+
     def inner_in(self, model: ModelSpec) -> int:
         assert model.ffn is not None
         return self.inner or max(1, model.ffn // self.top)

@@ -28,6 +28,12 @@ class MixerSpec(Strict):
         """Whether no position sees a later one, as training on the next token wants it."""
         return True
 
+    @property
+    def undivided(self) -> str:
+        """Why replicas cannot share sequences of a model with this part, each at its own positions: what
+        stands in the way; '': nothing."""
+        return "carries a state from each position to the next" if self.is_sequence else ""
+
     @abstractmethod
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         """Closed forms for `model`, resolved. Flops are exact, bytes within what `tests` say."""

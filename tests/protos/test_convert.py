@@ -13,6 +13,7 @@ from protos import orchestrator_pb2 as pb
 from protos.convert import ConvertError, PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.codec_speed import CodecSpeed
+from scheduler.layer_cost import Keys
 from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs, Rows
@@ -64,6 +65,8 @@ layers = st.builds(
     LayerProfile,
     *(names, st.floats(0, 1e15), st.floats(0, 1e15)),
     *(amounts, amounts, amounts, amounts, names, amounts),
+    st.floats(0, 1e15),
+    st.lists(st.builds(Keys, amounts, st.integers(0, 2**20)), max_size=2).map(tuple),
 )
 spans = st.builds(
     lambda kind, start, length, mb, peer, n: Span(0, kind, start, start + length, mb, peer, n),

@@ -120,7 +120,7 @@ def test_an_unknown_key_names_the_nearest() -> None:
     assert found == "an unknown key (did you mean 'hidden'?)"
     assert "hidden" in required
     line, key, found, required = one(swapped("  replicas: 2", "  replica: 2"))
-    assert (line, key, required) == (20, "parallelism.replica", "one of: stages, replicas")
+    assert (line, key, required) == (20, "parallelism.replica", "one of: stages, replicas, split")
     assert "'replicas'" in found
 
 

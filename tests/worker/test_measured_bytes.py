@@ -59,6 +59,7 @@ def n_bytes_of(rank: Rank) -> dict[str, Any]:
     own = {v.data_ptr(): v for state in states for name, v in state.items() if not name.endswith(".step")}
     found["state"] = sum(v.nbytes for v in own.values())
     sends = [s for s in result.spans if s.kind == "send" and s.mb >= 0]
+    found["links"] = {(x.kind, x.peer): x.sent_bytes for x in result.links if x.sent_bytes}
     found["sent"] = {(s.peer > rank.context.rank): s.n_bytes for s in sends}
     return found
 

@@ -7,12 +7,17 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from scheduler.analytic import device_profile, job_profile
+from scheduler.cost import durations, stage_memory
 from scheduler.job import JobSpec, ModelSpec
 from scheduler.plan import Plan
+from scheduler.settings import Setting, priced
+from scheduler.topology import Device, Topology
 from tests.worker.pipelines import (
     VOCAB,
     Rank,
@@ -26,6 +31,7 @@ from tests.worker.pipelines import (
 )
 from tests.worker.test_compressed import compressed
 from tests.worker.test_equality import assert_replicas_agree_bitwise, assert_same_training, plainly
+from tests.worker.test_measured_bytes import n_bytes_of
 from worker.step import run_eval
 from worker.transport import TransportAborted, TransportTimeout
 
@@ -196,3 +202,46 @@ def test_keys_travel_along_the_row_of_shards_and_their_gradients_back() -> None:
         ("owed", 1, 0): 2 * a_position,
         ("owed", 2, 1): (2 + 3) * a_position,
     }
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_price_of_sharing_sequences_is_what_workers_send_and_hold(family: str, recompute: bool) -> None:
+    """Bytes of every kind to every peer, to the byte; what a shard saves, no more than is said."""
+    model = make_job(family).model.model_copy(
+        update={
+            "layers": (
+                ("attention window=3", "mlp"),
+                ("attention", "mlp"),
+                ("attention", "attention window=2", "mlp"),
+            )
+        }
+    )
+    job = make_job(family, model=model)
+    plan = sequence_plan(job, 2, 4, recompute=recompute)
+    profile = job_profile(job)
+    devices = [device_profile(profile, name, 1e12) for name in plan.devices]
+    n = plan.n_ranks
+    network = Topology(
+        tuple(Device(name) for name in plan.devices), np.full((n, n), 0.01), np.full((n, n), 1e9)
+    )
+    costs = durations(plan, profile, devices, network)
+    assert costs.rows is not None
+    shard = priced(Setting.of(plan), profile, devices, network).model
+    ranks = make_ranks(job, plan)
+    for rank, found in zip(ranks, in_threads(ranks, n_bytes_of), strict=True):
+        me, stage, replica = rank.context.rank, rank.context.stage, rank.context.replica
+        memory = stage_memory(shard, *plan.partition[stage])
+        assert max(found["saved"]) <= memory.saved_bytes + 4 * (job.sequence_length * 16 + 1)
+        expected: dict[tuple[str, int], int] = {}
+        if not rank.stage.is_last:
+            expected["activation", me + 1] = 4 * costs.activation_bytes[me]
+        if not rank.stage.is_first:
+            expected["gradient", me - 1] = 4 * costs.gradient_bytes[me]
+        if replica + 1 < plan.n_replicas:
+            times = 4 * (2 if recompute else 1)
+            expected["keys", me + 2] = times * costs.rows.handed_on_bytes(stage, replica)
+        if replica > 0:
+            expected["owed", me - 2] = 4 * costs.rows.handed_on_bytes(stage, replica - 1)
+        kinds = {kind for kind, _ in expected}
+        assert {k: v for k, v in found["links"].items() if k[0] in kinds} == expected

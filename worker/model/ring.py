@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scheduler.mixers import Sight
+from scheduler.sequence import earlier_shards, passed_on
 from worker.model.partial_attention import Part, attend_part, attend_part_in_tiles, merge, part_gradients
 
 
@@ -60,11 +61,13 @@ class Shard:
         self._calls += 1
         return self._calls - 1
 
-    def earlier(self, index: int, sight: Sight) -> range:
-        """The shards before `index` of whose keys it sees any, the nearest first."""
-        start, _ = self.bounds[index]
-        least = 0 if sight.window is None else start - sight.window + 1
-        return range(index - 1, next(j for j in range(index + 1) if self.bounds[j][1] > least) - 1, -1)
+    def earlier(self, sight: Sight) -> range:
+        """The shards before this one of whose keys it sees any, the nearest first."""
+        return earlier_shards(self.bounds, self.index, sight.window or 0)
+
+    def hands_on(self, sight: Sight) -> range:
+        """The blocks that the next shard needs, too."""
+        return passed_on(self.bounds, self.index, sight.window or 0)
 
 
 def ring_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, sight: Sight, shard: Shard) -> Tensor:
@@ -96,12 +99,12 @@ class _Ring(torch.autograd.Function):
 
 def _outputs(q: Tensor, own: Tensor, sight: Sight, shard: Shard, call: int) -> tuple[Part, list[Tensor]]:
     """The whole, and the blocks it was made of: this shard's `own`, then those before it, nearest first."""
-    exchange, me, passes_on = shard.exchange, shard.index, _passes_on(shard, sight)
+    exchange, me, passes_on = shard.exchange, shard.index, shard.hands_on(sight)
     if me in passes_on:
         exchange.send_keys(call, me, own)
     whole = _wide(attend_part(q, own[0], own[1], sight, shard.first, shard.first))
     blocks = [own]
-    for j in shard.earlier(me, sight):
+    for j in shard.earlier(sight):
         first, stop = shard.bounds[j]
         block = exchange.receive_keys(call, j, (*own.shape[:3], stop - first, own.shape[4]), own.dtype)
         if j in passes_on:
@@ -115,7 +118,7 @@ def _gradients(
     dy: Tensor, q: Tensor, whole: Part, blocks: Sequence[Tensor], sight: Sight, shard: Shard, call: int
 ) -> tuple[Tensor, Tensor]:
     """The gradients of q and of this shard's own block, behind those that the blocks before it are owed."""
-    exchange, me, passes_on = shard.exchange, shard.index, _passes_on(shard, sight)
+    exchange, me, passes_on = shard.exchange, shard.index, shard.hands_on(sight)
 
     def part(block: Tensor, first: int) -> tuple[Tensor, Tensor]:
         dq, dk, dv = part_gradients(dy, q, block[0], block[1], whole, sight, shard.first, first)
@@ -123,7 +126,7 @@ def _gradients(
 
     dq, own = part(blocks[0], shard.first)
     # The nearest first: the shard that made a block waits for its gradient.
-    for j, block in zip(shard.earlier(me, sight), blocks[1:], strict=True):
+    for j, block in zip(shard.earlier(sight), blocks[1:], strict=True):
         more, owed = part(block, shard.bounds[j][0])
         dq = dq + more
         if j in passes_on:
@@ -132,13 +135,6 @@ def _gradients(
     if me in passes_on:
         own = own + exchange.receive_gradient(call, me, tuple(own.shape), own.dtype)
     return dq, own
-
-
-def _passes_on(shard: Shard, sight: Sight) -> frozenset[int]:
-    """The blocks that the next shard needs, too."""
-    if shard.index + 1 == len(shard.bounds):
-        return frozenset()
-    return frozenset(shard.earlier(shard.index + 1, sight))
 
 
 def _wide(part: Part) -> Part:

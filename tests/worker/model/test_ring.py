@@ -195,12 +195,15 @@ def test_a_part_that_a_query_does_not_see_changes_nothing() -> None:
 
 
 def test_a_window_asks_only_for_shards_that_it_reaches() -> None:
-    shard = Shard(bounds_of((4, 4, 4, 4)), 3, End(Loop(4), 3))
-    assert list(shard.earlier(3, Sight())) == [2, 1, 0]
-    assert list(shard.earlier(3, Sight(window=1))) == []
-    assert list(shard.earlier(3, Sight(window=5))) == [2]
-    assert list(shard.earlier(3, Sight(window=6))) == [2, 1]
-    assert list(shard.earlier(0, Sight())) == []
+    first, last = (Shard(bounds_of((4, 4, 4, 4)), d, End(Loop(4), d)) for d in (0, 3))
+    assert list(last.earlier(Sight())) == [2, 1, 0]
+    assert list(last.earlier(Sight(window=1))) == []
+    assert list(last.earlier(Sight(window=5))) == [2]
+    assert list(last.earlier(Sight(window=6))) == [2, 1]
+    assert list(first.earlier(Sight())) == []
+    assert list(last.hands_on(Sight())) == []
+    assert list(first.hands_on(Sight())) == [0]
+    assert list(first.hands_on(Sight(window=1))) == []
 
 
 def test_each_block_passes_each_link_once_in_each_direction() -> None:
