@@ -38,6 +38,7 @@ def job_profile(job: JobSpec, shape: ModelSpec | None = None) -> ModelProfile:
         job.sequence_length,
         dtype_bytes=2 if job.precision == "bf16" else FLOAT_BYTES,
         optimizer=job.optimizer,
+        documents_apart=job.data.documents == "apart",
     )
 
 
@@ -49,12 +50,14 @@ def model_profile(
     *,
     parameter_dtype_bytes: int = FLOAT_BYTES,
     optimizer: OptimizerSpec | None = None,
+    documents_apart: bool = False,
 ) -> ModelProfile:
     """Embedding, blocks and head of `shape` for micro-batches of `micro_batch` samples (B) of
     `sequence_length` tokens (T); activations are `dtype_bytes` wide, parameters and their gradients
     `parameter_dtype_bytes`. Where parameters are the wider, the residual stream is as wide as they, and
     a step keeps copies of the matrices in the activations' width (PyTorch's autocast).
-    `optimizer`: whose state is kept (default: AdamW).
+    `optimizer`: whose state is kept (default: AdamW). `documents_apart`: samples hold several documents that
+    do not see each other; flops are still those of every pair.
 
     Flops count products (2 x m x n x k each; attention as if every pair of positions were multiplied,
     its backward with scores computed again), as PyTorch's flop counter has it. Raises ShapeError
@@ -64,7 +67,7 @@ def model_profile(
     if model.family == "gpt2" and model.max_positions is None:
         model = model.model_copy(update={"max_positions": sequence_length})
     stream_bytes = max(dtype_bytes, parameter_dtype_bytes)
-    sizes = Sizes(micro_batch, sequence_length, dtype_bytes, stream_bytes)
+    sizes = Sizes(micro_batch, sequence_length, dtype_bytes, stream_bytes, documents_apart)
     state = _state_bytes_a_parameter(optimizer or OptimizerSpec(), parameter_dtype_bytes)
     layers = tuple(
         LayerProfile(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.job_compression import misfits
 from scheduler.marked_yaml import Path
+from scheduler.mixers import MIXERS
 from scheduler.pattern import PatternError
 from scheduler.presets import PRESETS
 
@@ -78,6 +79,12 @@ def _impossible_split(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, st
                 " position each; or split: batch",
             )
             return
+    if job.data.documents == "apart":
+        yield (
+            ("data", "documents"),
+            "apart beside parallelism.split sequence, whose shards see all earlier positions",
+            "joined, or split: batch",
+        )
     if job.local_steps is not None:
         yield (
             ("local_steps",),
@@ -163,6 +170,13 @@ def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, st
         samples = 1 if job.micro_batch == "auto" else job.micro_batch
         for found, required in part.misfits_of_rows(samples * job.sequence_length):
             yield ("model", "layers"), found, required
+        if job.data.documents == "apart" and not part.keeps_documents_apart:
+            can = sorted(name for name, kind in MIXERS.items() if kind().keeps_documents_apart)
+            yield (
+                ("model", "layers"),
+                f"{part.text!r}, which goes on from one document to the next, with data.documents: apart",
+                f"parts that begin anew ({', '.join(can)}; no triton, butterfly), or data.documents: joined",
+            )
         if not part.is_causal:
             yield (
                 ("model", "layers"),

@@ -107,6 +107,10 @@ class DataSpec(_Strict):
     """`bytes`, or the path of a `tokenizers` JSON file (or a directory that holds tokenizer.json)."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.01
     eval_samples: Annotated[int, Field(ge=0)] = 64
+    documents: Literal["joined", "apart"] = "joined"
+    """A sample is so many tokens of the text, whose documents follow one another with a token between them.
+    `joined`: a position sees what stands before it in the sample. `apart`: what stands before it in its
+    document; positions and states begin anew with each (`attention`, `ssd` and `delta` can)."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Training samples of an epoch, for plans made before a worker has counted them; 0: not known."""
 

@@ -85,6 +85,8 @@ class Sizes:
     """Of an activation that products take and give."""
     stream_bytes: int
     """Of a value of the residual stream, which norms take."""
+    documents_apart: bool = False
+    """Samples hold several documents that do not see each other."""
 
     @property
     def rows(self) -> int:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from scheduler.job import DataSpec
 from worker.documents import documents, find_files
-from worker.tokenizer import DataError, Tokenizer, open_tokenizer
+from worker.tokenizer import END_TOKENS, DataError, Tokenizer, open_tokenizer
 
 __all__ = ["DataError", "Dataset", "open_dataset"]
 
@@ -44,6 +44,8 @@ class Dataset:
     """Of tokens, sample length and split: equal on two workers exactly if their samples are."""
     sequence_length: int
     tokenizer: Tokenizer
+    separator: int | None
+    """The token that begins a document, where documents are kept apart."""
     _tokens: Tokens
     _train: NDArray[np.int64]
     _eval: NDArray[np.int64]
@@ -97,6 +99,11 @@ def open_dataset(
     a cache that cannot be written.
     """
     tokenizer = open_tokenizer(spec.tokenizer, base_dir)
+    if spec.documents == "apart" and tokenizer.end is None:
+        raise DataError(
+            f"data.documents: found apart with the tokenizer {spec.tokenizer}, which has no token for the end"
+            f" of a document; required one that has ({', '.join(END_TOKENS)}), or data.documents: joined"
+        )
     files = find_files(spec.files, base_dir)
     dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
     if cache_dir is None:
@@ -107,7 +114,8 @@ def open_dataset(
     key = f"{FORMAT} {sequence_length} {spec.held_out!r} {spec.eval_samples} {tokenizer.vocab} {dtype.name} "
     digest = hashlib.sha256(key.encode())
     _update(digest, tokens)
-    return Dataset(digest.hexdigest(), sequence_length, tokenizer, tokens, train, held_out)
+    separator = tokenizer.end if spec.documents == "apart" else None
+    return Dataset(digest.hexdigest(), sequence_length, tokenizer, separator, tokens, train, held_out)
 
 
 def _split(

@@ -121,11 +121,15 @@ def _run_once(
     x = tokens if takes_tokens else torch.randn(*shape, model.hidden, generator=rng).to(device)
     if not takes_tokens:
         x.requires_grad_()
+    # Two in each sample: what it costs to keep documents apart does not depend on how many there are.
+    documents = None
+    if job.data.documents == "apart":
+        documents = (torch.arange(shape[1], device=device) * 2 // shape[1]).expand(shape)
     bf16 = job.precision == "bf16"
     begin = now(clock, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         state = None if shard is None else layer.in_shard(shard)
-        y: Tensor = layer.loss(x, tokens) if isinstance(layer, Head) else layer(x, state)[0]
+        y: Tensor = layer.loss(x, tokens) if isinstance(layer, Head) else layer(x, state, documents)[0]
     forwarded = now(clock, device)
     torch.autograd.backward(y, None if y.ndim == 0 else torch.ones_like(y))
     backwarded = now(clock, device)

@@ -350,7 +350,16 @@ class Runtime:
         self._stage, self._optimizer, self._outer, self._done = stage, optimizer, outer, take.step
         self._exchange = self._exchange_of(plan, rank, take, transport, ranks)
         self._context = StepContext(
-            plan, rank, job, transport, codecs, self._votes, RECEIVE_TIMEOUT_S, self._reached, device
+            plan,
+            rank,
+            job,
+            transport,
+            codecs,
+            self._votes,
+            RECEIVE_TIMEOUT_S,
+            self._reached,
+            device,
+            self.dataset.separator,
         )
 
     def _exchange_of(

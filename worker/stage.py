@@ -72,9 +72,15 @@ class Stage:
         return tied_parameter(self.layers[-1]) if self.is_last else weight
 
     def forward(
-        self, mb: int, x: Tensor, targets: Tensor | None = None, shard: Shard | None = None
+        self,
+        mb: int,
+        x: Tensor,
+        targets: Tensor | None = None,
+        shard: Shard | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Run micro-batch `mb` on tokens (B,T) or the boundary (B,T,D), and save what backward needs.
+        `documents_BT`: the number of each position's document, where documents are kept apart.
 
         Returns the next boundary (B,T,D), or the loss summed over all targets (B,T) in the last stage.
         """
@@ -83,9 +89,11 @@ class Stage:
         if not self.is_first:
             x = x.detach().requires_grad_(True)
         with torch.set_grad_enabled(not self._recompute), training() as losses:
-            y = self._run(x, targets, shard)
-        again = self._recompute
-        self._saved[mb] = _Saved(x, targets, None, [], shard) if again else _Saved(x, None, y, losses, None)
+            y = self._run(x, targets, shard, documents_BT)
+        if self._recompute:
+            self._saved[mb] = _Saved(x, targets, shard, documents_BT)
+        else:
+            self._saved[mb] = _Saved(x, y=y, losses=losses)
         return y.detach()
 
     def backward(
@@ -107,10 +115,10 @@ class Stage:
         if (gradient is None) != self.is_last:
             found = "no gradient" if gradient is None else "a gradient for the loss"
             raise StageError(f"micro-batch {mb}: found {found}; required one exactly behind inner stages")
-        x, targets, y, losses, shard = self._saved.pop(mb)
+        x, targets, shard, documents_BT, y, losses = self._saved.pop(mb)
         if y is None:
             with training() as losses:
-                y = self._run(x, targets, shard)
+                y = self._run(x, targets, shard, documents_BT)
         if gradient is None:
             gradient = torch.full_like(y, loss_scale)
         watch = None if done is None else _Watch(self.owned, done)
@@ -142,9 +150,15 @@ class Stage:
                 torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, targets: Tensor | None = None, shard: Shard | None = None) -> Tensor:
+    def evaluate(
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        shard: Shard | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """As forward, but nothing is saved."""
-        return self._run(x, targets, shard)
+        return self._run(x, targets, shard, documents_BT)
 
     def clear(self) -> None:
         """Forget activations and gradients, as after a step that failed."""
@@ -153,14 +167,16 @@ class Stage:
             for p in parameters:
                 p.grad = None
 
-    def _run(self, x: Tensor, targets: Tensor | None, shard: Shard | None) -> Tensor:
+    def _run(
+        self, x: Tensor, targets: Tensor | None, shard: Shard | None, documents_BT: Tensor | None
+    ) -> Tensor:
         if (targets is None) == self.is_last:
             raise StageError("found targets in an inner stage or none in the last; required in the last only")
         if self._autocast is not None and x.is_floating_point():
             x = x.float()  # within a stage the residual stream is float32
         with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
             for layer in self.layers[: -1 if self.is_last else None]:
-                x, _ = layer(x, None if shard is None else layer.in_shard(shard))
+                x, _ = layer(x, None if shard is None else layer.in_shard(shard), documents_BT)
             if targets is not None:
                 head = self.layers[-1]
                 assert isinstance(head, Head)
@@ -171,13 +187,14 @@ class Stage:
 class _Saved(NamedTuple):
     """What a micro-batch leaves for its backward: its input, and either the result and its layers' own
     losses, whose graph holds the activations, or nothing but the targets (None but in the last stage) and
-    the shard to compute it again."""
+    the shard and the documents to compute it again."""
 
     x: Tensor
-    targets: Tensor | None
-    y: Tensor | None
-    losses: list[Tensor]
-    shard: Shard | None
+    targets: Tensor | None = None
+    shard: Shard | None = None
+    documents_BT: Tensor | None = None
+    y: Tensor | None = None
+    losses: Sequence[Tensor] = ()
 
 
 class _Watch:

@@ -33,6 +33,7 @@ from worker.diverged import Diverged
 from worker.faults import Phase
 from worker.grad_norm import clip, layer_squares
 from worker.link_codecs import LinkCodecs
+from worker.model.documents import documents_of
 from worker.optimizer import StageOptimizer, learning_rate
 from worker.outer import OuterOptimizer
 from worker.peers import Peers
@@ -100,8 +101,9 @@ def run_step(
 ) -> StepResult:
     """Run the rank's actions of step `step` (0 .. job.steps - 1).
 
-    `batch` is asked in first and last stage only. `samples(mb)` are the ids of a micro-batch's samples,
-    for codecs that remember them; `measure_errors`: look at what codecs change. Every micro-batch weighs
+    `batch` is asked in first and last stage only, in all where documents are kept apart. `samples(mb)` are
+    the ids of a micro-batch's samples, for codecs that remember them; `measure_errors`: look at what codecs
+    change. Every micro-batch weighs
     1 / (global_batch x sequence_length) of its summed cross entropy, so the mean over the global batch is
     exact whatever the replicas' shares; with local steps, whose plans need an `outer` optimizer, each
     replica's mean is over its own samples.
@@ -167,6 +169,7 @@ class _Step:
         self._since_s = 0.0
         """When what is computed now, or went on behind a wait for another shard, began."""
         self._loss_scale = 1.0 / (samples_of_loss * context.job.sequence_length)
+        self._reads_tokens = _reads_tokens(context, stage)
         self._loss_sum, self._tokens, self._grad_norm = 0.0, 0, 0.0
         self._own_square = 0.0
         self._bad_loss = ""
@@ -240,13 +243,14 @@ class _Step:
 
     def _forward(self, mb: int) -> None:
         stage = self._stage
-        inputs, targets = self._tokens_of(mb) if stage.is_first or stage.is_last else (None, None)
+        inputs, targets = self._tokens_of(mb) if self._reads_tokens else (None, None)
         x = inputs if stage.is_first else self._tensors.pop(("activation", mb))
         assert x is not None
         shard = shard_of(self._context, self._peers, mb, partial(self._waits, mb))
+        documents = _documents(self._context, inputs)
         self._since_s = self._recorder.now_s()
         self._kind = "forward"
-        y = stage.forward(mb, x, targets if stage.is_last else None, shard)
+        y = stage.forward(mb, x, targets if stage.is_last else None, shard, documents)
         if targets is not None and stage.is_last:
             loss = y.item()
             self._computed("forward", self._since_s, mb)
@@ -383,6 +387,17 @@ def _positions(context: StepContext) -> tuple[int, int]:
     return plan.shard_bounds(context.job.sequence_length)[context.replica if plan.split == "sequence" else 0]
 
 
+def _reads_tokens(context: StepContext, stage: Stage) -> bool:
+    return stage.is_first or stage.is_last or context.separator is not None
+
+
+def _documents(context: StepContext, inputs: Tensor | None) -> Tensor | None:
+    """The number of each position's document, where these are kept apart."""
+    if context.separator is None or inputs is None:
+        return None
+    return documents_of(inputs, context.separator)
+
+
 def _split(context: StepContext, tokens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets at this rank's positions, of `n` samples."""
     length = context.job.sequence_length
@@ -407,7 +422,7 @@ def run_eval(
 
     Micro-batch i goes to replica i mod n_replicas, or to all where they share every sequence; the last one
     may be smaller. (0.0, 0) but in a last stage. `batch(ids)` gives int64 (len(ids), sequence_length + 1),
-    asked in first and last stage only. Sums of the replicas are to be added. `step` tells evaluations apart.
+    asked where `run_step` asks it. Sums of the replicas are to be added. `step` tells evaluations apart.
     """
     job, plan = context.job, context.plan
     peers = Peers(context, step, Recorder(context.rank, clock))
@@ -417,14 +432,15 @@ def run_eval(
     for mb in range(context.replica % plan.batch_shares, len(micro_batches), plan.batch_shares):
         own = micro_batches[mb]
         inputs, targets = None, None
-        if stage.is_first or stage.is_last:
+        if _reads_tokens(context, stage):
             inputs, targets = _split(context, batch(own), len(own))
+        documents = _documents(context, inputs)
         if not stage.is_first:
             shape = _boundary_shape(context, len(own))
             inputs = peers.receive("eval", context.rank - 1, shape, boundary_dtype(job.precision), mb)
         assert inputs is not None
         shard = shard_of(context, peers, mb, lambda _: None, "eval")
-        y = stage.evaluate(inputs, targets if stage.is_last else None, shard)
+        y = stage.evaluate(inputs, targets if stage.is_last else None, shard, documents)
         if targets is not None and stage.is_last:
             loss_sum += y.item()
             tokens += targets.numel()

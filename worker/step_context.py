@@ -36,6 +36,9 @@ class StepContext:
     reached: Reached = no_faults
     """Told of the phases of a step as they begin."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    separator: int | None = None
+    """The token that begins a document, where several in one sample are kept apart. Every stage then reads
+    its micro-batches' tokens from the data: all workers have it, and nothing more has to travel."""
     waiting: Waiting = field(default_factory=Waiting)
 
     @property

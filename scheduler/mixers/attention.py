@@ -85,6 +85,11 @@ class AttentionSpec(MixerSpec):
         return self.causal
 
     @property
+    def keeps_documents_apart(self) -> bool:
+        """Not in a butterfly, whose blocks count from the sample's begin, nor in the project's kernel."""
+        return self.kernel == "auto" and self.butterfly is None
+
+    @property
     def sight(self) -> Sight:
         return Sight(self.causal, self.window, self.butterfly)
 
@@ -131,13 +136,14 @@ class AttentionSpec(MixerSpec):
         Kept: the input, queries, keys and values, the output, a float32 a head and position. Where
         positions are rotated, values keep alive the whole product they are a view of. Computed in blocks,
         they are gathered first: queries, keys, values and the output are copies; the mask is a value a pair.
+        Of documents apart queries, keys and values are kept, and forward's products made again.
         """
         heads, kv_heads = self.heads_in(model)
         head_width = model.hidden // heads
         joint = (heads + 2 * kv_heads) * head_width
         bias = model.family == "gpt2"
         rotated = (heads + kv_heads) * head_width if self.rotates_in(model) else 0
-        whole = self.sight.blocks_of(sizes.length) is None
+        whole = sizes.documents_apart or self.sight.blocks_of(sizes.length) is None
         kept = 2 * model.hidden + (joint + rotated if whole else 0)
         linears = sizes.linear(model.hidden, joint, bias, kept=kept)
         linears += sizes.linear(model.hidden, model.hidden, bias, kept=0)
@@ -147,8 +153,9 @@ class AttentionSpec(MixerSpec):
         return linears + Cost(
             0,
             pairs,
-            2.5 * pairs,
-            self._kept_of_pairs(sizes, model.hidden, heads, kv_heads),
+            (3.5 if sizes.documents_apart else 2.5) * pairs,
+            0 if sizes.documents_apart else self._kept_of_pairs(sizes, model.hidden, heads, kv_heads),
+            self._kept_of_pairs(sizes, model.hidden, heads, kv_heads) if sizes.documents_apart else 0,
             step_flops=4.0 * sizes.batch * seen * model.hidden,
             state_bytes=2 * sizes.batch * held * kv_heads * head_width * sizes.value_bytes,
             pair_flops=pairs if self.sight.block is None else 0.0,
@@ -159,8 +166,8 @@ class AttentionSpec(MixerSpec):
         """What the product of pairs keeps beside queries, keys, values and output as they are."""
         n, block = self.sight.blocks_of(sizes.length), self.sight.block
         if n is None or block is None:
-            mask = 0 if block is None or sizes.length == 1 else sizes.length**2 * sizes.value_bytes
-            return sizes.rows * heads * FLOAT_BYTES + mask
+            masks = sizes.batch if sizes.documents_apart else int(block is not None and sizes.length > 1)
+            return sizes.rows * heads * FLOAT_BYTES + masks * sizes.length**2 * sizes.value_bytes
         rows, keys = sizes.batch * n * block, len(self.sight.key_blocks(n)[0]) * block
         gathered = 2 * hidden + 2 * keys // block * kv_heads * (hidden // heads)
         return rows * ((gathered + keys) * sizes.value_bytes + heads * FLOAT_BYTES)

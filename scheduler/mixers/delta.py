@@ -29,6 +29,10 @@ class DeltaSpec(MixerSpec):
     taps: Annotated[int, Field(ge=1)] = 4
     chunk: Annotated[int, Field(ge=1)] = 32
 
+    @property
+    def keeps_documents_apart(self) -> bool:
+        return True
+
     def heads_in(self, model: ModelSpec) -> int:
         return self.heads or model.heads
 
@@ -113,6 +117,10 @@ class LogDeltaSpec(DeltaSpec):
 
     length: Annotated[int, Field(ge=1)] | None = None
     """Positions that there are levels for; default: the model's max_positions."""
+
+    @property
+    def keeps_documents_apart(self) -> bool:
+        return False
 
     def length_in(self, model: ModelSpec) -> int:
         length = self.length or model.max_positions

@@ -34,6 +34,11 @@ class MixerSpec(Strict):
         stands in the way; '': nothing."""
         return "carries a state from each position to the next" if self.is_sequence else ""
 
+    @property
+    def keeps_documents_apart(self) -> bool:
+        """Whether several documents in one sample can be as if each were alone."""
+        return not self.is_sequence
+
     @abstractmethod
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
         """Closed forms for `model`, resolved. Flops are exact, bytes within what `tests` say."""

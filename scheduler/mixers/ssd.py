@@ -30,6 +30,10 @@ class SsdSpec(MixerSpec):
     taps: Annotated[int, Field(ge=1)] = 4
     chunk: Annotated[int, Field(ge=1)] = 64
 
+    @property
+    def keeps_documents_apart(self) -> bool:
+        return True
+
     def heads_in(self, model: ModelSpec) -> int:
         return self.heads or model.heads
 
@@ -86,6 +90,10 @@ class LogSsdSpec(SsdSpec):
     length: Annotated[int, Field(ge=1)] | None = None
     """Positions that there are levels for; default: the model's max_positions."""
 
+    @property
+    def keeps_documents_apart(self) -> bool:
+        return False
+
     def length_in(self, model: ModelSpec) -> int:
         length = self.length or model.max_positions
         assert length is not None
@@ -141,6 +149,10 @@ class HydraSpec(SsdSpec):
 
     @property
     def is_causal(self) -> bool:
+        return False
+
+    @property
+    def keeps_documents_apart(self) -> bool:
         return False
 
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:

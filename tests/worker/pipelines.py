@@ -149,10 +149,17 @@ class Rank:
 
 
 def make_rank(
-    job: JobSpec, plan: Plan, rank: int, transport: Transport, committee: Committee, timeout_s: float = 60.0
+    job: JobSpec,
+    plan: Plan,
+    rank: int,
+    transport: Transport,
+    committee: Committee,
+    timeout_s: float = 60.0,
+    separator: int | None = None,
 ) -> Rank:
     codecs = LinkCodecs(plan, rank, job.seed)
-    context = StepContext(plan, rank, job, transport, codecs, committee.seat(rank), timeout_s)
+    seat = committee.seat(rank)
+    context = StepContext(plan, rank, job, transport, codecs, seat, timeout_s, separator=separator)
     stage = make_stage(job, plan, rank)
     made = Rank(context, stage, StageOptimizer(stage.layers, job.optimizer), committee)
     if plan.local_steps:
@@ -162,12 +169,12 @@ def make_rank(
     return made
 
 
-def make_ranks(job: JobSpec, plan: Plan, timeout_s: float = 60.0) -> list[Rank]:
+def make_ranks(job: JobSpec, plan: Plan, timeout_s: float = 60.0, separator: int | None = None) -> list[Rank]:
     """All ranks, with fresh weights, over the in-memory transport."""
     hub = MemoryHub()
     transports = [MemoryTransport(hub, r, plan.version) for r in range(plan.n_ranks)]
     committee = Committee(plan)
-    return [make_rank(job, plan, r, t, committee, timeout_s) for r, t in enumerate(transports)]
+    return [make_rank(job, plan, r, t, committee, timeout_s, separator) for r, t in enumerate(transports)]
 
 
 @dataclass
@@ -219,9 +226,9 @@ def in_threads(ranks: list[Rank], work: Callable[[Rank], T]) -> list[T]:
     return [results[i] for i in range(len(ranks))]
 
 
-def train(job: JobSpec, plan: Plan, steps: int | None = None) -> Run:
+def train(job: JobSpec, plan: Plan, steps: int | None = None, separator: int | None = None) -> Run:
     """Run the plan from fresh weights, over the in-memory transport."""
-    ranks = make_ranks(job, plan)
+    ranks = make_ranks(job, plan, separator=separator)
     n = job.steps if steps is None else steps
     return Run(ranks, in_threads(ranks, lambda rank: [rank.run_step(step) for step in range(n)]))
 

@@ -54,6 +54,22 @@ def bpe(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
+def test_documents_are_kept_apart_by_the_token_that_ends_them(tmp_path: Path, bpe: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one and two"}\n{"text": "three"}\n')
+    joined, apart = (opened(tmp_path, "a.jsonl", documents=d) for d in ("joined", "apart"))
+    assert joined.separator is None
+    assert apart.separator == 256
+    assert (all_samples(apart) == all_samples(joined)).all()
+    assert (all_samples(apart) == 256).any()
+    inner = json.loads(bpe.read_text())
+    text = json.dumps(inner).replace("<|endoftext|>", "<|other|>")
+    bpe.write_text(text)
+    message = refused(lambda: opened(tmp_path, "a.jsonl", documents="apart", tokenizer=bpe.name))
+    assert "found apart with the tokenizer tokenizer.json, which has no token for the end" in message
+    assert "required" in message
+    opened(tmp_path, "a.jsonl", documents="joined", tokenizer=bpe.name, length=2)
+
+
 def test_samples_are_the_text_in_order_shifted_by_one(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("second file")
     (tmp_path / "a.txt").write_text("first, é!")

@@ -37,10 +37,10 @@ def n_bytes_of(rank: Rank) -> dict[str, Any]:
     held: dict[int, int] = {}
     found: dict[str, Any] = {"saved": set(), "most": 0, "in_flight": 0}
 
-    def weighed_forward(mb: int, x: Tensor, targets: Tensor | None = None, *more: Any) -> Tensor:
+    def weighed_forward(mb: int, x: Tensor, *more: Any) -> Tensor:
         if not x.is_floating_point():
             x = x.clone()  # tokens are a view here, which would keep the whole global batch alive
-        y, n_bytes = kept(partial(forward, mb, x, targets, *more), parameters)
+        y, n_bytes = kept(partial(forward, mb, x, *more), parameters)
         held[mb] = n_bytes
         found["saved"].add(n_bytes)
         found["most"] = max(found["most"], sum(held.values()))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import AttentionSpec, Sight
+from worker.model.cores import recomputed
 from worker.model.layer import ModelError
 from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear
@@ -173,15 +174,17 @@ class Attention(SequenceMixer):
             from worker.kernels.flash_triton import flash_attention
 
             return self.out(flash_attention(q, k, v, self.sight).transpose(1, 2).flatten(2)), None
-        if state is None:
-            return self.out(attend(q, k, v, self.sight, documents_BT)), None
+        if state is None and documents_BT is None:
+            return self.out(attend(q, k, v, self.sight)), None
+        if state is None:  # the mask of pairs would be most of what is kept
+            return self.out(recomputed(attend, q, k, v, self.sight, documents_BT)), None
         if not self.sight.causal:
             raise ModelError(
                 "found attention that sees later positions, asked to go on behind earlier ones; required"
                 " attention with causal=true to generate"
             )
         state = state.extended(k, v)
-        y_BTD = self.out(attend(q, state.keys, state.values, self.sight, documents_BT))
+        y_BTD = self.out(attend(q, state.keys, state.values, self.sight))
         return y_BTD, state if self.sight.window is None else state.last(self.sight.window - 1)
 
     def as_matrix(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scheduler.job import ModelSpec
 from scheduler.pattern import part_names
-from worker.model.layer import Layer, State
-from worker.model.mixer import Mixer
+from worker.model.layer import Layer, ModelError, State
+from worker.model.mixer import Mixer, SequenceMixer
 from worker.model.mixers import make_mixer
 from worker.model.parts import Norm, add_norm, make_norm
 from worker.model.ring import Shard
@@ -22,9 +22,9 @@ class Block(Layer):
     def __init__(self, model: ModelSpec, number: int) -> None:
         super().__init__(model, number + 1)
         self.name, self.width, self.adds = f"block.{number:02d}", model.hidden, model.parts
-        parts = model.blocks[number]
-        self.parts = tuple(part_names(parts))
-        for name, part in zip(self.parts, parts, strict=True):
+        self.specs = model.blocks[number]
+        self.parts = tuple(part_names(self.specs))
+        for name, part in zip(self.parts, self.specs, strict=True):
             self.add_module(f"{name}_norm", make_norm(model.family, model.hidden, model.norm_eps))
             self.add_module(name, make_mixer(model, part))
 
@@ -44,7 +44,9 @@ class Block(Layer):
     def in_shard(self, shard: Shard) -> State:
         return tuple(self.mixer_of(part).in_shard(shard) for part in self.parts)
 
-    def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(
+        self, x_BTD: Tensor, state: State = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         states, mixed = [], None
         for i, part in enumerate(self.parts):
             before, norm = None if state is None else state[i], self._norm_of(part)
@@ -52,7 +54,16 @@ class Block(Layer):
                 normed = norm(x_BTD)
             else:
                 x_BTD, normed = add_norm(x_BTD, mixed, norm)
-            mixed, after = self.mixer_of(part)(normed, before)
+            mixer = self.mixer_of(part)
+            if documents_BT is None or not isinstance(mixer, SequenceMixer):
+                mixed, after = mixer(normed, before)
+            elif self.specs[i].keeps_documents_apart:
+                mixed, after = mixer(normed, before, documents_BT)
+            else:
+                raise ModelError(
+                    f"{self.name}: found documents that are kept apart, for {self.specs[i].text!r}; required"
+                    " a part that does not go on from one to the next"
+                )
             states.append(after)
         assert mixed is not None  # a block has a part
         return x_BTD + mixed, None if state is None else tuple(states)

@@ -22,6 +22,7 @@ from torch import Tensor
 from scheduler.job import ModelSpec
 from scheduler.mixers import DeltaSpec
 from worker.model.cores import recomputed
+from worker.model.documents import Borders
 from worker.model.layer import blank
 from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear, RMSNorm
@@ -67,10 +68,13 @@ class Delta(SequenceMixer):
         memory = self.log_decay.new_zeros(1, self.heads, self.key, self.value)
         return DeltaState(self.conv.begin(), memory)
 
-    def forward(self, x_BTD: Tensor, state: DeltaState | None = None) -> tuple[Tensor, DeltaState | None]:
-        given, gate, convolved = self._projected(x_BTD, None if state is None else state.convolved)
+    def forward(
+        self, x_BTD: Tensor, state: DeltaState | None = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, DeltaState | None]:
+        before = None if state is None else state.convolved
+        given, gate, convolved = self._projected(x_BTD, before, documents_BT)
         if state is None:
-            return self._finished(gate, recomputed(delta, *given, self.chunk)), None
+            return self._finished(gate, recomputed(delta, *given, self.chunk, documents_BT)), None
         if x_BTD.shape[1] == 1:
             y, memory = one_step(given, state.memory_BHNP)
             return self._finished(gate, y), DeltaState(convolved, memory)
@@ -98,11 +102,13 @@ class Delta(SequenceMixer):
     def finish(self, x_BTD: Tensor, mixed_BGTE: Tensor) -> Tensor:
         return self._finished(self._projected(x_BTD, None)[1], mixed_BGTE)
 
-    def _projected(self, x_BTD: Tensor, state: Tensor | None) -> tuple[Inputs, Tensor, Tensor]:
+    def _projected(
+        self, x_BTD: Tensor, state: Tensor | None, documents_BT: Tensor | None = None
+    ) -> tuple[Inputs, Tensor, Tensor]:
         """What the rule is given, the gate (B,T,D), the convolution's state."""
         widths = [self.conv.width, self.heads * self.value, self.heads, self.heads]
         qkv, gate, strength, step = torch.split(self.into(x_BTD), widths, dim=-1)
-        qkv, state = self.conv(qkv, state)
+        qkv, state = self.conv(qkv, state, documents_BT)
         q, k, v = (
             x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
             for x in torch.split(F.silu(qkv), [self.heads * self.key] * 2 + [gate.shape[-1]], dim=-1)
@@ -127,9 +133,10 @@ def one_step(given: Inputs, memory_BHNP: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DeltaChunks:
-    """The rule in `n` chunks of `size` positions; those added at the end write nothing and fade nothing."""
+    """The rule in `n` chunks of `size` positions; those added at the end write nothing and fade nothing. With
+    `documents_BT` each document begins from nothing."""
 
-    def __init__(self, given: Inputs, n: int, size: int) -> None:
+    def __init__(self, given: Inputs, n: int, size: int, documents_BT: Tensor | None = None) -> None:
         self.n, self.size = n, size
         self.length = given.q.shape[2]
         self.q, self.k, self.v, self.strength, fading = (self.cut(x) for x in given)
@@ -137,6 +144,16 @@ class DeltaChunks:
         later = torch.ones(size, size, dtype=torch.bool, device=self.q.device).triu(1)
         between = self.sums[..., :, None] - self.sums[..., None, :]
         self.left = between.masked_fill(later, -torch.inf).exp()
+        # What is left of the state before the chunk at each position; of each position's, and of that state,
+        # at the chunk's end.
+        self.since, self.until = self.sums.exp(), (self.sums[..., -1:] - self.sums).exp()
+        self.over = self.sums[..., -1].exp()
+        if documents_BT is not None:
+            borders = Borders.of(documents_BT, n, size, self.q.dtype)
+            self.left = self.left * borders.same[:, :, None]
+            self.since = self.since * borders.carried[:, :, None]
+            self.until = self.until * borders.last[:, :, None]
+            self.over = self.over * borders.through[..., None]
 
     def cut(self, x: Tensor) -> Tensor:
         """(B,H,T,…) -> (B,c,H,Q,…)"""
@@ -172,16 +189,16 @@ class DeltaChunks:
     @cached_property
     def found(self) -> Tensor:
         """What the chunk's writing takes of the state before it, for each position: (B,c,H,Q,N)."""
-        return self.solved @ ((self.strength * self.sums.exp())[..., None] * self.k)
+        return self.solved @ ((self.strength * self.since)[..., None] * self.k)
 
     def queries(self) -> Tensor:
         """Queries to the state before the chunk, (B,c,H,Q,N)."""
-        return self.sums.exp()[..., None] * self.q - self.seen @ self.found
+        return self.since[..., None] * self.q - self.seen @ self.found
 
     @cached_property
     def _keys(self) -> Tensor:
         """Keys as the chunk's end has them, transposed: (B,c,H,N,Q)."""
-        return ((self.sums[..., -1:] - self.sums).exp()[..., None] * self.k).mT
+        return (self.until[..., None] * self.k).mT
 
     def added(self) -> Tensor:
         """What the chunk adds to the state, (B,c,H,N,P)."""
@@ -190,13 +207,22 @@ class DeltaChunks:
     def transition(self) -> Tensor:
         """What the chunk leaves of the state before it: (B,c,H,N,N)."""
         identity = torch.eye(self.k.shape[-1], dtype=self.k.dtype, device=self.k.device)
-        return self.sums[..., -1, None, None].exp() * identity - self._keys @ self.found
+        return self.over[..., None, None] * identity - self._keys @ self.found
 
 
-def delta(q: Tensor, k: Tensor, v: Tensor, strength: Tensor, fading: Tensor, chunk: int) -> Tensor:
-    """y (B,H,T,P) from the first position on, in chunks."""
+def delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    strength: Tensor,
+    fading: Tensor,
+    chunk: int,
+    documents_BT: Tensor | None = None,
+) -> Tensor:
+    """y (B,H,T,P) from the first position, or from each document's, on, in chunks."""
     size = min(chunk, q.shape[2])
-    chunks = DeltaChunks(Inputs(q, k, v, strength, fading), -(-q.shape[2] // size), size)
+    n = -(-q.shape[2] // size)
+    chunks = DeltaChunks(Inputs(q, k, v, strength, fading), n, size, documents_BT)
     matrix = chunks.matrix()
     read: Tensor | float = 0.0
     if chunks.n > 1:

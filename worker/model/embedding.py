@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scheduler.job import ModelSpec
+from worker.model.documents import positions_in
 from worker.model.layer import Layer, ModelError, State, TooManyPositions, blank
 from worker.model.ring import Shard
 
@@ -37,7 +38,9 @@ class Embedding(Layer):
     def in_shard(self, shard: Shard) -> State:
         return shard.first
 
-    def forward(self, tokens_BT: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(
+        self, tokens_BT: Tensor, state: State = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         first: int = state or 0
         last = first + tokens_BT.shape[1]
         if self.max_positions is not None and last > self.max_positions:
@@ -47,5 +50,6 @@ class Embedding(Layer):
             )
         x_BTD = F.embedding(tokens_BT, self.weight)
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions[first:last]
+            at = slice(first, last) if documents_BT is None else positions_in(documents_BT)
+            x_BTD = x_BTD + self.positions[at]
         return x_BTD, None if state is None else last

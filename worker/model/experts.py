@@ -23,9 +23,10 @@ from torch.autograd.function import once_differentiable
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import ExpertsSpec
-from worker.model.layer import State, blank
+from worker.model.layer import ModelError, State, blank
 from worker.model.mixer import Mixer
 from worker.model.parts import Linear
+from worker.model.ring import Shard
 from worker.model.training import add_loss, is_training
 
 
@@ -49,6 +50,14 @@ class Experts(Mixer):
         self.router = Linear(width, options.experts, bias=False)
         self.gate_up = blank(options.experts, 2 * inner, width)
         self.down = blank(options.experts, width, inner)
+
+    def in_shard(self, shard: Shard) -> State:
+        if self.tile or self.balance:
+            raise ModelError(
+                "found experts with tile or balance, which look at all of a sample, in a stage that holds"
+                " shards of sequences; required experts without, or replicas that share the batch"
+            )
+        return super().in_shard(shard)
 
     def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
         logits_BTE = self.router(x_BTD)

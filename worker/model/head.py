@@ -27,7 +27,10 @@ class Head(Layer):
     def begin(self) -> State:
         return ()
 
-    def forward(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(
+        self, x_BTD: Tensor, state: State = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        del documents_BT
         return F.linear(self.norm(x_BTD), self.weight), state
 
     def loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:

@@ -50,12 +50,15 @@ class Layer(nn.Module):
         return layer_cost(self.model, self.index, batch, length, dtype.itemsize, mode)
 
     @abstractmethod
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, state: State = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """All positions of `x` at once: the embedding takes (B,T) int64, the others (B,T,D).
 
         Without a state (training) the positions begin at 0 and the second result is None. With one
         (from `begin`, `forward` or `step`) they follow those seen before, and a new state comes back;
-        the one passed in is left as it was.
+        the one passed in is left as it was. With `documents_BT`
+        (training, of samples that hold several documents) each document is as if alone.
         """
 
     @abstractmethod

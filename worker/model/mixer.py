@@ -46,7 +46,11 @@ class Mixer(nn.Module):
 
 
 class SequenceMixer(Mixer):
-    """A part that multiplies values with a matrix of (positions, positions), which may depend on x."""
+    """A part that multiplies values with a matrix of (positions, positions), which may depend on x.
+
+    If its spec `keeps_documents_apart`, forward takes a third argument: (B,T), the number of each position's
+    document in the sample. No position then takes anything of another document.
+    """
 
     def in_shard(self, shard: Shard) -> State:
         del shard

@@ -20,6 +20,7 @@ from torch import Tensor
 from scheduler.job import ModelSpec
 from scheduler.mixers import SsdSpec
 from worker.model.cores import recomputed
+from worker.model.documents import Borders
 from worker.model.layer import blank
 from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear, RMSNorm
@@ -55,10 +56,14 @@ class Ssd(SequenceMixer):
         memory = self.log_decay.new_zeros(1, self.state, self.heads, self.inner // self.heads)
         return SsdState(self.conv.begin(), memory)
 
-    def forward(self, x_BTD: Tensor, state: SsdState | None = None) -> tuple[Tensor, SsdState | None]:
-        gate, x, b, c, step, convolved = self._projected(x_BTD, None if state is None else state.convolved)
+    def forward(
+        self, x_BTD: Tensor, state: SsdState | None = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, SsdState | None]:
+        before = None if state is None else state.convolved
+        gate, x, b, c, step, convolved = self._projected(x_BTD, before, documents_BT)
         memory = None if state is None else state.memory_BNHP
-        y, memory = recomputed(ssd, x, b, c, step, -self.log_decay.exp(), self.chunk, memory)
+        decay = -self.log_decay.exp()
+        y, memory = recomputed(ssd, x, b, c, step, decay, self.chunk, memory, documents_BT)
         y = self._finished(gate, y + self.skip[:, None] * x)
         if state is None:
             return y, None
@@ -76,11 +81,13 @@ class Ssd(SequenceMixer):
     def finish(self, x_BTD: Tensor, mixed_BGTE: Tensor) -> Tensor:
         return self._finished(self._projected(x_BTD, None)[0], mixed_BGTE.transpose(1, 2))
 
-    def _projected(self, x_BTD: Tensor, state: Tensor | None) -> tuple[Tensor, ...]:
+    def _projected(
+        self, x_BTD: Tensor, state: Tensor | None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """gate (B,T,HP), x (B,T,H,P), B and C (B,T,N), steps (B,T,H), the convolution's state."""
         widths = [self.inner, self.inner + 2 * self.state, self.heads]
         gate, mixed, step = torch.split(self.into(x_BTD), widths, dim=-1)
-        mixed, state = self.conv(mixed, state)
+        mixed, state = self.conv(mixed, state, documents_BT)
         x, b, c = torch.split(F.silu(mixed), [self.inner, self.state, self.state], dim=-1)
         x = x.reshape(*x.shape[:2], self.heads, -1)
         return gate, x, b, c, F.softplus(step + self.step_bias), state
@@ -123,13 +130,15 @@ def ssd(
     decay_H: Tensor,
     chunk: int,
     memory_BNHP: Tensor | None = None,
+    documents_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y (B,T,H,P) in chunks, and the memory behind the last position (None without one to begin with, if a
-    chunk holds all positions: nothing is carried). `decay_H` is A, below 0."""
-    chunks = Chunks.of(x_BTHP, b_BTN, c_BTN, step_BTH, decay_H, chunk)
+    chunk holds all positions: nothing is carried). `decay_H` is A, below 0. With `documents_BT`, and no
+    memory, each document begins from nothing."""
+    chunks = Chunks.of(x_BTHP, b_BTN, c_BTN, step_BTH, decay_H, chunk, documents_BT)
     read: Tensor | float = 0.0
     if chunks.n > 1 or memory_BNHP is not None:
-        added, over = chunks.added(), chunks.sums[:, :, -1].exp()
+        added, over = chunks.added(), chunks.over()
         memory = x_BTHP.new_zeros(1, *added.shape[2:]) if memory_BNHP is None else memory_BNHP
         before = []
         for i in range(chunks.n):
@@ -137,7 +146,7 @@ def ssd(
             memory = memory * over[:, i, None, :, None] + added[:, i]
         memory_BNHP = memory
         taken = chunks.c @ torch.stack(before, 1).flatten(3)
-        read = taken.view_as(chunks.written) * chunks.sums.exp()[..., None]
+        read = taken.view_as(chunks.written) * chunks.left_of_before()[..., None]
     y = read + (chunks.scores() @ chunks.written.transpose(2, 3)).transpose(2, 3)
     return y.flatten(1, 2)[:, : x_BTHP.shape[1]], memory_BNHP
 
@@ -154,16 +163,24 @@ class Chunks(NamedTuple):
     """(B,c,Q,N)"""
     sums: Tensor
     """(B,c,Q,H): log of the decay from the chunk's begin up to and with each position."""
+    borders: Borders | None
 
     @staticmethod
     def of(
-        x_BTHP: Tensor, b_BTN: Tensor, c_BTN: Tensor, step_BTH: Tensor, decay_H: Tensor, chunk: int
+        x_BTHP: Tensor,
+        b_BTN: Tensor,
+        c_BTN: Tensor,
+        step_BTH: Tensor,
+        decay_H: Tensor,
+        chunk: int,
+        documents_BT: Tensor | None = None,
     ) -> Chunks:
         size = min(chunk, x_BTHP.shape[1])
         n = -(-x_BTHP.shape[1] // size)
         values = (x_BTHP * step_BTH[..., None], b_BTN, c_BTN, step_BTH * decay_H)
         written, b, c, decays = (_cut(x, n, size) for x in values)
-        return Chunks(n, size, written, b, c, decays.cumsum(2))
+        borders = None if documents_BT is None else Borders.of(documents_BT, n, size, x_BTHP.dtype)
+        return Chunks(n, size, written, b, c, decays.cumsum(2), borders)
 
     def cut(self, x: Tensor) -> Tensor:
         """(B,T,…) -> (B,c,Q,…)"""
@@ -172,15 +189,29 @@ class Chunks(NamedTuple):
     def added(self) -> Tensor:
         """(B,c,N,H,P): what each chunk has written, as its end remembers it."""
         left = (self.sums[:, :, -1:] - self.sums).exp()
+        if self.borders is not None:
+            left = left * self.borders.last[..., None]
         added = self.b.mT @ (self.written * left[..., None]).flatten(3)
         return added.view(*added.shape[:3], *self.written.shape[3:])
+
+    def over(self) -> Tensor:
+        """(B,c,H): what each chunk leaves of the memory before it."""
+        left = self.sums[:, :, -1].exp()
+        return left if self.borders is None else left * self.borders.through[..., None]
+
+    def left_of_before(self) -> Tensor:
+        """(B,c,Q,H): what each position has left of the memory before the chunk."""
+        left = self.sums.exp()
+        return left if self.borders is None else left * self.borders.carried[..., None]
 
     def scores(self) -> Tensor:
         """(B,c,H,Q,Q): L * C B^T within the chunk."""
         sums = self.sums.transpose(2, 3)
         between = sums[..., :, None] - sums[..., None, :]
-        later = torch.ones_like(between, dtype=torch.bool).triu(1)
-        return (self.c @ self.b.mT)[:, :, None] * between.masked_fill(later, -torch.inf).exp()
+        unseen = torch.ones_like(between, dtype=torch.bool).triu(1)
+        if self.borders is not None:
+            unseen = unseen | ~self.borders.same[:, :, None]
+        return (self.c @ self.b.mT)[:, :, None] * between.masked_fill(unseen, -torch.inf).exp()
 
 
 def _cut(x: Tensor, n: int, size: int) -> Tensor:
