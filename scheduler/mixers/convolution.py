@@ -6,7 +6,6 @@ Letters: B samples, T positions, D hidden, N pairs of modes of a channel's state
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import isqrt, log2
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from scheduler.layer_cost import Cost, Sizes
 from scheduler.mixers.matrix_conv import matrix_conv_cost
-from scheduler.mixers.spec import MixerSpec
+from scheduler.mixers.spec import Limited, MixerSpec
 
 if TYPE_CHECKING:
     from scheduler.job import ModelSpec
@@ -116,20 +115,8 @@ class H3Spec(Convolved):
         return conv + linears + Cost(self.taps * d, 0.0, 0.0, 0, state_bytes=shifted)
 
 
-class _Filtered(Convolved):
+class _Filtered(Limited, Convolved):
     """A filter as long as the text: what is remembered is all that was put in."""
-
-    length: _Count | None = None
-    """Positions that the filters are made for; default: the model's max_positions."""
-
-    def length_in(self, model: ModelSpec) -> int:
-        length = self.length or model.max_positions
-        assert length is not None
-        return length
-
-    def misfits(self, model: ModelSpec) -> Iterator[tuple[str, str]]:
-        if self.length is None and model.max_positions is None:
-            yield f"{self.name} in a model without max_positions", f"max_positions, or {self.name} length=N"
 
     def _remembered(self, sizes: Sizes, channels: int) -> Cost:
         """A step multiplies the filter with all inputs so far."""

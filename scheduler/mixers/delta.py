@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from scheduler.layer_cost import FLOAT_BYTES, Cost, Sizes
+from scheduler.mixers.log_linear import LogLinear
 from scheduler.mixers.spec import MixerSpec
 
 if TYPE_CHECKING:
@@ -110,42 +111,19 @@ class DeltaSpec(MixerSpec):
         return 4.0 * batch * self.key_in(model) * model.hidden
 
 
-class LogDeltaSpec(DeltaSpec):
+class LogDeltaSpec(LogLinear, DeltaSpec):
     """Log-linear attention over the gated delta rule's states (Guo et al. 2025)."""
 
     name: ClassVar[str] = "log_delta"
-
-    length: Annotated[int, Field(ge=1)] | None = None
-    """Positions that there are levels for; default: the model's max_positions."""
 
     @property
     def keeps_documents_apart(self) -> bool:
         return False
 
-    def length_in(self, model: ModelSpec) -> int:
-        length = self.length or model.max_positions
-        assert length is not None
-        return length
-
-    def levels_in(self, model: ModelSpec) -> int:
-        """A position's own, and one for each binary digit of the last position."""
-        return 1 + (self.length_in(model) - 1).bit_length()
-
-    def misfits(self, model: ModelSpec) -> Iterator[tuple[str, str]]:
-        yield from super().misfits(model)
-        if self.length is None and model.max_positions is None:
-            yield "log_delta in a model without max_positions", "max_positions, or log_delta length=N"
-
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
-        """The plain rule's, and the levels' weights before and after softplus; a state a level."""
-        n = self.heads_in(model) * self.levels_in(model)
-        weights = sizes.linear(model.hidden, n, bias=True, kept=2 * n)
-        states = (self.levels_in(model) - 2) * sizes.batch * self.key_in(model) * model.hidden
-        return (
-            super().cost(model, sizes)
-            + weights
-            + Cost(0, 0.0, 0.0, 0, state_bytes=states * sizes.value_bytes)
-        )
+        """The plain rule's and the levels'."""
+        values = self.key_in(model) * model.hidden
+        return super().cost(model, sizes) + self.levels_cost(model, sizes, self.heads_in(model), values)
 
     def _chunks(self, length: int) -> tuple[int, int]:
         """A whole tree of them."""

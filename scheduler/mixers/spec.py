@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
 
 from scheduler.layer_cost import Cost, Sizes
 from scheduler.strict import Strict
@@ -58,6 +60,23 @@ class MixerSpec(Strict):
         """The part as a job names it; `parse_part` inverts it."""
         given = (f"{key}={_shown(getattr(self, key))}" for key in sorted(self.model_fields_set))
         return " ".join((self.name, *given))
+
+
+class Limited(MixerSpec):
+    """A part that is made for so many positions."""
+
+    length: Annotated[int, Field(ge=1)] | None = None
+    """Positions that it is made for; default: the model's max_positions."""
+
+    def length_in(self, model: ModelSpec) -> int:
+        length = self.length or model.max_positions
+        assert length is not None
+        return length
+
+    def misfits(self, model: ModelSpec) -> Iterator[tuple[str, str]]:
+        yield from super().misfits(model)
+        if self.length is None and model.max_positions is None:
+            yield f"{self.name} in a model without max_positions", f"max_positions, or {self.name} length=N"
 
 
 def _shown(value: object) -> str:

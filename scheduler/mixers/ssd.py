@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from scheduler.layer_cost import FLOAT_BYTES, Cost, Sizes
+from scheduler.mixers.log_linear import LogLinear
 from scheduler.mixers.spec import MixerSpec
 
 if TYPE_CHECKING:
@@ -81,41 +82,26 @@ class SsdSpec(MixerSpec):
         return 2.0 * rows * size * self.state + weighed + carried, weighed
 
 
-class LogSsdSpec(SsdSpec):
+class LogSsdSpec(LogLinear, SsdSpec):
     """Log-linear attention over SSD's states (Guo et al. 2025): a state for each level of Fenwick's tree over
     the positions, and weights for them that each position chooses."""
 
     name: ClassVar[str] = "log_ssd"
 
-    length: Annotated[int, Field(ge=1)] | None = None
-    """Positions that there are levels for; default: the model's max_positions."""
-
     @property
     def keeps_documents_apart(self) -> bool:
         return False
 
-    def length_in(self, model: ModelSpec) -> int:
-        length = self.length or model.max_positions
-        assert length is not None
-        return length
-
-    def levels_in(self, model: ModelSpec) -> int:
-        """A position's own, and one for each binary digit of the last position."""
-        return 1 + (self.length_in(model) - 1).bit_length()
-
     def misfits(self, model: ModelSpec) -> Iterator[tuple[str, str]]:
         yield from super().misfits(model)
-        if self.length is None and model.max_positions is None:
-            yield "log_ssd in a model without max_positions", "max_positions, or log_ssd length=N"
         if self.chunk & (self.chunk - 1):
             yield f"chunks of {self.chunk} positions in a tree", "a power of two"
 
     def cost(self, model: ModelSpec, sizes: Sizes) -> Cost:
-        """SSD's, and: the levels' weights before and after softplus; a tree over the chunks, half of which
-        read at each level; a state a level."""
-        inner, heads, levels = self.inner_in(model), self.heads_in(model), self.levels_in(model)
+        """SSD's and the levels'; and a tree over the chunks, half of which read at each level."""
+        inner = self.inner_in(model)
         plain = super().cost(model, sizes)
-        weights = sizes.linear(model.hidden, heads * levels, bias=True, kept=2 * heads * levels)
+        levels = self.levels_cost(model, sizes, self.heads_in(model), self.state * inner)
         size = min(self.chunk, sizes.length)
         n = -(-sizes.length // size)
         carried = 4.0 * sizes.batch * n * size * self.state * inner if n > 1 else 0.0
@@ -125,11 +111,10 @@ class LogSsdSpec(SsdSpec):
         last = 2.0 * sizes.batch * n * size * size * inner
         more = added + climbed - carried
         step, _ = self.core_flops(sizes.batch, 1, inner, remembers=True)
-        states = sizes.batch * (levels - 2) * self.state * inner
-        read = 2.0 * sizes.batch * (levels - 1) * self.state * inner
+        read = 2.0 * sizes.batch * (self.levels_in(model) - 1) * self.state * inner
         return (
             plain
-            + weights
+            + levels
             + Cost(
                 0,
                 more,
@@ -137,7 +122,6 @@ class LogSsdSpec(SsdSpec):
                 0,
                 sizes.batch * 2 * n * self.state * inner * sizes.value_bytes,
                 read - step,
-                states * sizes.value_bytes,
             )
         )
 

@@ -9,49 +9,37 @@ Shapes: as in `delta.py`, and M levels.
 
 from __future__ import annotations
 
-from math import e, log
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import LogDeltaSpec
 from worker.model.cores import recomputed
 from worker.model.delta import Delta, DeltaChunks, Inputs
-from worker.model.fenwick import TreeState, check_levels, in_pairs, levels_between, spread, tree_lengths
-from worker.model.parts import Linear
-
-
-class LogDeltaState(NamedTuple):
-    """What the convolution and the tree remember."""
-
-    convolved: Tensor
-    tree: TreeState
+from worker.model.fenwick import TreeState, in_pairs, levels_between, spread, tree_lengths
+from worker.model.levels import Levels, LogLinearState
 
 
 class LogDelta(Delta):
     def __init__(self, model: ModelSpec, options: LogDeltaSpec) -> None:
         super().__init__(model, options)
-        self.length, self.n_levels = options.length_in(model), options.levels_in(model)
-        self.levels = Linear(model.hidden, self.heads * self.n_levels, bias=True)
+        most, n = options.length_in(model), options.levels_in(model)
+        self.levels = Levels(model.hidden, self.heads, most, n)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        if parameter == "levels.bias":
-            return torch.full((self.heads * self.n_levels,), log(e - 1))
-        return super().initial(parameter, rng)
+        name, _, rest = parameter.partition(".")
+        return self.levels.initial(rest) if name == "levels" else super().initial(parameter, rng)
 
-    def begin(self) -> LogDeltaState:  # type: ignore[override]
+    def begin(self) -> LogLinearState:  # type: ignore[override]
         shape = (self.heads, self.key, self.value)
-        return LogDeltaState(self.conv.begin(), TreeState.empty(self.log_decay, self.n_levels, shape))
+        return LogLinearState(self.conv.begin(), TreeState.empty(self.log_decay, self.levels.n, shape))
 
     def forward(  # type: ignore[override]
-        self, x_BTD: Tensor, state: LogDeltaState | None = None
-    ) -> tuple[Tensor, LogDeltaState | None]:
-        check_levels(x_BTD.shape[1], state.tree if state else None, self.length)
+        self, x_BTD: Tensor, state: LogLinearState | None = None
+    ) -> tuple[Tensor, LogLinearState | None]:
+        self.levels.check(x_BTD, state)
         given, gate, convolved = self._projected(x_BTD, None if state is None else state.convolved)
-        weights = self._weights(x_BTD)
+        weights = self.levels(x_BTD)
         if state is None:
             return self._finished(gate, recomputed(log_delta, *given, weights, self.chunk)), None
         tree, y_t = state.tree, []
@@ -65,14 +53,10 @@ class LogDelta(Delta):
             now = ((q * k).sum(-1) * strength)[..., None] * v
             y_t.append((torch.cat((now[:, None], read), dim=1) * weights[:, t].mT[..., None]).sum(1))
             tree = tree.behind(k[..., None] * (strength[..., None] * v)[..., None, :])
-        return self._finished(gate, torch.stack(y_t, 2)), LogDeltaState(convolved, tree)
+        return self._finished(gate, torch.stack(y_t, 2)), LogLinearState(convolved, tree)
 
     def as_matrix(self, x_BTD: Tensor) -> Tensor:
-        return super().as_matrix(x_BTD) * spread(self._weights(x_BTD))
-
-    def _weights(self, x_BTD: Tensor) -> Tensor:
-        """(B,T,H,M)"""
-        return F.softplus(self.levels(x_BTD)).view(*x_BTD.shape[:2], self.heads, self.n_levels)
+        return super().as_matrix(x_BTD) * spread(self.levels(x_BTD))
 
 
 def log_delta(

@@ -11,9 +11,6 @@ Shapes: as in `ssd.py`, and M levels.
 
 from __future__ import annotations
 
-from math import e, log
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,37 +18,31 @@ from torch import Tensor
 from scheduler.job import ModelSpec
 from scheduler.mixers import LogSsdSpec
 from worker.model.cores import recomputed
-from worker.model.fenwick import TreeState, check_levels, in_pairs, levels_between, spread, tree_lengths
-from worker.model.parts import Linear
+from worker.model.fenwick import TreeState, in_pairs, levels_between, spread, tree_lengths
+from worker.model.levels import Levels, LogLinearState
 from worker.model.ssd import Chunks, Ssd
-
-
-class LogSsdState(NamedTuple):
-    """What the convolution and the tree remember."""
-
-    convolved: Tensor
-    tree: TreeState
 
 
 class LogSsd(Ssd):
     def __init__(self, model: ModelSpec, options: LogSsdSpec) -> None:
         super().__init__(model, options)
-        self.length, self.n_levels = options.length_in(model), options.levels_in(model)
-        self.levels = Linear(model.hidden, self.heads * self.n_levels, bias=True)
+        most, n = options.length_in(model), options.levels_in(model)
+        self.levels = Levels(model.hidden, self.heads, most, n)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        if parameter == "levels.bias":
-            return torch.full((self.heads * self.n_levels,), log(e - 1))
-        return super().initial(parameter, rng)
+        name, _, rest = parameter.partition(".")
+        return self.levels.initial(rest) if name == "levels" else super().initial(parameter, rng)
 
-    def begin(self) -> LogSsdState:  # type: ignore[override]
+    def begin(self) -> LogLinearState:  # type: ignore[override]
         shape = (self.state, self.heads, self.inner // self.heads)
-        return LogSsdState(self.conv.begin(), TreeState.empty(self.skip, self.n_levels, shape))
+        return LogLinearState(self.conv.begin(), TreeState.empty(self.skip, self.levels.n, shape))
 
-    def forward(self, x_BTD: Tensor, state: LogSsdState | None = None) -> tuple[Tensor, LogSsdState | None]:  # type: ignore[override]
-        check_levels(x_BTD.shape[1], state.tree if state else None, self.length)
+    def forward(  # type: ignore[override]
+        self, x_BTD: Tensor, state: LogLinearState | None = None
+    ) -> tuple[Tensor, LogLinearState | None]:
+        self.levels.check(x_BTD, state)
         gate, x, b, c, step, convolved = self._projected(x_BTD, None if state is None else state.convolved)
-        weights, decay = self._weights(x_BTD), -self.log_decay.exp()
+        weights, decay = self.levels(x_BTD), -self.log_decay.exp()
         if state is None:
             y = recomputed(log_ssd, x, b, c, step, decay, weights, self.chunk)
             return self._finished(gate, y + self.skip[:, None] * x), None
@@ -65,15 +56,11 @@ class LogSsd(Ssd):
             y_t.append(read.sum(1))
             tree = tree.behind(written)
         y = torch.stack(y_t, 1)
-        return self._finished(gate, y + self.skip[:, None] * x), LogSsdState(convolved, tree)
+        return self._finished(gate, y + self.skip[:, None] * x), LogLinearState(convolved, tree)
 
     def as_matrix(self, x_BTD: Tensor) -> Tensor:
         skip = self.skip[:, None, None] * torch.eye(x_BTD.shape[1], dtype=x_BTD.dtype)
-        return (super().as_matrix(x_BTD) - skip) * spread(self._weights(x_BTD)) + skip
-
-    def _weights(self, x_BTD: Tensor) -> Tensor:
-        """(B,T,H,M)"""
-        return F.softplus(self.levels(x_BTD)).view(*x_BTD.shape[:2], self.heads, self.n_levels)
+        return (super().as_matrix(x_BTD) - skip) * spread(self.levels(x_BTD)) + skip
 
 
 def log_ssd(
