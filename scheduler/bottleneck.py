@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from scheduler.cost import durations, stage_memory
 from scheduler.plan import Plan
@@ -18,7 +19,8 @@ from scheduler.units import duration, size
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """The slowest device and the slowest stage boundary, each in seconds of one micro-batch."""
+    """The slowest device and the slowest link within a pipeline or a row of shards, each in seconds of one
+    micro-batch."""
 
     device: str
     stage: int
@@ -29,6 +31,8 @@ class Bottleneck:
     link_s: float
     """Bytes of one tensor over bandwidth: how long it keeps the link. Latency delays, but does not."""
     link_latency_s: float
+    link_carries: str = "a tensor"
+    """What takes `link_s`."""
 
     @property
     def is_link(self) -> bool:
@@ -40,7 +44,8 @@ class Bottleneck:
         if self.link is None:
             return f"The slowest device is {at} a micro-batch."
         src, dst = self.link
-        over = f"{src} -> {dst}, {duration(self.link_s)} a tensor and {duration(self.link_latency_s)} latency"
+        takes = f"{duration(self.link_s)} {self.link_carries} and {duration(self.link_latency_s)} latency"
+        over = f"{src} -> {dst}, {takes}"
         if self.is_link:
             return f"The bottleneck is the link {over}; the slowest device is {at} a micro-batch."
         return f"The bottleneck is {at} a micro-batch; the slowest link is {over}."
@@ -58,7 +63,13 @@ def bottleneck(
     slowdown = {r: max(1.0, len(ranks) / cores) for ranks, cores in d.shared_cores for r in ranks}
     compute_s = [slowdown.get(r, 1.0) * (d.forward_s[r] + d.backward_s[r]) for r in range(plan.n_ranks)]
     slowest = max(range(plan.n_ranks), key=compute_s.__getitem__)
-    links: list[tuple[float, float, tuple[str, str]]] = []
+    links: list[tuple[float, float, tuple[str, str], str]] = []
+
+    def carries(src: str, dst: str, n_bytes: int, what: str) -> None:
+        i, j = topology.index(src), topology.index(dst)
+        keeps_s = n_bytes / float(topology.bandwidth_Bps[i, j])
+        links.append((keeps_s, float(topology.latency_s[i, j]), (src, dst), what))
+
     for r, pipeline in enumerate(plan.placement):
         for b in range(plan.n_stages - 1):
             near, far = pipeline[b], pipeline[b + 1]
@@ -66,13 +77,16 @@ def bottleneck(
                 (near, far, d.activation_bytes[plan.rank(r, b)]),
                 (far, near, d.gradient_bytes[plan.rank(r, b + 1)]),
             ):
-                i, j = topology.index(src), topology.index(dst)
-                keeps_s = n_bytes / float(topology.bandwidth_Bps[i, j])
-                links.append((keeps_s, float(topology.latency_s[i, j]), (src, dst)))
-    link_s, latency_s, link = max(links, default=(0.0, 0.0, None))
-    return Bottleneck(
-        plan.device(slowest), plan.stage_of(slowest), compute_s[slowest], link, link_s, latency_s
-    )
+                carries(src, dst, n_bytes, "a tensor")
+    if d.rows is not None:
+        for r, (row, behind) in enumerate(pairwise(plan.placement)):
+            for s in range(plan.n_stages):
+                n_bytes = d.rows.handed_on_bytes(s, r)
+                carries(row[s], behind[s], n_bytes, "a micro-batch's keys")
+                carries(behind[s], row[s], n_bytes, "a micro-batch's gradients of keys")
+    link_s, latency_s, link, what = max(links, default=(0.0, 0.0, None, ""))
+    at = plan.device(slowest), plan.stage_of(slowest), compute_s[slowest]
+    return Bottleneck(*at, link, link_s, latency_s, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +130,16 @@ def least_headroom(plan: Plan, model: ModelProfile, topology: Topology) -> Headr
     return min(known, key=lambda h: h.spare_bytes, default=None)
 
 
-def what_takes_long(timeline: Timeline) -> str:
-    """What the step's critical path consists of, as a sentence; shares that round to 0 % are left out."""
-    parts = {"compute": 0.0, "transfers between stages": 0.0, "gradient reduction": 0.0}
+def what_takes_long(timeline: Timeline, between: str = "stages") -> str:
+    """What the step's critical path consists of, as a sentence; shares that round to 0 % are left out.
+    `between`: what tensors are sent between."""
+    transfers = f"transfers between {between}"
+    parts = {"compute": 0.0, transfers: 0.0, "gradient reduction": 0.0}
     for span in critical_path(timeline):
         if span.kind in COMPUTE:
             parts["compute"] += span.duration_s
         elif span.kind == "send":
-            parts["transfers between stages"] += span.duration_s
+            parts[transfers] += span.duration_s
         elif span.kind == "reduce":
             parts["gradient reduction"] += span.duration_s
     whole = timeline.duration_s

@@ -304,6 +304,9 @@ class _Replay:
     def worked(self, rank: int, kind: SpanKind, start_s: float, mb: int) -> None:
         self._span(rank, kind, start_s, self._clock.now_s, mb)
 
+    def sent(self, rank: int, start_s: float, mb: int, peer: int, n_bytes: int) -> None:
+        self._span(rank, "send", start_s, self._clock.now_s, mb, peer, n_bytes)
+
     def waited(self, rank: int, start_s: float, mb: int, peer: int) -> None:
         if self._clock.now_s > start_s:
             self._span(rank, "wait", start_s, self._clock.now_s, mb, peer)

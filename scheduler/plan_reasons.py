@@ -41,7 +41,7 @@ def reasons(ways: Ways, chosen: Chosen) -> tuple[str, ...]:
         *_cut(chosen.found),
         *_shares(chosen.found),
         worst.sentence(),
-        what_takes_long(timeline),
+        what_takes_long(timeline, "stages" if plan.sequence_shards == 1 else "stages and shards"),
         *([tightest.sentence()] if tightest is not None else []),
         *_bound(chosen),
         *_faster_link(ways, chosen, worst.link),

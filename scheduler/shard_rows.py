@@ -67,6 +67,8 @@ class Engine(Protocol):
     def worked(self, rank: int, kind: Literal["forward", "backward"], start_s: float, mb: int) -> None:
         """A span that ends now."""
 
+    def sent(self, rank: int, start_s: float, mb: int, peer: int, n_bytes: int) -> None: ...
+
     def waited(self, rank: int, start_s: float, mb: int, peer: int) -> None: ...
 
 
@@ -173,9 +175,13 @@ class RowReplay:
 
     def _send(self, work: _Work, kind: str, call: int, block: int, way: int) -> None:
         """To the shard behind (`way` 1) or before (-1)."""
-        dst = work.rank + way * self._plan.n_stages
+        dst, handed_s = work.rank + way * self._plan.n_stages, self._engine.now_s()
         n_bytes = self._calls(work.rank)[call].block_bytes[block]
-        arrived = partial(self._arrive, (kind, work.mb, call, block, dst))
+
+        def arrived() -> None:
+            self._engine.sent(work.rank, handed_s, work.mb, dst, n_bytes)
+            self._arrive((kind, work.mb, call, block, dst))
+
         self._engine.transfer(work.rank, dst, n_bytes, arrived)
 
     def _arrive(self, block: _Block) -> None:

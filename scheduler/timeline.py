@@ -118,11 +118,11 @@ class _Lanes:
     def __init__(self, timeline: Timeline) -> None:
         self._slack_s = 1e-9 * max(timeline.duration_s, 1e-6)  # rounding of times that are equal
         self._own: dict[int, list[Span]] = defaultdict(list)
-        self._beside: dict[tuple[SpanKind, int, int, int], Span] = {}
-        """By (kind, rank, peer, micro-batch)."""
+        self._beside: dict[tuple[SpanKind, int, int, int], list[Span]] = defaultdict(list)
+        """By (kind, rank, peer, micro-batch), in the order of their ends: several, where keys are sent."""
         for s in sorted(timeline.spans, key=lambda s: (s.end_s, s.start_s)):
             if s.kind in BESIDE:
-                self._beside[s.kind, s.rank, s.peer, s.mb] = s
+                self._beside[s.kind, s.rank, s.peer, s.mb].append(s)
             else:
                 self._own[s.rank].append(s)
         self._ends = {rank: [s.end_s for s in spans] for rank, spans in self._own.items()}
@@ -130,28 +130,40 @@ class _Lanes:
     def cause(self, span: Span) -> Span | None:
         match span.kind:
             case "decode":
-                return self._sent(span) or self._before(span.rank, span.start_s, span)
+                return self._sent(span, span.start_s) or self._before(span.rank, span.start_s, span)
             case "send":
-                encoded = self._beside.get(("encode", span.rank, span.peer, span.mb))
-                if encoded is not None and encoded.end_s <= span.start_s + self._slack_s:
+                encoded = self._last("encode", span.rank, span.peer, span.mb, span.start_s)
+                if encoded is not None:
                     return encoded
         before = self._before(span.rank, span.start_s, span)
         return before if before is None or before.kind != "wait" else self._ended(before)
 
     def _ended(self, wait: Span) -> Span:
         """What a wait was for."""
-        decoded = self._beside.get(("decode", wait.rank, wait.peer, wait.mb)) if wait.mb >= 0 else None
-        if decoded is not None and wait.start_s < decoded.end_s <= wait.end_s + self._slack_s:
+        decoded = self._last("decode", wait.rank, wait.peer, wait.mb, wait.end_s) if wait.mb >= 0 else None
+        if decoded is not None and wait.start_s < decoded.end_s:
             return decoded
-        sent = self._sent(wait)
+        sent = self._sent(wait, wait.end_s)
         if sent is not None:
             return sent
         awaited = self._before(wait.peer, wait.end_s, wait, waits=False) if wait.peer >= 0 else None
         return awaited or wait
 
-    def _sent(self, span: Span) -> Span | None:
+    def _sent(self, span: Span, by_s: float) -> Span | None:
         """The send by which came what `span` waits for or decodes."""
-        return self._beside.get(("send", span.peer, span.rank, span.mb)) if span.mb >= 0 else None
+        if span.mb < 0:
+            return None
+        sends = self._beside.get(("send", span.peer, span.rank, span.mb), [])
+        return self._last("send", span.peer, span.rank, span.mb, by_s) or next(iter(sends), None)
+
+    def _last(self, kind: SpanKind, rank: int, peer: int, mb: int, by_s: float) -> Span | None:
+        """The last such span that had ended by `by_s`."""
+        ended = (
+            s
+            for s in reversed(self._beside.get((kind, rank, peer, mb), []))
+            if s.end_s <= by_s + self._slack_s
+        )
+        return next(ended, None)
 
     def _before(self, rank: int, time_s: float, not_this: Span, waits: bool = True) -> Span | None:
         """The last span of `rank` that had ended by `time_s`."""

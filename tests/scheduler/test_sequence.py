@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -57,7 +58,7 @@ def a_network(n: int, latency_s: float = 0.001, bandwidth_Bps: float = 1e8, memo
 
 
 def profiles(model: ModelProfile, speeds: list[float]) -> list[DeviceProfile]:
-    return [device_profile(model, f"d{i}", s) for i, s in enumerate(speeds)]
+    return [device_profile(model, f"d{i}", s, memory_Bps=1e12) for i, s in enumerate(speeds)]
 
 
 def a_plan(job: JobSpec, recompute: bool = False) -> Plan:
@@ -237,6 +238,10 @@ def test_a_job_that_divides_sequences_is_planned_and_told() -> None:
     assert "sequences in 3 shards, 4 micro-batches of 2 samples a step" in text
     assert "Replicas share every sequence: shards of 171 positions" in plan.explain()
     assert "No plan of the shapes" not in plan.explain()
+    slow = a_network(6, bandwidth_Bps=1e5)
+    told = make_plan(job, model, devices, slow, 1).explain()
+    assert re.search(r"The bottleneck is the link .* a micro-batch's (gradients of )?keys", told)
+    assert re.search(r"The step's critical path is .*\d\d% transfers between stages and shards", told)
 
 
 def test_the_last_shard_which_has_most_pairs_is_given_to_the_fastest() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -80,6 +80,15 @@ def make_plan(
         micro_batch=micro_batch,
         recompute=recompute,
     )
+
+
+def sequence_plan(
+    job: JobSpec, stages: int, shards: int, schedule: str = "1f1b", recompute: bool = False
+) -> Plan:
+    """Every replica takes every micro-batch, of its own positions."""
+    plan = make_plan(job, stages, (job.micro_batches,), schedule, recompute)
+    placement = tuple(tuple(f"d{r}.{s}" for s in range(stages)) for r in range(shards))
+    return replace(plan, placement=placement, micro_batches=(job.micro_batches,) * shards, split="sequence")
 
 
 def tokens_of(job: JobSpec, step: int) -> Tensor:

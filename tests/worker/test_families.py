@@ -9,7 +9,7 @@ import pytest
 from scheduler.combinations import BYTE_VOCAB
 from scheduler.job import JobSpec, parse_job
 from scheduler.mixers import MIXERS
-from tests.worker.pipelines import make_plan, train, train_plainly
+from tests.worker.pipelines import make_plan, sequence_plan, train, train_plainly
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs" / "families").glob("*.yaml"))
 every_job = pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -34,7 +34,7 @@ def test_four_workers_train_as_one_process_does(path: Path) -> None:
     optimizer = job.optimizer.model_copy(update={"eps": 1e-4, "warmup_steps": 0})
     job = job.model_copy(update={"optimizer": optimizer})
     losses, weights = train_plainly(job)
-    run = train(job, make_plan(job, 2, (2, 2)))
+    run = train(job, sequence_plan(job, 2, 2) if job.split == "sequence" else make_plan(job, 2, (2, 2)))
     assert run.losses == pytest.approx(losses, rel=1e-5)
     assert losses[-1] < losses[0]
     trained = run.weights()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scheduler.analytic import device_profile, job_profile
 from scheduler.cost import durations, stage_memory
-from scheduler.job import JobSpec, ModelSpec
+from scheduler.job import ModelSpec
 from scheduler.plan import Plan
 from scheduler.settings import Setting, priced
 from scheduler.topology import Device, Topology
@@ -25,6 +25,7 @@ from tests.worker.pipelines import (
     make_job,
     make_plan,
     make_ranks,
+    sequence_plan,
     tokens_of,
     train,
     train_plainly,
@@ -34,15 +35,6 @@ from tests.worker.test_equality import assert_replicas_agree_bitwise, assert_sam
 from tests.worker.test_measured_bytes import n_bytes_of
 from worker.step import run_eval
 from worker.transport import TransportAborted, TransportTimeout
-
-
-def sequence_plan(
-    job: JobSpec, stages: int, shards: int, schedule: str = "1f1b", recompute: bool = False
-) -> Plan:
-    """Every replica takes every micro-batch, of its own positions."""
-    plan = make_plan(job, stages, (job.micro_batches,), schedule, recompute)
-    placement = tuple(tuple(f"d{r}.{s}" for s in range(stages)) for r in range(shards))
-    return replace(plan, placement=placement, micro_batches=(job.micro_batches,) * shards, split="sequence")
 
 
 def test_the_plan_counts_every_sample_once() -> None:
