@@ -88,7 +88,7 @@ async function compare() {
   const names = of.map((r) => (of.filter((o) => o.run === r.run).length > 1 ? `${r.run} (${r.id})` : r.run));
   $("key").replaceChildren(...of.map((r, i) => el("span", {}, stroke(look(i)), names[i])));
   $("figures").replaceChildren(across(names, FIGURES.map(([name, value, number]) => [name, number, ...of.map(value)])));
-  $("settings").replaceChildren(settings.length ? across(names, settings.map((s) => [s.key, false, ...s.values.map((v) => v || "–")]))
+  $("settings").replaceChildren(settings.length ? across(names, settings.map((s) => [dotted(s.key), false, ...s.values.map((v) => v || "–")]))
     : el("p", { class: "soft" }, "None: their jobs say the same."));
   const lines = names.map((label, i) => ({ label, ...look(i) }));
   const column = (name) => of.map((r) => { const { series } = curves.get(r.id); return series.step.map((s, i) => [s, series[name][i]]); });
@@ -109,6 +109,9 @@ function stroke({ colour, dash }) {
   return svg("svg", { viewBox: "0 0 34 10", class: "stroke", "aria-hidden": "true" },
     svg("line", { x1: 0, x2: 34, y1: 5, y2: 5, stroke: `var(${colour})`, "stroke-width": 2.5, "stroke-dasharray": (dash || []).join(" ") }));
 }
+
+// A key that may be broken behind its dots.
+const dotted = (key) => el("span", {}, ...key.split(".").flatMap((part, i) => (i ? [".", el("wbr"), part] : [part])));
 
 // A row for each figure, a column for each run.
 function across(names, rows) {

@@ -5,7 +5,7 @@
 Opens the run of STATE_DIR as `coordinator dashboard` does and writes OUT/dashboard-WIDTH-light.png and
 -dark.png, with a palette: such pictures have few colours, and are a quarter as large. `simulated:N` for
 STATE_DIR shows N workers. With --runs OUT/runs-WIDTH-light.png and -dark.png, too: the runs below DIR, with
-the last two compared.
+the last three compared.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> int:
                     image = picture(opened, address, width, scheme)
                     image.save(options.out / f"dashboard-{width}-{scheme}.png", optimize=True)
                     if below is not None:
-                        names = [row["id"] for row in Runs(state_dir, below).rows()[:2]]
+                        names = [row["id"] for row in Runs(state_dir, below).rows()[:3]]
                         query = urlencode([("compare", name) for name in names])
                         runs = picture(opened, f"{address}runs?{query}", width, scheme, COMPARED)
                         runs.save(options.out / f"runs-{width}-{scheme}.png", optimize=True)
