@@ -44,7 +44,7 @@ from .commands import (
 from .data_keys import DataKeys
 from .database import DatabaseError
 from .drive import recorded_steps
-from .links import record_links
+from .links import LinksFile
 from .measurements import keep_measurements
 from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look, with_keepers
 from .records import OVER, State
@@ -102,6 +102,8 @@ class Driver:
         self._began_s = time.monotonic()
         self._tokens = 0
         self._keys = DataKeys()
+        self._links = LinksFile(opened.state_dir)
+        self._keeping = asyncio.Lock()
         self.memory_used_bytes: dict[str, int] = {}
         """Of each worker, as it last said; 0: it does not know."""
 
@@ -275,8 +277,7 @@ class Driver:
             self.planning = planning
             self.timelines.planned(planning)
             self.watching = Watching(planning.plan, planning.topology)
-            keep_measurements(self.opened.state_dir, planning)
-            record_links(self.opened.state_dir, planning.request, time.time())
+            self._spawn(self._keep_measured(planning))
             self._keep(lambda store, now_s: store.plan(planning.plan, now_s))
             self.tell("plan", **asdict(planning.plan))
             if self.state.options.dry_run:
@@ -285,6 +286,15 @@ class Driver:
                 way = planning.way
                 self.tell("recovery", way=way.way, step=way.step, loading_s=way.loading_s, reason=way.reason)
         self.apply(e.Planned(planning.plan, planning.way, planning.keepers))
+
+    async def _keep_measured(self, planning: Planning) -> None:
+        """Beside the run, which does not need it: of many workers it takes seconds."""
+        async with self._keeping:
+            try:
+                await asyncio.to_thread(keep_measurements, self.opened.state_dir, planning)
+                await asyncio.to_thread(self._links.record, planning.request, time.time())
+            except OSError as error:
+                self.tell("warning", reason=f"what was measured could not be written down: {error}")
 
     async def _reconsider(self, asked: Reconsider) -> None:
         version = asked.running.version

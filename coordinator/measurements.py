@@ -40,7 +40,13 @@ def keep_measurements(state_dir: Path, planning: Planning) -> None:
     """Write the file, replacing an earlier plan's."""
     path = state_dir / MEASURED_FILE
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(asdict(replace(planning.request, standing=None, chosen=None))))
+    request = planning.request
+    body = asdict(replace(request, standing=None, chosen=None, links=()))
+    # Of 500 workers there are 250,000 links; `asdict` of them alone would take seconds.
+    body["links"] = [
+        (src, {f: getattr(link, f) for f in LinkSample.__slots__}) for src, link in request.links
+    ]
+    part.write_text(json.dumps(body))
     os.replace(part, path)
 
 

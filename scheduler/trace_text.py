@@ -43,13 +43,13 @@ _WITHIN = ("delay_ms", "bw_mbps")
 
 def parse_trace(name: str, path: str, rows: Iterable[str], nodes: Iterable[str], about: str) -> Trace:
     """The trace whose files hold these lines; `path`, without suffix, names them. Raises TraceError."""
-    known = _nodes(nodes, path + NODES_CSV)
+    known = parse_nodes(nodes, path + NODES_CSV)
     links = _links(rows, path + CSV, known, path + NODES_CSV)
     has_rtt, has_bandwidth = (
         any(not np.isnan(getattr(link, c)).all() for link in links.values())
         for c in ("rtt_s", "bandwidth_Bps")
     )
-    return Trace(name, known, links, _about(about, path + JSON, has_rtt, has_bandwidth))
+    return Trace(name, known, links, parse_about(about, path + JSON, has_rtt, has_bandwidth))
 
 
 # ---- reading
@@ -106,7 +106,8 @@ def _number(text: str, column: str, power: int = 0, required: str = "a number, 0
     return value
 
 
-def _nodes(lines: Iterable[str], where: str) -> dict[str, Node]:
+def parse_nodes(lines: Iterable[str], where: str) -> dict[str, Node]:
+    """The nodes of a trace's second file, in its order. Raises TraceError."""
     found: dict[str, Node] = {}
     for line, (name, provider, region, latitude, longitude, n_devices) in _records(
         lines, where, NODE_COLUMNS
@@ -191,7 +192,8 @@ def _figures(cells: Sequence[str], before_s: float) -> tuple[float, float, float
     return time_s, _number(rtt, "rtt_ms", -3), bits / 8, _number(jitter, "jitter_ms", -3), lost
 
 
-def _about(text: str, where: str, has_rtt: bool, has_bandwidth: bool) -> About:
+def parse_about(text: str, where: str, has_rtt: bool = True, has_bandwidth: bool = True) -> About:
+    """A trace's description; `has_`: what its rows say and it must explain. Raises TraceError."""
     try:
         meta = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:

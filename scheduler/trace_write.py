@@ -5,19 +5,40 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-from scheduler.trace import Trace
+from scheduler.trace import About, Node, Trace
 from scheduler.trace_text import COLUMNS, CSV, FORMAT, JSON, NODE_COLUMNS, NODES_CSV, OPTIONAL, TEXTS
 
 
 def format_trace(trace: Trace) -> dict[str, Iterator[str]]:
     """What ends each file's name -> its lines, the json last: a trace without one is not whole yet."""
-    return {NODES_CSV: _node_lines(trace), CSV: _row_lines(trace), JSON: iter([_about_text(trace)])}
+    about = format_about(trace.name, trace.about)
+    return {NODES_CSV: format_nodes(trace.nodes.values()), CSV: _row_lines(trace), JSON: iter([about])}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A link at a moment: round trip in s, bandwidth in bytes/s; None is unknown."""
+
+    src: str
+    dst: str
+    rtt_s: float | None
+    bandwidth_Bps: float | None
+
+
+def format_rows(t_s: float, rows: Iterable[Row]) -> Iterator[str]:
+    """Rows of one moment, in the columns that every trace has: for who adds to a file that is there."""
+    time = _decimal(t_s)
+    for row in rows:
+        rtt = "" if row.rtt_s is None else _decimal(row.rtt_s, 3)
+        bandwidth = "" if row.bandwidth_Bps is None else _decimal(row.bandwidth_Bps * 8, -6)
+        yield _cells(time, row.src, row.dst, rtt, bandwidth)
 
 
 def _cells(*cells: str) -> str:
@@ -31,9 +52,10 @@ def _decimal(value: float, power: int = 0) -> str:
     return "" if value != value else f"{Decimal(repr(float(value))).scaleb(power).normalize():f}"
 
 
-def _node_lines(trace: Trace) -> Iterator[str]:
+def format_nodes(nodes: Iterable[Node]) -> Iterator[str]:
+    """The lines of a trace's second file."""
     yield _cells(*NODE_COLUMNS)
-    for n in trace.nodes.values():
+    for n in nodes:
         degrees = ("" if v is None else _decimal(v) for v in (n.latitude, n.longitude))
         yield _cells(n.name, n.provider, n.region, *degrees, str(n.n_devices))
 
@@ -53,8 +75,8 @@ def _row_lines(trace: Trace) -> Iterator[str]:
         yield f"{_decimal(t)},{ends[link[i]]},{_decimal(rtt, 3)},{_decimal(bandwidth * 8, -6)}{tail}\n"
 
 
-def _about_text(trace: Trace) -> str:
-    about = trace.about
+def format_about(name: str, about: About) -> str:
+    """The text of a trace's third file."""
     within = {
         "delay_ms": None if about.within_rtt_s is None else float(_decimal(about.within_rtt_s, 3)),
         "bw_mbps": None
@@ -63,7 +85,7 @@ def _about_text(trace: Trace) -> str:
     }
     known: dict[str, Any] = {
         "format": FORMAT,
-        "name": trace.name,
+        "name": name,
         "latency_kind": about.latency_kind,
         "one_way_factor": about.one_way_factor,
         "bw_kind": about.bw_kind,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from coordinator import links as links_module
 from coordinator.commands import MakePlan
 from coordinator.events import LinkSample
-from coordinator.links import record_links
+from coordinator.links import LinksFile, recorded_links
 from scheduler.profile import ModelProfile
 from scheduler.topology import Device
+from scheduler.trace_write import format_trace
 from sim.network import TraceNetwork
 from sim.trace import load
 
@@ -22,8 +26,8 @@ def request(latency_s: float, *names: str) -> MakePlan:
 
 
 def test_each_measurement_is_a_row_at_its_time(tmp_path: Path) -> None:
-    record_links(tmp_path, request(0.05, "w0", "w1"), NOW_S)
-    record_links(tmp_path, request(0.08, "w0", "w1", "w2"), NOW_S + 90)
+    LinksFile(tmp_path).record(request(0.05, "w0", "w1"), NOW_S)
+    LinksFile(tmp_path).record(request(0.08, "w0", "w1", "w2"), NOW_S + 90)
     trace = load(tmp_path / "links")
     assert list(trace.nodes) == ["w0", "w1", "w2"]
     assert trace.links["w0", "w1"].times_s.tolist() == [0, 90]
@@ -34,7 +38,7 @@ def test_each_measurement_is_a_row_at_its_time(tmp_path: Path) -> None:
 
 
 def test_todays_run_is_tomorrows_replay(tmp_path: Path) -> None:
-    record_links(tmp_path, request(0.05, "w0", "w1"), NOW_S)
+    LinksFile(tmp_path).record(request(0.05, "w0", "w1"), NOW_S)
     topology = TraceNetwork(load(tmp_path / "links.csv")).topology(0.0)
     assert [d.name for d in topology.devices] == ["w0", "w1"]
     assert topology.latency_s[0, 1] == 0.05
@@ -43,17 +47,61 @@ def test_todays_run_is_tomorrows_replay(tmp_path: Path) -> None:
 
 def test_a_clock_that_was_set_back_does_not_run_backwards(tmp_path: Path) -> None:
     for now_s in (NOW_S, NOW_S - 3600, NOW_S - 7200):
-        record_links(tmp_path, request(0.05, "w0", "w1"), now_s)
+        LinksFile(tmp_path).record(request(0.05, "w0", "w1"), now_s)
     assert len(load(tmp_path / "links").links["w0", "w1"]) == 3
 
 
 def test_one_worker_alone_has_no_links_to_record(tmp_path: Path) -> None:
-    record_links(tmp_path, request(0.05, "w0"), NOW_S)
+    LinksFile(tmp_path).record(request(0.05, "w0"), NOW_S)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_begins_anew(tmp_path: Path) -> None:
-    record_links(tmp_path, request(0.05, "w0", "w1"), NOW_S)
+    LinksFile(tmp_path).record(request(0.05, "w0", "w1"), NOW_S)
     (tmp_path / "links.csv").write_text("?")
-    record_links(tmp_path, request(0.07, "w0", "w1"), NOW_S + 5)
+    LinksFile(tmp_path).record(request(0.07, "w0", "w1"), NOW_S + 5)
+    assert load(tmp_path / "links").at(0, "w0", "w1").one_way_s == 0.07
+
+
+def test_only_what_is_new_is_added(tmp_path: Path) -> None:
+    kept = LinksFile(tmp_path)
+    assert kept.record(request(0.05, "w0", "w1"), NOW_S) == 2
+    before = (tmp_path / "links.csv").read_text()
+    assert kept.record(request(0.05, "w0", "w1"), NOW_S + 9) == 0
+    assert (tmp_path / "links.csv").read_text() == before
+    assert kept.record(request(0.05, "w0", "w1", "w2"), NOW_S + 20) == 4
+    after = (tmp_path / "links.csv").read_text()
+    assert after.startswith(before)
+    trace = load(tmp_path / "links")
+    assert trace.links["w0", "w1"].times_s.tolist() == [0]
+    assert trace.links["w0", "w2"].times_s.tolist() == [20]
+    assert kept.record(request(0.06, "w0", "w1"), NOW_S + 30) == 2
+    assert load(tmp_path / "links").links["w0", "w1"].times_s.tolist() == [0, 30]
+
+
+def test_what_is_added_reads_as_what_is_written_at_once(tmp_path: Path) -> None:
+    kept = LinksFile(tmp_path)
+    for i, latency_s in enumerate((0.05, 0.1 / 3, 1e-7)):
+        kept.record(request(latency_s, "w0", "w1", "w,2"), NOW_S + 7.5 * i)
+    trace = recorded_links(tmp_path)
+    assert trace is not None
+    for suffix, lines in format_trace(trace).items():
+        assert (tmp_path / f"links{suffix}").read_text() == "".join(lines)
+
+
+def test_half_a_row_of_a_process_that_was_killed_is_cut_off(tmp_path: Path) -> None:
+    LinksFile(tmp_path).record(request(0.05, "w0", "w1"), NOW_S)
+    with (tmp_path / "links.csv").open("a") as out:
+        out.write("12.5,w0,w")
+    trace = recorded_links(tmp_path)
+    assert trace is not None
+    assert trace.duration_s == 0
+    LinksFile(tmp_path).record(request(0.07, "w0", "w1"), NOW_S + 20)
+    assert load(tmp_path / "links").links["w0", "w1"].times_s.tolist() == [0, 20]
+
+
+def test_a_trace_that_grew_too_large_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LinksFile(tmp_path).record(request(0.05, "w0", "w1"), NOW_S)
+    monkeypatch.setattr(links_module, "MAX_BYTES", 10)
+    LinksFile(tmp_path).record(request(0.07, "w0", "w1"), NOW_S + 20)
     assert load(tmp_path / "links").at(0, "w0", "w1").one_way_s == 0.07

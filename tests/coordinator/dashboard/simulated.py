@@ -16,7 +16,7 @@ from typing import Any
 from coordinator.commands import MakePlan
 from coordinator.dashboard.server import STATIC
 from coordinator.events import LinkSample
-from coordinator.links import record_links
+from coordinator.links import LinksFile
 from coordinator.timelines import TIMELINE_FILE
 from scheduler.profile import ModelProfile
 from scheduler.topology import Device
@@ -119,7 +119,7 @@ class Simulated:
             if a is not b
         )
         request = MakePlan(1, ModelProfile((), 1, 1), devices, (), links)
-        record_links(state_dir, request, 1_790_000_000.0)
+        LinksFile(state_dir).record(request, 1_790_000_000.0)
 
     def write_timeline(self, state_dir: Path) -> None:
         """One recorded step of all ranks beside its prediction, as the coordinator would have written it."""

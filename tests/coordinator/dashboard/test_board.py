@@ -20,7 +20,7 @@ from coordinator.dashboard.board import Board  # noqa: E402
 from coordinator.dashboard.openapi import DOCUMENT  # noqa: E402
 from coordinator.dashboard.server import STATIC, Dashboard  # noqa: E402
 from coordinator.events import LinkSample  # noqa: E402
-from coordinator.links import record_links  # noqa: E402
+from coordinator.links import LinksFile  # noqa: E402
 from scheduler.profile import ModelProfile  # noqa: E402
 from scheduler.topology import Device  # noqa: E402
 
@@ -147,7 +147,7 @@ def test_measured_links_are_told_by_region_and_again_when_they_are_measured_agai
         links = tuple(
             (s.name, LinkSample(d.name, latency_s, 1e8)) for s in devices for d in devices if s != d
         )
-        record_links(tmp_path, MakePlan(1, ModelProfile((), 1, 1), devices, (), links), at_s)
+        LinksFile(tmp_path).record(MakePlan(1, ModelProfile((), 1, 1), devices, (), links), at_s)
         found = {(x["from"], x["to"]): (x["links"], x["latency_s"]) for x in client.get("/api/links").json()}
         assert found == {("Oregon", "Tokyo"): (1, latency_s), ("Tokyo", "Oregon"): (1, latency_s)}
 
