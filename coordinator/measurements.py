@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.codec_speed import CodecSpeed
+from scheduler.layer_cost import Keys
 from scheduler.profile import DeviceProfile, LayerProfile, ModelProfile
 from scheduler.topology import Device, Topology
 from scheduler.visits import Visits
@@ -59,8 +60,9 @@ def read_measurements(state_dir: Path) -> Measurements:
         ModelProfile(
             **model
             | {
-                "layers": tuple(LayerProfile(**x) for x in model["layers"]),
+                "layers": tuple(_layer(x) for x in model["layers"]),
                 "visits": Visits(**model["visits"]),
+                "bounds": tuple((start, stop) for start, stop in model["bounds"]),
             }
         ),
         tuple(Device(**d) for d in raw["devices"]),
@@ -68,6 +70,10 @@ def read_measurements(state_dir: Path) -> Measurements:
         tuple((src, LinkSample(**sample)) for src, sample in raw["links"]),
     )
     return Measurements(request.model, request.profiles, topology_of(request))
+
+
+def _layer(raw: dict[str, Any]) -> LayerProfile:
+    return LayerProfile(**raw | {"keys": tuple(Keys(*k) for k in raw["keys"])})
 
 
 def _profile(raw: dict[str, Any]) -> DeviceProfile:

@@ -8,6 +8,8 @@ its length.
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _NS = 1_000_000_000
+CLOSE_S = 3.0
+"""What is left may take so long to be sent: the end of a run does not wait for a collector that is not there,
+which would be 30 s."""
 MAX_QUEUED = 1 << 17
 """Spans that wait to be sent: more than a step of 500 workers has; the package's 2,048 would lose most."""
 
@@ -34,9 +39,14 @@ def provider() -> TracerProvider:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise OutletMissing(f"--otel: {error}; pip install 'isthmus[otel]'") from error
-    made = TracerProvider(resource=Resource.create({"service.name": "isthmus"}))
+    # `Traces.close` shuts it down; at the interpreter's exit it would be waited for once more.
+    made = TracerProvider(resource=Resource.create({"service.name": "isthmus"}), shutdown_on_exit=False)
     made.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=MAX_QUEUED))
     return made
+
+
+class NotSent(Exception):
+    """Traces that nobody took: says where they were to go."""
 
 
 class Traces:
@@ -85,7 +95,16 @@ class Traces:
         step.end(at(timeline.duration_s))
 
     def close(self) -> None:
-        self._provider.shutdown()
+        """Send what is left. Raises NotSent if nobody takes it within CLOSE_S."""
+        sending = threading.Thread(target=self._provider.shutdown, name="last-traces", daemon=True)
+        sending.start()
+        sending.join(CLOSE_S)
+        if sending.is_alive():
+            where = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+            raise NotSent(
+                f"found no collector that took the last traces within {CLOSE_S:g} s; what was left is lost. "
+                f"Check OTEL_EXPORTER_OTLP_ENDPOINT ({where})"
+            )
 
 
 def _told(span: Span, devices: list[str]) -> dict[str, str | int]:

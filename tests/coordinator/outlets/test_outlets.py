@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
+from coordinator.outlets import traces
 from coordinator.outlets.scalars import scalars
 from coordinator.outlets.seam import OutletMissing, WithOutlets
 from coordinator.outlets.tensorboard import TensorBoard
@@ -88,10 +90,12 @@ def test_tensorboard_reads_the_curves_back(tmp_path: Path) -> None:
 
 
 def test_wandb_is_told_of_every_step_under_the_runs_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """wandb itself wants a server; what is called of it is init, log and finish."""
+    """A stand-in for the package, which the tests do not install: what is called of it."""
     said: list[Any] = []
     made = SimpleNamespace(
-        log=lambda numbers, step: said.append((step, sorted(numbers))), finish=lambda: said.append("finished")
+        define_metric=lambda name, step_metric: said.append((name, step_metric)),
+        log=lambda numbers: said.append((numbers["step"], sorted(set(numbers) - {"step"}))),
+        finish=lambda: said.append("finished"),
     )
 
     def init(**settings: str) -> SimpleNamespace:
@@ -104,8 +108,9 @@ def test_wandb_is_told_of_every_step_under_the_runs_own_id(monkeypatch: pytest.M
     for event in EVENTS:
         outlet.take(event)
     outlet.close()
-    first, *logged, last = said
+    first, over, *logged, last = said
     assert first == {"project": "far", "id": "simulated-4", "name": "simulated-4", "resume": "allow"}
+    assert over == ("*", "step"), "a step may come twice: of a run that took up an earlier checkpoint"
     assert [step for step, _ in logged] == [1, 1, 2, 3, 3]
     assert logged[-1] == (3, ["eval_loss"])
     assert last == "finished"
@@ -144,3 +149,21 @@ def test_a_recorded_step_is_a_trace_of_workers_and_what_they_did(tmp_path: Path)
     assert (first.name, first.attributes["isthmus.micro_batch"]) == ("forward", 0)
     assert first.start_time - step.start_time == pytest.approx(0.06e9, abs=10)
     outlet.close()
+
+
+def test_a_collector_that_is_not_there_does_not_hold_the_run_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    monkeypatch.setattr(traces, "CLOSE_S", 0.01)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    answers = threading.Event()
+    provider: Any = SimpleNamespace(get_tracer=lambda _: None, shutdown=answers.wait)
+    told = Kept()
+    with WithOutlets(told, [Traces(tmp_path, provider, lambda: 0.0)]):
+        pass
+    answers.set()
+    [warning] = told
+    assert warning["event"] == "warning"
+    assert "found no collector" in warning["reason"]
+    assert "http://127.0.0.1:9" in warning["reason"]
