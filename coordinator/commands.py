@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protos.convert import PeerInfo
@@ -17,6 +18,7 @@ from scheduler.neighbours import Keeper
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.recovery import Standing
+from scheduler.spot_checks import SpotCheck
 from scheduler.topology import Device
 
 from .events import LinkSample
@@ -88,6 +90,8 @@ class Commit:
     plan_version: int
     step: int
     grad_norm: float
+    check: SpotCheck | None = None
+    """Of the next step, if the rank has a part in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,19 @@ class RecordConduct:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordCheck:
+    """What a spot check said. `errors`: of the checkers, by name."""
+
+    check: SpotCheck
+    worker: str
+    """That was checked."""
+    errors: Mapping[str, float]
+    verdict: str
+    """agree, at fault or suspected."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecordEval:
     step: int
     loss: float
@@ -254,6 +271,7 @@ Command = (
     | Rewind
     | RecordStep
     | RecordConduct
+    | RecordCheck
     | RecordEval
     | WriteManifest
     | DiscardSave

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from protos.log_lines import finite
 from scheduler.checkpoint_layout import Manifest
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
@@ -33,6 +34,7 @@ from .commands import (
     MakePlan,
     Order,
     Reconsider,
+    RecordCheck,
     RecordConduct,
     RecordEval,
     RecordStep,
@@ -46,7 +48,7 @@ from .database import DatabaseError
 from .drive import recorded_steps
 from .links import LinksFile
 from .measurements import keep_measurements
-from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look, with_keepers
+from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look, with_checks, with_keepers
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
@@ -218,6 +220,12 @@ class Driver:
                 self._record_step(command)
             case RecordConduct():
                 self._keep(lambda store, now_s: store.conduct(command, now_s))
+            case RecordCheck(check, worker, errors, verdict, reason):
+                self.tell(
+                    "check" if verdict == "agree" else "disagreement", step=check.step, stage=check.stage,
+                    replica=check.replica, micro_batch=check.micro_batch, name=worker,
+                    errors=finite(dict(errors)), verdict=verdict, reason=reason,
+                )  # fmt: skip
             case RecordEval():
                 self._keep(lambda store, now_s: store.evaluation(command, now_s))
                 self.tell("eval", step=command.step, eval_loss=command.loss, tokens=command.tokens)
@@ -262,7 +270,7 @@ class Driver:
             planning = self._planner(self.job, request)
         else:
             planning = go_on(self.job, request, request.standing, self._planner)
-        return with_keepers(self.job, planning)
+        return with_checks(self.job, with_keepers(self.job, planning))
 
     async def _plan(self, request: MakePlan) -> None:
         try:

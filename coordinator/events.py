@@ -153,6 +153,8 @@ class StepVote:
     own_square: float = 0.0
     bad_activation: bool = False
     bad_gradient: bool = False
+    check_error: float | None = None
+    """How far off another rank's work was, if this one checked it; relative."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
 from scheduler.recovery import Gather, GoOn, Standing, adopt, recover
 from scheduler.replan import Measured, Move, Patience, Stay, reconsider
+from scheduler.spot_checks import price as checks_price
 from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 
@@ -135,6 +136,17 @@ def with_keepers(job: JobSpec, planning: Planning) -> Planning:
     plan = replace(plan, reasons=(*plan.reasons, says))
     way = replace(planning.way, plan=plan) if planning.way is not None else None
     return replace(planning, plan=plan, keepers=found, way=way)
+
+
+def with_checks(job: JobSpec, planning: Planning) -> Planning:
+    """With what spot checks cost among the plan's reasons, if the job wants any."""
+    if not job.checks.every:
+        return planning
+    r, plan = planning.request, planning.plan
+    says = checks_price(plan, r.model, r.profiles, planning.topology, job.checks.every)
+    plan = replace(plan, reasons=(*plan.reasons, says))
+    way = replace(planning.way, plan=plan) if planning.way is not None else None
+    return replace(planning, plan=plan, way=way)
 
 
 def _of_those_who_stay(request: MakePlan, standing: Standing) -> MakePlan:

@@ -158,7 +158,7 @@ def line_of(event: dict[str, Any]) -> str:
             return f"the page of the run, for who has its token ({end}):\n  {event['address']}"
         case "dashboard":
             return f"the page of the run: {event['address']}"
-        case "note" | "warning" | "standby" | "superseded" | "gave_way":
+        case "note" | "disagreement" | "warning" | "standby" | "superseded" | "gave_way":
             return f"{event['event'].replace('_', ' ')}: {event['reason']}"
         case "joined":
             where = f" ({event['region']})" if event["region"] else ""

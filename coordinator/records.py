@@ -21,6 +21,7 @@ from scheduler.neighbours import Keeper
 from scheduler.observed import NOTHING_CHANGED, Factors
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile
+from scheduler.spot_checks import Partners, SpotCheck
 from scheduler.topology import Device
 
 from .commands import AbortPlan, Command, Finish, Order, Stop
@@ -84,6 +85,11 @@ class Options:
     """How long a run whose plan was interrupted waits for workers that make another possible."""
     await_s: float = 30.0
     """How long a run that is taken up waits for the rest of its workers, once one of them is back."""
+    checks_every: int = 0
+    """Steps between two spot checks; 0: there are none."""
+    check_tolerance: float = 1e-2
+    check_key: bytes = b""
+    """What they are drawn by; nobody else's."""
     neighbours_every: int = 0
     """Steps between copies of each stage that a neighbour keeps; 0: there are none."""
     reconsider_s: float = 30.0
@@ -133,6 +139,11 @@ class Member:
     """The rank whose tensor it waited for at its last heartbeat; None: for nobody's."""
     occupies: tuple[str, ...] = ()
     """The hosts that its measurement under way must have to itself; () when it measures nothing."""
+
+
+def identity(member: Member) -> str:
+    """A worker's public key, which outlasts its name; its name if it has none."""
+    return member.peer.curve_public_key.decode() or member.device.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +233,12 @@ class State:
     """Of the gradients of committed steps."""
     conduct: Conduct = field(default_factory=Conduct)
     """By identity, the steps that a worker's numbers spoiled."""
+    check: SpotCheck | None = None
+    """Of step `done`, under the plan that runs."""
+    checked: str = ""
+    """What the last spot check said."""
+    partners: Partners = field(default_factory=lambda: frozen({}))
+    """By identity, with whom a worker disagreed without it being known who was wrong."""
     repeated: int = -1
     """The step that was done again as it was, because its numbers looked bad."""
     overdue_at: int = -1

@@ -48,6 +48,7 @@ def plan_anew(state: State, held: Mapping[str, Holding], reason: str, now: float
         guests=(),
         granted=state.done,
         votes=frozen({}),
+        check=None,
         evaluations=frozen({}),
         saving=None,
         keepers=(),

@@ -23,6 +23,9 @@ from .store import Store, StoreError, lock_state_dir
 FIXED_KEYS = ("model", "data", "sequence_length", "global_batch", "optimizer", "precision", "seed")
 """What must not change when a run is continued: the losses would be another run's."""
 TOKEN_FILE = "token"
+CHECK_KEY_FILE = "spot_checks.key"
+MAX_KEY_BYTES = 64
+"""BLAKE2's."""
 ADDRESS_FILE = "address"
 
 
@@ -190,6 +193,19 @@ def token(state_dir: Path, token_file: Path | None) -> tuple[str, Path]:
     except OSError as e:
         raise OpenError(ExitCode.STATE_DIR, f"{path}: the token cannot be written ({e.strerror})") from e
     return read_token(path), path
+
+
+def check_key(state_dir: Path) -> bytes:
+    """What spot checks are drawn by: made on first use, nobody's but the coordinator's. Raises OpenError."""
+    path = state_dir / CHECK_KEY_FILE
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    except OSError as e:
+        raise OpenError(ExitCode.STATE_DIR, f"{path}: the key cannot be written ({e.strerror})") from e
+    return path.read_bytes()[:MAX_KEY_BYTES]
 
 
 def read_token(path: Path) -> str:

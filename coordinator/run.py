@@ -28,7 +28,7 @@ from .planning import BETWEEN_STEPS, Planner, make
 from .progress import while_heard
 from .records import Options
 from .relaying import relay_beside
-from .resume import ADDRESS_FILE, OpenRun
+from .resume import ADDRESS_FILE, OpenRun, check_key
 from .service import PortInUse, serve
 from .state import start
 from .store import Superseded
@@ -82,6 +82,8 @@ def options_of(job: JobSpec, run: RunOptions) -> Options:
         silence=run.silence,
         reconsider_s=run.reconsider_s,
         neighbours_every=job.checkpoint.neighbours_every,
+        checks_every=job.checks.every,
+        check_tolerance=job.checks.tolerance,
     )
 
 
@@ -109,6 +111,8 @@ async def run(
     state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
     conduct, quarantined = opened.store.last_conduct()
     state = replace(state, conduct=conduct, quarantined=quarantined)
+    if job.checks.every:
+        state = replace(state, options=replace(state.options, check_key=check_key(opened.state_dir)))
     driver = Driver(job, opened, state, planner, while_heard(say), options.patience, options.lease_s)
     tokens = Tokens(opened.state_dir)
     beside = ExitStack()

@@ -330,6 +330,7 @@ def status_reply(driver: Driver) -> pb.StatusReply:
         measured_step_s=median(s.steps_s) if s.steps_s else 0.0,
         plan=plan_to_message(s.plan) if s.plan else None,
         outlook=s.outlook.reason,
+        checked=s.checked,
     )
     for name, member in s.members.items():
         rank = s.plan.rank_of_device(name) if s.plan else None

@@ -50,7 +50,7 @@ from .events import (
     StepVote,
     Tick,
 )
-from .numbers import BadNumbers, bad_numbers, identity
+from .numbers import BadNumbers, bad_numbers
 from .prepare import (
     advance,
     background,
@@ -75,6 +75,7 @@ from .records import (
     fail,
     finish,
     frozen,
+    identity,
     ignored,
     put,
     step_to,
@@ -324,15 +325,20 @@ def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
     decision = bad.decision
     reason = f"step {state.done}: {decision.reason}"
     state = replace(state, conduct=bad.conduct, repeated=state.done)
+    records: tuple[Command, ...] = ()
+    if bad.said is not None:
+        verdict, record = bad.said
+        state = replace(state, partners=frozen(verdict.partners), checked=reason)
+        records = (record,)
     if decision.action == "quarantine":
         out = {identity(state.members[name]) for name in decision.workers}
         state = replace(state, quarantined=state.quarantined | out)
     if decision.action == "repeat":
         return interrupted(state, reason, now)
-    result = Transition(state, (RecordConduct(state.conduct, state.quarantined, reason),))
+    result = Transition(state, (*records, RecordConduct(state.conduct, state.quarantined, reason)))
     for name in decision.workers:
         stays_out = identity(result.state.members[name]) in state.quarantined
-        code = Departure.QUARANTINED if stays_out else Departure.BAD_NUMBERS
+        code = Departure.QUARANTINED if stays_out else bad.code
         result = then(result, _lost(result.state, name, Gone(code, reason), now))
     return result
 

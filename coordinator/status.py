@@ -30,6 +30,8 @@ def lines_of(reply: pb.StatusReply) -> Iterator[str]:
     yield _numbers(reply)
     if reply.outlook:
         yield f"last look for a faster plan: {reply.outlook}"
+    if reply.checked:
+        yield f"last spot check: {reply.checked}"
     for w in reply.workers:
         memory = f", {human_bytes(w.device.memory_bytes)}" if w.device.memory_bytes else ""
         yield f"  {w.name}: {w.state}, {_holds(w)}{memory}: {_heard(w)}"
@@ -67,7 +69,8 @@ def _plan(reply: pb.StatusReply) -> str:
         return "no plan yet"
     stages, replicas = len(reply.plan.partition), len(reply.plan.placement)
     outlook = f"; last look for a faster one: {reply.outlook}" if reply.outlook else ""
-    return f"plan {reply.plan.version}: {stages} stages x {replicas} replicas{outlook}"
+    checked = f"; last spot check: {reply.checked}" if reply.checked else ""
+    return f"plan {reply.plan.version}: {stages} stages x {replicas} replicas{outlook}{checked}"
 
 
 def _by_name(reply: pb.StatusReply) -> Table:

@@ -16,7 +16,9 @@ from scheduler.exit_codes import ExitCode
 from scheduler.gradient_norm import norm_of
 from scheduler.liveness import remember
 from scheduler.plan import Plan
+from scheduler.spot_checks import draw
 
+from .checking import outcome
 from .commands import Commit, Order, RecordStep
 from .drive import proceed
 from .events import StepVote
@@ -71,18 +73,28 @@ def _commit(state: State, now: float) -> Transition:
         first_sample=step * b,
         end_sample=(step + 1) * b,
     )
+    said = outcome(state, votes)
     # The record comes first: what was told to anybody is written down.
+    every = state.options.checks_every if step + 1 < state.options.steps else 0
+    check = draw(plan, step + 1, every, state.options.check_key)
+    told = check.told(plan) if check is not None else ()
     orders = [
-        Order(plan.device(r), Commit(plan.version, step, norms[plan.replica_of(r)]))
+        Order(
+            plan.device(r),
+            Commit(plan.version, step, norms[plan.replica_of(r)], check if r in told else None),
+        )
         for r in range(plan.n_ranks)
     ]
     return step_to(
         state,
         f"step {step} is done",
         record,
+        *((said[1],) if said is not None else ()),
         *orders,
         done=step + 1,
         votes=frozen({}),
+        check=check,
+        checked=f"step {step}: {said[1].reason}" if said is not None else state.checked,
         progress_s=now,
         steps_s=remember(state.steps_s, max(0.0, now - state.progress_s)),
         loss=loss,

@@ -19,6 +19,7 @@ from protos.convert import (
     peer_to_message,
     plan_to_message,
     profile_from_message,
+    spot_check_to_message,
 )
 from scheduler.departures import Departure
 from scheduler.exit_codes import from_wire
@@ -106,6 +107,7 @@ def _step_vote(worker: str, m: pb.StepVote) -> e.StepVote:
         m.own_square,
         m.bad_activation,
         m.bad_gradient,
+        m.check_error if m.checked else None,
     )
 
 
@@ -125,8 +127,10 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
             run = pb.RunSteps(plan_version=version, start=start, stop=stop, record=record, watch=watch)
             run.copy_step, run.copy_keeps = copy, keeps
             return pb.Command(run_steps=run)
-        case c.Commit(version, step, grad_norm):
+        case c.Commit(version, step, grad_norm, check):
             commit = pb.Commit(plan_version=version, step=step, grad_norm=grad_norm)
+            if check is not None:
+                commit.check.CopyFrom(spot_check_to_message(check))
             return pb.Command(commit=commit)
         case c.Save(step):
             return pb.Command(save=pb.Save(step=step))

@@ -22,6 +22,7 @@ from scheduler.link_use import LinkUse
 from scheduler.plan import Plan
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, LayerProfile
+from scheduler.spot_checks import SpotCheck
 from scheduler.timeline import Span, SpanKind, Timeline
 from scheduler.topology import Device
 
@@ -293,6 +294,17 @@ def device_from_message(m: pb.DeviceInfo, name: str) -> Device:
         memory_bytes=m.memory_bytes,
         host_cores=m.host_cores,
     )
+
+
+def spot_check_to_message(check: SpotCheck) -> pb.SpotCheck:
+    return pb.SpotCheck(
+        stage=check.stage, replica=check.replica, micro_batch=check.micro_batch, checkers=check.checkers
+    )
+
+
+def spot_check_from_message(m: pb.SpotCheck, step: int) -> SpotCheck:
+    """`step`: the one behind the commit that it came with."""
+    return SpotCheck(step, m.stage, m.replica, m.micro_batch, tuple(m.checkers))
 
 
 def peer_to_message(peer: PeerInfo) -> pb.Peer:

@@ -17,6 +17,7 @@ LogFormat = Literal["text", "json"]
 _LEVELS = {
     "error": "error", "failed": "error",
     "warning": "warning", "left": "warning", "cut off": "warning", "aborted": "warning",
+    "disagreement": "warning",
 }  # fmt: skip
 """Of events; all others are `info`."""
 

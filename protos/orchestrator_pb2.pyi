@@ -230,7 +230,7 @@ class Holds(_message.Message):
     def __init__(self, step: _Optional[int] = ..., layers: _Optional[_Union[Range, _Mapping]] = ...) -> None: ...
 
 class StepVote(_message.Message):
-    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "squares", "duration_s", "sent_bytes", "raw_bytes", "own_square", "bad_activation", "bad_gradient")
+    __slots__ = ("plan_version", "step", "loss_sum", "tokens", "squares", "duration_s", "sent_bytes", "raw_bytes", "own_square", "bad_activation", "bad_gradient", "checked", "check_error")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,8 @@ class StepVote(_message.Message):
     OWN_SQUARE_FIELD_NUMBER: _ClassVar[int]
     BAD_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     BAD_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
+    CHECK_ERROR_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     step: int
     loss_sum: float
@@ -253,7 +255,9 @@ class StepVote(_message.Message):
     own_square: float
     bad_activation: bool
     bad_gradient: bool
-    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., squares: _Optional[_Iterable[float]] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., own_square: _Optional[float] = ..., bad_activation: bool = ..., bad_gradient: bool = ...) -> None: ...
+    checked: bool
+    check_error: float
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ..., squares: _Optional[_Iterable[float]] = ..., duration_s: _Optional[float] = ..., sent_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., own_square: _Optional[float] = ..., bad_activation: bool = ..., bad_gradient: bool = ..., checked: bool = ..., check_error: _Optional[float] = ...) -> None: ...
 
 class StepDone(_message.Message):
     __slots__ = ("plan_version", "step", "spans", "links")
@@ -536,14 +540,28 @@ class Evaluate(_message.Message):
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("plan_version", "step", "grad_norm")
+    __slots__ = ("plan_version", "step", "grad_norm", "check")
     PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     plan_version: int
     step: int
     grad_norm: float
-    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., grad_norm: _Optional[float] = ...) -> None: ...
+    check: SpotCheck
+    def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ..., grad_norm: _Optional[float] = ..., check: _Optional[_Union[SpotCheck, _Mapping]] = ...) -> None: ...
+
+class SpotCheck(_message.Message):
+    __slots__ = ("stage", "replica", "micro_batch", "checkers")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    CHECKERS_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    replica: int
+    micro_batch: int
+    checkers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, stage: _Optional[int] = ..., replica: _Optional[int] = ..., micro_batch: _Optional[int] = ..., checkers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AbortPlan(_message.Message):
     __slots__ = ("plan_version", "reason")
@@ -598,7 +616,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., data_address: _Optional[str] = ..., rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., reason: _Optional[str] = ..., curve_public_key: _Optional[bytes] = ..., departure: _Optional[int] = ..., relayed_to: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan", "outlook")
+    __slots__ = ("run", "phase", "reason", "step", "steps", "loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "workers", "plan", "outlook", "checked")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -612,6 +630,7 @@ class StatusReply(_message.Message):
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
     run: str
     phase: str
     reason: str
@@ -625,7 +644,8 @@ class StatusReply(_message.Message):
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     plan: PlanMsg
     outlook: str
-    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., outlook: _Optional[str] = ...) -> None: ...
+    checked: str
+    def __init__(self, run: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., predicted_step_s: _Optional[float] = ..., measured_step_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., outlook: _Optional[str] = ..., checked: _Optional[str] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("token", "now", "reason")

@@ -221,10 +221,15 @@ def decide(
         if verdict.kind == "far off":
             return Decision("commit", (), f"{verdict.reason}, and again: it is the data"), conduct
         return Decision("diverged", (), f"{verdict.reason}, and again"), conduct
+    return without(named, verdict.reason, step, conduct)
+
+
+def without(named: Sequence[str], reason: str, step: int, conduct: Conduct) -> tuple[Decision, Conduct]:
+    """Do `step` again without those who are at fault in it, for good if it is the STRIKES-th time."""
     conduct = conduct.add(named, step)
     out = tuple(w for w in named if conduct.strikes(w, step) >= STRIKES)
     if out:
-        reason = f"{verdict.reason}; {', '.join(out)} was at fault {STRIKES} times and is quarantined"
+        reason = f"{reason}; {', '.join(out)} was at fault {STRIKES} times and is quarantined"
         return Decision("quarantine", out, reason), conduct
-    reason = f"{verdict.reason}; the step is done again without {', '.join(named)}"
-    return Decision("repeat without", named, reason), conduct
+    reason = f"{reason}; the step is done again without {', '.join(named)}"
+    return Decision("repeat without", tuple(named), reason), conduct

@@ -36,6 +36,9 @@ class Departure(IntEnum):
     UNFIT = 11
     """Its data or its model are others than the run's."""
 
+    DISAGREED = 12
+    """A spot check found its work to be other than what its replicas make of it; it may come back."""
+
     @property
     def words(self) -> str:
         """`bad numbers`."""

@@ -171,6 +171,15 @@ class CheckpointSpec(_Strict):
     keep_best: bool = True
 
 
+class ChecksSpec(_Strict):
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between two spot checks: one micro-batch of one stage is computed again by other replicas of the
+    stage, and what its neighbours saw of it is compared; 0: nothing is."""
+    tolerance: Annotated[float, Field(gt=0.0)] = 1e-2
+    """How far apart the two may be, as a share of their norm. Devices of one kind agree to the last bits,
+    those of several to about 1e-5 in fp32 and 1e-2 in bf16."""
+
+
 class JobSpec(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Names the run's files, hence letters, digits, `.`, `_` and `-` only."""
@@ -199,6 +208,7 @@ class JobSpec(_Strict):
     local_steps: LocalStepsSpec | None = None
     """Off unless it is here."""
     checkpoint: CheckpointSpec = CheckpointSpec()
+    checks: ChecksSpec = ChecksSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     prompt: str = ""
     """Text to continue when the run ends; '': no sample."""

@@ -47,11 +47,12 @@ def cluster_of(
     steps: int,
     spares: int,
     options_of: Mapping[str, tuple[str, ...]] | None = None,
+    more_job: str = "",
     **changes: Any,
 ) -> LocalCluster:
-    """A run of two stages and spares: rank r is worker w<r>."""
-    job, plan = directory / f"job-{replicas}-{steps}.yaml", directory / f"plan-{replicas}.json"
-    job.write_text(JOB.replace("REPLICAS", str(replicas)).replace("STEPS", str(steps)))
+    """A run of two stages and spares: rank r is worker w<r>. `more_job`: lines of the job file."""
+    job, plan = directory / f"job-{name}.yaml", directory / f"plan-{replicas}.json"
+    job.write_text(JOB.replace("REPLICAS", str(replicas)).replace("STEPS", str(steps)) + more_job)
     document = {
         "version": 1,
         "placement": [["w0", "w1"], ["w2", "w3"]][:replicas],

@@ -33,6 +33,8 @@ class Vote:
     bad_activation: bool = False
     """It received an activation that was not finite."""
     bad_gradient: bool = False
+    check_error: float | None = None
+    """How far off another rank's work was found to be, where this one checked it."""
 
 
 class Agreement(Protocol):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from worker import faulty_sockets
+from worker import faulty_sockets, lies
 
 Phase = Literal["forward", "backward", "reduction", "vote", "commit", "save"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -41,6 +41,8 @@ class How:
     does: Callable[[float, int], None]
     timed: bool = False
     linux: bool = False
+    silent: bool = False
+    """Whether the run goes on as if nothing were."""
 
 
 def _stop(seconds: float, _: int) -> None:
@@ -109,6 +111,12 @@ HOWS: dict[str, How] = {
         linux=True,
     ),
     "full": How("no file can grow, for so many seconds", _full, timed=True),
+    "lie": How(
+        f"what it computes comes out {lies.FACTOR} times as large, for so many seconds",
+        lambda seconds, _: lies.lie(seconds),
+        timed=True,
+        silent=True,
+    ),
     "clock": How("the clock on the wall jumps ahead by so many seconds", _clock, timed=True),
 }
 _FORM = re.compile(r"(\d+|\*):(\d+|\*):([a-z]+)@(\d+):([a-z]+)(?:=(\d+(?:\.\d+)?))?")

@@ -30,6 +30,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
 from scheduler.samples import step_samples
+from scheduler.spot_checks import told_by
 from worker.addresses import PeerAddress
 from worker.checkpoint import (
     LayerFileError,
@@ -280,7 +281,9 @@ class Runtime:
         for k in take.keepers:
             if self._name in (k.holder, k.keeper):
                 others |= {ranks[k.holder], ranks[k.keeper]}
-        talks_to = (others | set(_talks_to(plan, me) if me < plan.n_ranks else ())) - {me}
+        if me < plan.n_ranks:
+            others |= {*_talks_to(plan, me), *(told_by(plan, me) if self._job.checks.every else ())}
+        talks_to = others - {me}
         moves = bool(take.sources or take.serves)
         transport = self._endpoint.open(
             run=self._run,
@@ -360,6 +363,7 @@ class Runtime:
             self._reached,
             device,
             self.dataset.separator,
+            check_of=self._votes.check_of,
         )
 
     def _exchange_of(

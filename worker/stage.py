@@ -132,6 +132,29 @@ class Stage:
             watch.finish()
         return x.grad
 
+    def again(
+        self,
+        x: Tensor,
+        targets: Tensor | None,
+        documents_BT: Tensor | None,
+        gradient: Tensor | None,
+        loss_scale: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Forward and backward of a micro-batch that another replica has done: what comes of its input, and
+        that input's gradient (None in the first stage). As `forward` and `backward` take them; nothing is
+        saved, and the weights' gradients stay as they are."""
+        if self.is_first:
+            with torch.no_grad(), training():
+                return self._run(x, targets, None, documents_BT), None
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad(), training() as losses:
+            y = self._run(x, targets, None, documents_BT)
+        if gradient is None:
+            gradient = torch.full_like(y, loss_scale)
+        scales = [torch.full_like(loss, loss_scale) for loss in losses]
+        (x_gradient,) = torch.autograd.grad([y, *losses], x, [gradient, *scales])
+        return y.detach(), x_gradient
+
     @contextmanager
     def copies_held(self) -> Iterator[None]:
         """Within it, autocast's 16-bit copies of the weights are made once and serve every micro-batch; else

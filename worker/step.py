@@ -41,6 +41,7 @@ from worker.recorder import Recorder
 from worker.reduce import GradientReduction
 from worker.sequence_shards import shard_of
 from worker.sharded import ShardedSum
+from worker.spot_check import StepCheck
 from worker.stage import Stage
 from worker.step_context import StepContext
 from worker.tied import exchange_tied
@@ -142,6 +143,7 @@ class _Step:
         self._batch, self._samples = batch, samples or (lambda _: ())
         self._recorder = recorder
         self._peers = Peers(context, step, self._recorder)
+        self._check = StepCheck(context, self._peers, context.check_of(step))
         self._tensors: dict[tuple[str, int], Tensor] = {}
         """By (kind, micro-batch): received and not yet used, or computed and not yet sent."""
         plan = context.plan
@@ -201,6 +203,7 @@ class _Step:
             case Recv(kind, mb, src):
                 samples = self._samples(mb)
                 x = self._peers.receive(kind, src, self._boundary, self._dtype, mb, samples=samples)
+                self._check.came(kind, mb, src, x)
                 self._received[kind] = self._received[kind] + x.sum(dtype=torch.float32)
                 self._tensors[kind, mb] = x
             case Forward(mb):
@@ -212,6 +215,7 @@ class _Step:
             case Send(kind, mb, dst):
                 x = self._tensors.pop((kind, mb))
                 self._peers.send(kind, dst, x, mb, samples=self._samples(mb))
+                self._check.sent(kind, mb, dst, x)
             case ReduceGradients():  # without replicas, in a plan of local steps, there is no reduction
                 self._reached("reduction")
                 self._reduce()
@@ -243,15 +247,14 @@ class _Step:
 
     def _forward(self, mb: int) -> None:
         stage = self._stage
-        inputs, targets = self._tokens_of(mb) if self._reads_tokens else (None, None)
+        inputs, targets, documents = self._given(mb)
         x = inputs if stage.is_first else self._tensors.pop(("activation", mb))
         assert x is not None
         shard = shard_of(self._context, self._peers, mb, partial(self._waits, mb))
-        documents = _documents(self._context, inputs)
         self._since_s = self._recorder.now_s()
         self._kind = "forward"
-        y = stage.forward(mb, x, targets if stage.is_last else None, shard, documents)
-        if targets is not None and stage.is_last:
+        y = stage.forward(mb, x, targets, shard, documents)
+        if targets is not None:
             loss = y.item()
             self._computed("forward", self._since_s, mb)
             if not isfinite(loss) and not self._bad_loss:  # the vote will tell; it may be this rank's alone
@@ -312,6 +315,7 @@ class _Step:
 
     def _optimize(self) -> None:
         context, stage = self._context, self._stage
+        self._check.compute(stage, self._given, (self._boundary, self._dtype), self._loss_scale)
         self._peers.flush()  # a tensor that could not be encoded is known before a weight changes
         start_s = self._recorder.now_s()
         squares = layer_squares(stage.owned, left_out=None if stage.is_first else stage.tied)
@@ -354,7 +358,9 @@ class _Step:
             recorder.sent_bytes,
             recorder.raw_bytes,
             self._own(squares),
-            *(not bool(self._received[k].isfinite()) for k in ("activation", "gradient")),
+            not bool(self._received["activation"].isfinite()),
+            not bool(self._received["gradient"].isfinite()),
+            self._check.error,
         )
         self._reached("vote")
         norm = self._context.agreement.commit(vote)
@@ -371,8 +377,13 @@ class _Step:
             torch.cuda.synchronize(self._context.device)  # else the span were that of the launch
         self._recorder.add(kind, start_s, mb)
 
-    def _tokens_of(self, mb: int) -> tuple[Tensor, Tensor]:
-        return _split(self._context, self._batch(mb), self._context.plan.micro_batch)
+    def _given(self, mb: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What the stage reads of micro-batch `mb`: inputs, targets in a last stage, documents' numbers."""
+        context = self._context
+        if not self._reads_tokens:
+            return None, None, None
+        inputs, targets = _split(context, self._batch(mb), context.plan.micro_batch)
+        return inputs, targets if self._stage.is_last else None, _documents(context, inputs)
 
 
 def _boundary_shape(context: StepContext, n: int) -> tuple[int, ...]:

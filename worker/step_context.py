@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from scheduler.job import JobSpec
 from scheduler.plan import Plan
+from scheduler.spot_checks import SpotCheck
 from worker.agreement import Agreement
 from worker.faults import Reached, no_faults
 from worker.link_codecs import LinkCodecs
@@ -19,6 +21,11 @@ class Waiting:
     """For whose tensor the rank's thread waits; read by others."""
 
     rank: int | None = None
+
+
+def nothing_checked(_: int) -> SpotCheck | None:
+    """For plans without spot checks."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,8 @@ class StepContext:
     """The token that begins a document, where several in one sample are kept apart. Every stage then reads
     its micro-batches' tokens from the data: all workers have it, and nothing more has to travel."""
     waiting: Waiting = field(default_factory=Waiting)
+    check_of: Callable[[int], SpotCheck | None] = nothing_checked
+    """What is checked in a step, if this rank has a part in it."""
 
     @property
     def stage(self) -> int:

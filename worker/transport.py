@@ -25,6 +25,7 @@ KINDS = (
     "resend",
     "keys",
     "owed",
+    "check",
 )
 """Kinds of frame; their index travels as a byte."""
 

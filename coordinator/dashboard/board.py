@@ -30,8 +30,8 @@ SERIES = (
     "sent_bytes",
     "raw_bytes",
 )
-_BAD = frozenset({"left", "failed", "warning"})
-_QUIET = frozenset({"step", "links", "use", "eval", "listening"})
+_BAD = frozenset({"left", "failed", "warning", "disagreement"})
+_QUIET = frozenset({"step", "links", "use", "eval", "listening", "check"})
 """Events that show as numbers, not in the list of what happened."""
 
 
@@ -68,6 +68,9 @@ class Board:
     needed: int = 0
     outlook: str = ""
     """What the last look for a faster plan found; '' before the first."""
+    checks: int = 0
+    """Spot checks since the coordinator began, and how many of them disagreed."""
+    disagreements: int = 0
     recorded_step: int = 0
     """The last whose spans and traffic were told; 0: none of the plan that runs."""
     workers: dict[str, Worker] = field(default_factory=dict)
@@ -126,6 +129,9 @@ class Board:
                     if (worker := self.workers.get(row["name"])) is not None:
                         worker.busy = row["busy_s"] / event["step_s"] if event["step_s"] > 0 else None
                         worker.memory_used_bytes = row["memory_used_bytes"] or None
+            case "check" | "disagreement":
+                self.checks += 1
+                self.disagreements += kind == "disagreement"
             case "outlook":
                 self.outlook = f"after step {event['step']}: {event['reason']}"
             case "finished" | "failed":

@@ -40,6 +40,12 @@ class _Collector(Collector):
         yield CounterMetricFamily(
             "isthmus_plans", "Plans made since the coordinator began.", len(board.plans)
         )
+        yield CounterMetricFamily(
+            "isthmus_spot_checks", "Spot checks of committed and other steps.", board.checks
+        )
+        yield CounterMetricFamily(
+            "isthmus_spot_check_disagreements", "Those that found work that was off.", board.disagreements
+        )
         members = GaugeMetricFamily(
             "isthmus_workers", "Workers by region and state.", labels=["region", "state"]
         )

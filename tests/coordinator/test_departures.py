@@ -13,6 +13,7 @@ from coordinator import events as e
 from scheduler.bad_numbers import STRIKES, Conduct
 from scheduler.departures import Departure, departure_from_wire
 from scheduler.exit_codes import ExitCode
+from scheduler.spot_checks import SpotCheck
 
 from .world import World, with_options
 
@@ -38,6 +39,20 @@ def silent(w: World) -> None:
         w.feed(e.Tick(), after_s=2.0)
 
 
+def disagree(w: World) -> None:
+    """What d sent in a step is not what the other replica of its stage makes of it."""
+    plan = w.state.plan
+    assert plan is not None
+    d = plan.rank_of_device("d")
+    assert d is not None
+    (other,) = set(plan.group(plan.stage_of(d))) - {d}
+    check = SpotCheck(w.state.done, plan.stage_of(d), plan.replica_of(d), 0, (other,))
+    w.state = replace(w.state, check=check)
+    for name in w.state.ranks:
+        vote = w.a_step(name, w.state.done)
+        w.feed(replace(vote, check_error=0.5) if name == plan.device(other) else vote)
+
+
 def unfit(w: World) -> None:
     profiled = w.state.profiles["d"]
     w.feed(replace(profiled, data_digest="another"))
@@ -60,6 +75,7 @@ HOWS: dict[Departure, Callable[[World], object]] = {
     Departure.NOTICE: leaving(Departure.NOTICE),
     Departure.FAILED: lambda w: w.feed(e.Failed("d", ExitCode.DEVICE, "fell off the bus", fatal=True)),
     Departure.BAD_NUMBERS: spoil,
+    Departure.DISAGREED: disagree,
     Departure.UNFIT: unfit,
 }
 

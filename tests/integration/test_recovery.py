@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,7 +80,7 @@ def followed(coordinator: Child, found: list[Event]) -> Iterator[Event]:
 
 def test_whatever_happens_no_sample_and_no_bit_is_lost(directory: Path, undisturbed: list[Event]) -> None:
     options_of = {name: fail_at(*faults) for name, faults in FAULTS.items()}
-    times = {"wait_for_workers_s": 120.0, "rejoin_timeout_s": 120.0}
+    times: dict[str, Any] = {"wait_for_workers_s": 120.0, "rejoin_timeout_s": 120.0}
     events: list[Event] = []
     with cluster_of(directory, "disturbed", 2, STEPS, SPARES, options_of, **times) as cluster:
         placement: list[list[str]] = []
