@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import cos, pi, sqrt
+from math import cos, isqrt, pi, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from scheduler.job import ModelSpec, resolve_model
 from tests.benchmarks.ability_tasks import UNASKED, Task
 from worker.model import Layer, build_layers, initialize
+from worker.model.lssl import DenseSsm
+from worker.model.structured import Structured
 
 EVALUATED = 512
 """Samples of a score."""
@@ -157,15 +159,25 @@ def _warm_then_cosine(steps: int) -> Callable[[int], float]:
 
 @torch.no_grad()
 def _widen(layer: Layer, factor: float) -> None:
-    """Multiply the matrices that no part has a better beginning for."""
+    """Multiply the matrices that no part has a better beginning for; of structured ones, the last factors."""
     for name, parameter in layer.named_parameters():
-        if parameter.ndim > 1 and layer.initial(name, torch.Generator()) is None:
+        module, _, own = name.rpartition(".")
+        if isinstance(layer.get_submodule(module), Structured):
+            drawn = own in ("second", "tiles", "left")
+        else:
+            drawn = parameter.ndim > 1 and layer.initial(name, torch.Generator()) is None
+        if drawn:
             parameter.mul_(factor)
 
 
 @torch.no_grad()
 def _draw_modes(layer: Layer, rng: torch.Generator) -> None:
-    """exp(z) for -Re A and z for Im A, z normal."""
+    """S4D's: exp(z) for -Re A and z for Im A, z normal. LSSL's matrix: z / sqrt(N) - 1, whose modes fill a
+    disc left of 0."""
     for name, parameter in layer.named_parameters():
         if name.endswith("ssm.rates"):
-            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+            drawn = torch.randn(parameter.shape, generator=rng)
+            if isinstance(layer.get_submodule(name.removesuffix(".rates")), DenseSsm):
+                n = isqrt(len(drawn))
+                drawn = drawn / sqrt(n) - torch.eye(n).flatten()
+            parameter.copy_(drawn)

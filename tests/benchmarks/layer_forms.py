@@ -1,0 +1,115 @@
+"""The forms of parts that `layers.py` measures: the project's own, torch's, and naive ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scheduler.job import ModelSpec, resolve_model
+from worker.model import Block, build_layer, initialize
+from worker.model.fft_conv import fft_conv
+
+HIDDEN, HEADS = 64, 2
+LENGTHS = tuple(512 << k for k in range(8))
+PARTS = (
+    "attention",
+    "attention window=128",
+    "attention butterfly=128",
+    "h3",
+    "s4d",
+    "lssl state=16",
+    "ssd",
+    "log_ssd",
+    "delta",
+    "log_delta",
+    "longconv",
+    "hyena",
+    "hyena transform=matrix",
+    "mlp",
+    "mlp linear=monarch",
+    "mlp linear=pixelfly",
+    "experts",
+)
+FUSED, NAIVE = "torch's fused attention, alone", "attention, scores whole, alone"
+FAST_CONV, WHOLE_CONV = "convolution by Fourier transforms, alone", "convolution as a whole matrix, alone"
+STEPS = {f"{part} step by step": part for part in ("h3", "hyena", "ssd", "log_ssd", "delta", "log_delta")}
+NAIVELY = {NAIVE, WHOLE_CONV, *STEPS}
+
+
+def heads_of(x_BTD: Tensor) -> Tensor:
+    heads: Tensor = x_BTD.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return heads
+
+
+def naive(x_BTD: Tensor) -> Tensor:
+    """Causal attention of all heads with its scores written down, between no projections."""
+    q = heads_of(x_BTD)
+    scores = q @ q.mT / sqrt(HIDDEN // HEADS)
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(-1) @ q
+
+
+def fused(x_BTD: Tensor) -> Tensor:
+    q = heads_of(x_BTD)
+    return F.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+
+def fading(length: int) -> Tensor:
+    """Filters for all channels, (D,T), learned."""
+    return (-torch.arange(length) / length).exp().repeat(HIDDEN, 1).requires_grad_()
+
+
+def by_a_matrix(x_BTD: Tensor) -> Tensor:
+    """The same convolution with the matrix (D,T,T) of each channel whole."""
+    at = torch.arange(x_BTD.shape[1])
+    back = at[:, None] - at
+    matrices = fading(len(at))[:, back.clamp(min=0)].masked_fill(back < 0, 0.0)
+    return matrices @ x_BTD.mT[..., None]
+
+
+def spec_of(part: str) -> ModelSpec:
+    return resolve_model(
+        ModelSpec(
+            family="llama",
+            layers=((part,),),
+            hidden=HIDDEN,
+            heads=HEADS,
+            vocab=2,
+            max_positions=max(LENGTHS),
+            tied=False,
+        )
+    )
+
+
+def block_of(part: str) -> Block:
+    block = build_layer(spec_of(part), 1)
+    initialize(block, 0, 1)
+    assert isinstance(block, Block)
+    return block
+
+
+def by_steps(block: Block) -> Callable[[Tensor], Tensor]:
+    def forward(x_BTD: Tensor) -> Tensor:
+        state, y_t = block.begin(), []
+        for t in range(x_BTD.shape[1]):
+            y, state = block.step(x_BTD[:, t], state)
+            y_t.append(y)
+        return torch.stack(y_t, 1)
+
+    return forward
+
+
+def forms() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """Every row: its name and its forward."""
+    for part in PARTS:
+        yield part, lambda x, block=block_of(part): block(x)[0]  # type: ignore[misc]
+    yield FUSED, fused
+    yield NAIVE, naive
+    yield FAST_CONV, lambda x: fft_conv(x, fading(x.shape[1]))
+    yield WHOLE_CONV, by_a_matrix
+    for name, part in STEPS.items():
+        yield name, by_steps(block_of(part))
