@@ -3,7 +3,7 @@
     python -m tests.benchmarks.chaos [--minutes 30] [--every 50] [--seed 0] [--quick]
 
 Six workers are processes behind relays (every link 80 Mbit/s, 120 ms there and back), two stages of two
-replicas and two spares. After every step a seeded coin decides whether one of the four ranks meets a fault
+replicas and two spares. In a drawn one of every 50 steps one of the four ranks, drawn too, meets a fault
 within the next step: kill -9, SIGTERM, or SIGSTOP for 12 s. What has ended is started again 5 s later, as a
 supervisor would. Said at the end: steps committed and done again, the time from a fault to the next commit,
 what of it passed until the coordinator knew, how fast newcomers got their layers, and goodput: committed
@@ -44,6 +44,8 @@ TEXT = Path(__file__).parent.parent / "data" / "text.txt"
 WORKERS, GLOBAL_BATCH = 6, 16
 BANDWIDTH_BPS, RTT_S = 1e7, 0.12
 STOP_S, AGAIN_S = 12.0, 5.0
+FIRST_STEPS = 5
+"""That nothing happens in."""
 HOWS = ("kill", "kill", "term", "stop")
 """Drawn from evenly: half of all failures are of a machine that is gone at once."""
 GOODPUT, HEARTBEATS, BANDWIDTH = 0.9, 3.0, 0.7
@@ -140,11 +142,11 @@ def options(directory: Path, name: str) -> LocalOptions:
 
 
 class Chaos:
-    """Does one run for a time; the coin and what it decides are drawn from one seed."""
+    """Does one run for a time; when faults happen, to whom and how are drawn from one seed."""
 
-    def __init__(self, cluster: LocalCluster, every: float, seed: int) -> None:
+    def __init__(self, cluster: LocalCluster, every: int, seed: int) -> None:
         self._cluster, self._rng = cluster, random.Random(seed)
-        self._chance = 1 / every if every else 0.0
+        self._every, self._due = every, -1
         self._timers: list[threading.Timer] = []
         self._ranks: list[str] = []
         self._changing = threading.Lock()
@@ -163,7 +165,7 @@ class Chaos:
                     break
                 if event["event"] == "step":
                     began_s = now_s if began_s is None else began_s
-                    self._toss()
+                    self._perhaps()
                 if began_s is not None and now_s - began_s > seconds:
                     break
         finally:
@@ -215,8 +217,14 @@ class Chaos:
 
     # ---- faults
 
-    def _toss(self) -> None:
-        if self._rng.random() >= self._chance or len(self.seen.steps) < 5:
+    def _perhaps(self) -> None:
+        """A fault in a drawn one of each `every` steps behind the first: the rate is what was asked for."""
+        behind = len(self.seen.steps) - FIRST_STEPS
+        if not self._every or behind < 0:
+            return
+        if behind % self._every == 0:
+            self._due = behind + self._rng.randrange(self._every)
+        if behind != self._due:
             return
         how, rank, when = self._rng.choice(HOWS), self._rng.randrange(4), self._rng.random()
         self._later(when * 1.5, lambda: self._happen(how, rank))
@@ -253,7 +261,7 @@ class Chaos:
             self._cluster.start_worker(victim)
 
 
-def one(directory: Path, name: str, seconds: float, every: float, seed: int) -> Seen:
+def one(directory: Path, name: str, seconds: float, every: int, seed: int) -> Seen:
     (directory / name).mkdir()
     with LocalCluster(directory / "job.yaml", options(directory, name)) as cluster:
         try:
@@ -357,25 +365,25 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--every", type=float, default=50.0, help="steps between two faults, on average")
+    parser.add_argument("--every", type=int, default=50, help="steps in which there is one fault")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--keep", type=Path, help="a new folder for the runs' state and logs")
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     asked = parser.parse_args()
-    seconds, every = (180.0, 15.0) if asked.quick else (asked.minutes * 60, asked.every)
+    seconds, every = (180.0, 15) if asked.quick else (asked.minutes * 60, asked.every)
     with tempfile.TemporaryDirectory() as name:
         directory = asked.keep or Path(name)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "job.yaml").write_text(JOB)
-        before = one(directory, "before", seconds / 20, 0.0, asked.seed)
+        before = one(directory, "before", seconds / 20, 0, asked.seed)
         rough = one(directory, "rough", seconds, every, asked.seed)
-        after = one(directory, "after", seconds / 20, 0.0, asked.seed)
+        after = one(directory, "after", seconds / 20, 0, asked.seed)
         ledger = check_ledger(directory / "rough")
         lines = report(
             (before, after), rough, layers_fetched(directory / "rough" / "logs"), ledger, asked.quick
         )
-    head = f"chaos: {seconds / 60:g} min, a fault every {every:g} steps, seed {asked.seed}, "
+    head = f"chaos: {seconds / 60:g} min, a fault every {every} steps, seed {asked.seed}, "
     head += f"{os.cpu_count()} cores"
     lines = [head, "", *lines]
     print("\n".join(lines))
