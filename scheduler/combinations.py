@@ -175,7 +175,7 @@ def _impossible_shape(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, st
             yield (
                 ("model", "layers"),
                 f"{part.text!r}, which goes on from one document to the next, with data.documents: apart",
-                f"parts that begin anew ({', '.join(can)}; no triton, butterfly), or data.documents: joined",
+                f"parts that begin anew ({', '.join(can)}; no butterfly), or data.documents: joined",
             )
         if not part.is_causal:
             yield (

@@ -86,8 +86,8 @@ class AttentionSpec(MixerSpec):
 
     @property
     def keeps_documents_apart(self) -> bool:
-        """Not in a butterfly, whose blocks count from the sample's begin, nor in the project's kernel."""
-        return self.kernel == "auto" and self.butterfly is None
+        """Not in a butterfly, whose blocks count from the sample's begin."""
+        return self.butterfly is None
 
     @property
     def sight(self) -> Sight:
@@ -136,37 +136,44 @@ class AttentionSpec(MixerSpec):
         Kept: the input, queries, keys and values, the output, a float32 a head and position. Where
         positions are rotated, values keep alive the whole product they are a view of. Computed in blocks,
         they are gathered first: queries, keys, values and the output are copies; the mask is a value a pair.
-        Of documents apart queries, keys and values are kept, and forward's products made again.
+        Of documents apart queries, keys and values are kept, and forward's products made again, but by the
+        project's kernel, which needs no mask.
         """
         heads, kv_heads = self.heads_in(model)
         head_width = model.hidden // heads
         joint = (heads + 2 * kv_heads) * head_width
         bias = model.family == "gpt2"
         rotated = (heads + kv_heads) * head_width if self.rotates_in(model) else 0
-        whole = sizes.documents_apart or self.sight.blocks_of(sizes.length) is None
+        masked = self._masks(sizes)
+        whole = masked or self.sight.blocks_of(sizes.length) is None
         kept = 2 * model.hidden + (joint + rotated if whole else 0)
         linears = sizes.linear(model.hidden, joint, bias, kept=kept)
         linears += sizes.linear(model.hidden, model.hidden, bias, kept=0)
         pairs = 4.0 * sizes.batch * self.sight.pairs(sizes.length) * model.hidden
+        pairs_kept = self._kept_of_pairs(sizes, model.hidden, heads, kv_heads)
         seen = min(sizes.length + 1, self.window or sizes.length + 1)
         held = min(sizes.length, self.window - 1) if self.window else sizes.length
         return linears + Cost(
             0,
             pairs,
-            (3.5 if sizes.documents_apart else 2.5) * pairs,
-            0 if sizes.documents_apart else self._kept_of_pairs(sizes, model.hidden, heads, kv_heads),
-            self._kept_of_pairs(sizes, model.hidden, heads, kv_heads) if sizes.documents_apart else 0,
+            (3.5 if masked else 2.5) * pairs,
+            0 if masked else pairs_kept,
+            pairs_kept if masked else 0,
             step_flops=4.0 * sizes.batch * seen * model.hidden,
             state_bytes=2 * sizes.batch * held * kv_heads * head_width * sizes.value_bytes,
             pair_flops=pairs if self.sight.block is None else 0.0,
             keys=(Keys(2 * sizes.rows * kv_heads * head_width * sizes.value_bytes, self.window or 0),),
         )
 
+    def _masks(self, sizes: Sizes) -> bool:
+        """Whether a mask of pairs keeps documents apart."""
+        return sizes.documents_apart and self.kernel == "auto"
+
     def _kept_of_pairs(self, sizes: Sizes, hidden: int, heads: int, kv_heads: int) -> int:
         """What the product of pairs keeps beside queries, keys, values and output as they are."""
         n, block = self.sight.blocks_of(sizes.length), self.sight.block
         if n is None or block is None:
-            masks = sizes.batch if sizes.documents_apart else int(block is not None and sizes.length > 1)
+            masks = sizes.batch if self._masks(sizes) else int(block is not None and sizes.length > 1)
             return sizes.rows * heads * FLOAT_BYTES + masks * sizes.length**2 * sizes.value_bytes
         rows, keys = sizes.batch * n * block, len(self.sight.key_blocks(n)[0]) * block
         gathered = 2 * hidden + 2 * keys // block * kv_heads * (hidden // heads)

@@ -4,7 +4,8 @@
 Forward goes through the keys tile by tile with a running maximum and sum (online softmax; Dao 2023,
 "FlashAttention-2", algorithm 1) and saves of each row the log-sum-exp. Backward computes the scores again
 from it: one pass over the tiles of keys for dk and dv, one over those of queries for dq (algorithm 2).
-Causal, in a window or in both directions; grouped queries. Triton's interpreter runs the same code on a CPU.
+Causal, in a window or in both directions; grouped queries; documents of a sample apart. Triton's interpreter
+runs the same code on a CPU.
 
 Shapes: B samples, H heads, K key-value heads, T positions, C the width of a head, a power of two
 and 16 at least.
@@ -28,54 +29,71 @@ NOWHERE = 1 << 30
 """A window that is wider than any text."""
 
 
-def flash_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, sight: Sight, tile: int = TILE) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v over the positions that `sight` shows: (B,H,T,C), in q's dtype."""
-    y: Tensor = _Flash.apply(q_BHTC, k_BKTC, v_BKTC, sight, tile)
+def flash_attention(
+    q_BHTC: Tensor,
+    k_BKTC: Tensor,
+    v_BKTC: Tensor,
+    sight: Sight,
+    documents_BT: Tensor | None = None,
+    tile: int = TILE,
+) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v over the positions that `sight` shows: (B,H,T,C), in q's dtype. With
+    `documents_BT` a position sees its own document alone."""
+    y: Tensor = _Flash.apply(q_BHTC, k_BKTC, v_BKTC, sight, documents_BT, tile)
     return y
 
 
 class _Flash(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sight: Sight, tile: int) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sight: Sight, documents: Tensor | None, tile: int
+    ) -> Tensor:
         q, k, v = (x.contiguous() for x in (q, k, v))
+        documents = None if documents is None else documents.int().contiguous()
         y, logs = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-        _forward[_grid(q, tile)](q, k, v, y, logs, *_constants(q, k, sight, tile))
-        ctx.save_for_backward(q, k, v, y, logs)
+        _forward[_grid(q, tile)](q, k, v, y, logs, *_constants(q, k, sight, documents, tile))
+        ctx.save_for_backward(q, k, v, y, logs, documents)
         ctx.sight, ctx.tile = sight, tile
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, y, logs = ctx.saved_tensors
+        q, k, v, y, logs, documents = ctx.saved_tensors
         dy = dy.contiguous()
         # The softmax's own derivative: dS = P (dP - row sum of dy y).
         rowsum = (dy.float() * y.float()).sum(-1)
-        constants = _constants(q, k, ctx.sight, ctx.tile)
+        constants = _constants(q, k, ctx.sight, documents, ctx.tile)
         dq = torch.empty_like(q)
         _backward_q[_grid(q, ctx.tile)](q, k, v, dy, logs, rowsum, dq, *constants)
         dk, dv = torch.empty_like(k), torch.empty_like(v)
         _backward_kv[_grid(k, ctx.tile)](q, k, v, dy, logs, rowsum, dk, dv, *constants)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 def _grid(x_BHTC: Tensor, tile: int) -> tuple[int, int]:
     return triton.cdiv(x_BHTC.shape[2], tile), x_BHTC.shape[0] * x_BHTC.shape[1]
 
 
-def _constants(q: Tensor, k: Tensor, sight: Sight, tile: int) -> tuple[Any, ...]:
+def _constants(q: Tensor, k: Tensor, sight: Sight, documents: Tensor | None, tile: int) -> tuple[Any, ...]:
     heads, length, width = q.shape[1:]
     window = NOWHERE if sight.window is None else sight.window
-    return length, heads, k.shape[1], window, 1 / sqrt(width), width, tile, sight.causal
+    sizes = (length, heads, k.shape[1], window, 1 / sqrt(width), width, tile, sight.causal)
+    # Without documents any pointer will do: it is not read.
+    return q if documents is None else documents, *sizes, documents is not None
 
 
 @triton.jit
-def _seen(rows, columns, length, window, CAUSAL: tl.constexpr):
-    """Which pairs of positions are looked at, (rows, columns)."""
+def _seen(rows, columns, documents, length, window, CAUSAL: tl.constexpr, APART: tl.constexpr):
+    """Which pairs of positions are looked at, (rows, columns). `documents`: of the sample."""
     apart = rows[:, None] - columns[None, :]
     near = (apart < window) & (-apart < window) & (columns[None, :] < length) & (rows[:, None] < length)
     if CAUSAL:
         near = near & (apart >= 0)
+    if APART:
+        of_rows = tl.load(documents + rows, mask=rows < length, other=-1)
+        of_columns = tl.load(documents + columns, mask=columns < length, other=-1)
+        near = near & (of_rows[:, None] == of_columns[None, :])
     return near
 
 
@@ -96,12 +114,13 @@ def _put_tile(x, first, length, values, WIDTH: tl.constexpr, TILE: tl.constexpr)
 
 @triton.jit
 def _forward(
-    q, k, v, y, logs, length, heads, kv_heads, window, scale,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, y, logs, documents, length, heads, kv_heads, window, scale,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     first, head = tl.program_id(0) * TILE, tl.program_id(1)
     kv = head // heads * kv_heads + head % heads // (heads // kv_heads)
     mine, theirs = head * length * WIDTH, kv * length * WIDTH
+    documents += head // heads * length
     rows = first + tl.arange(0, TILE)
     q_tile = _tile_of(q + mine, first, length, WIDTH, TILE)
     highest = tl.full([TILE], float("-inf"), tl.float32)
@@ -113,7 +132,7 @@ def _forward(
         k_tile = _tile_of(k + theirs, start, length, WIDTH, TILE)
         v_tile = _tile_of(v + theirs, start, length, WIDTH, TILE)
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale
-        seen = _seen(rows, start + tl.arange(0, TILE), length, window, CAUSAL)
+        seen = _seen(rows, start + tl.arange(0, TILE), documents, length, window, CAUSAL, APART)
         scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
@@ -129,14 +148,14 @@ def _forward(
 
 @triton.jit
 def _again(
-    q_tile, k_tile, v_tile, dy_tile, logs, rowsum, rows, columns, length, window, scale,
-    CAUSAL: tl.constexpr,
+    q_tile, k_tile, v_tile, dy_tile, logs, rowsum, rows, columns, documents, length, window, scale,
+    CAUSAL: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """The weights P of a tile, and the gradient dS of its scores."""
     kept_logs = tl.load(logs + rows, mask=rows < length, other=0.0)
     kept_sums = tl.load(rowsum + rows, mask=rows < length, other=0.0)
     scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale
-    seen = _seen(rows, columns, length, window, CAUSAL)
+    seen = _seen(rows, columns, documents, length, window, CAUSAL, APART)
     weights = tl.where(seen, tl.exp(scores - kept_logs[:, None]), 0.0)
     dweights = tl.dot(dy_tile, tl.trans(v_tile), input_precision="ieee")
     return weights, weights * (dweights - kept_sums[:, None]) * scale
@@ -144,12 +163,13 @@ def _again(
 
 @triton.jit
 def _backward_q(
-    q, k, v, dy, logs, rowsum, dq, length, heads, kv_heads, window, scale,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, dy, logs, rowsum, dq, documents, length, heads, kv_heads, window, scale,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     first, head = tl.program_id(0) * TILE, tl.program_id(1)
     kv = head // heads * kv_heads + head % heads // (heads // kv_heads)
     mine, theirs = head * length * WIDTH, kv * length * WIDTH
+    documents += head // heads * length
     rows = first + tl.arange(0, TILE)
     q_tile = _tile_of(q + mine, first, length, WIDTH, TILE)
     dy_tile = _tile_of(dy + mine, first, length, WIDTH, TILE)
@@ -161,7 +181,7 @@ def _backward_q(
         v_tile = _tile_of(v + theirs, start, length, WIDTH, TILE)
         _, dscores = _again(
             q_tile, k_tile, v_tile, dy_tile, logs + head * length, rowsum + head * length,
-            rows, start + tl.arange(0, TILE), length, window, scale, CAUSAL,
+            rows, start + tl.arange(0, TILE), documents, length, window, scale, CAUSAL, APART,
         )  # fmt: skip
         summed += tl.dot(dscores.to(k_tile.dtype), k_tile, input_precision="ieee")
     _put_tile(dq + mine, first, length, summed, WIDTH, TILE)
@@ -169,12 +189,13 @@ def _backward_q(
 
 @triton.jit
 def _backward_kv(
-    q, k, v, dy, logs, rowsum, dk, dv, length, heads, kv_heads, window, scale,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, dy, logs, rowsum, dk, dv, documents, length, heads, kv_heads, window, scale,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     first, kv = tl.program_id(0) * TILE, tl.program_id(1)
     group = heads // kv_heads
     theirs = kv * length * WIDTH
+    documents += kv // kv_heads * length
     columns = first + tl.arange(0, TILE)
     k_tile = _tile_of(k + theirs, first, length, WIDTH, TILE)
     v_tile = _tile_of(v + theirs, first, length, WIDTH, TILE)
@@ -190,7 +211,7 @@ def _backward_kv(
             dy_tile = _tile_of(dy + mine, start, length, WIDTH, TILE)
             weights, dscores = _again(
                 q_tile, k_tile, v_tile, dy_tile, logs + head * length, rowsum + head * length,
-                start + tl.arange(0, TILE), columns, length, window, scale, CAUSAL,
+                start + tl.arange(0, TILE), columns, documents, length, window, scale, CAUSAL, APART,
             )  # fmt: skip
             dv_tile += tl.dot(tl.trans(weights).to(dy_tile.dtype), dy_tile, input_precision="ieee")
             dk_tile += tl.dot(tl.trans(dscores).to(q_tile.dtype), q_tile, input_precision="ieee")

@@ -165,7 +165,7 @@ class Attention(SequenceMixer):
             y_BHTC = ring_attention(q, k, v, self.sight, state)
             return self.out(y_BHTC.transpose(1, 2).flatten(2)), state
         q, k, v = self._projected(x_BTD, 0 if state is None else state.length)
-        if state is None and self.triton and documents_BT is None:
+        if state is None and self.triton:
             if not x_BTD.is_cuda and environ.get("TRITON_INTERPRET") != "1":
                 raise ModelError(
                     f"found attention kernel=triton on {x_BTD.device.type}; required a GPU that Triton knows,"
@@ -173,7 +173,8 @@ class Attention(SequenceMixer):
                 )
             from worker.kernels.flash_triton import flash_attention
 
-            return self.out(flash_attention(q, k, v, self.sight).transpose(1, 2).flatten(2)), None
+            y_BHTC = flash_attention(q, k, v, self.sight, documents_BT)
+            return self.out(y_BHTC.transpose(1, 2).flatten(2)), None
         if state is None and documents_BT is None:
             return self.out(attend(q, k, v, self.sight)), None
         if state is None:  # the mask of pairs would be most of what is kept

@@ -30,14 +30,21 @@ def of(kernel: Any, types: dict[str, str], **constants: Any) -> Compiled:
     return kernel, {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}, constants
 
 
-_MODEL = {**dict.fromkeys(_BF16, "*bf16"), **dict.fromkeys(_FP32, "*fp32"), "scale": "fp32", "eps": "fp32"}
+_MODEL = {
+    **dict.fromkeys(_BF16, "*bf16"),
+    **dict.fromkeys(_FP32, "*fp32"),
+    "documents": "*i32",
+    "scale": "fp32",
+    "eps": "fp32",
+}
 
 
 def attention() -> list[Compiled]:
     """Also compiled for a GPU whose matrix units are given their work otherwise."""
     return [
-        of(kernel, _MODEL, WIDTH=64, TILE=64, CAUSAL=True)
+        of(kernel, _MODEL, WIDTH=64, TILE=64, CAUSAL=True, APART=apart)
         for kernel in (flash_triton._forward, flash_triton._backward_q, flash_triton._backward_kv)
+        for apart in (False, True)
     ]
 
 

@@ -52,6 +52,26 @@ def test_output_and_gradients_are_the_references(
         torch.testing.assert_close(a.cpu().double(), b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+def test_documents_are_kept_apart(twin: ModuleType, sight: Sight) -> None:
+    """Two samples, borders within tiles and at their ends."""
+    length = 37
+    at = torch.arange(length)
+    documents = torch.stack([(at >= 3).long() + (at >= 16) + (at >= 29), (at >= 36).long() + (at >= 1)])
+    shapes = ((2, 2, length, 16), (2, 1, length, 16), (2, 1, length, 16))
+    inputs = [torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate(shapes)]
+    exact = [x.double().requires_grad_() for x in inputs]
+    ours = [x.to(DEVICE).requires_grad_() for x in inputs]
+    q, k, v = exact
+    expected = attend(q, k, v, sight, documents)
+    found = twin.flash_attention(*ours, sight, documents.to(DEVICE), tile=16).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found.cpu().double(), expected, atol=3e-6, rtol=1e-5)
+    g = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+    theirs = torch.autograd.grad(expected, exact, g.double())
+    for a, b in zip(torch.autograd.grad(found, ours, g.to(DEVICE)), theirs, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, atol=1e-5, rtol=1e-5)
+
+
 def test_it_keeps_inputs_output_and_a_number_a_row(twin: ModuleType) -> None:
     q, k, v = (x.to(DEVICE).requires_grad_() for x in (drawn(2, 48, 0), drawn(1, 48, 1), drawn(1, 48, 2)))
     saved: list[Tensor] = []

@@ -183,9 +183,7 @@ steps: 2
 """
 
 
-@pytest.mark.parametrize(
-    "part", ["s4d", "hyena", "log_ssd", "attention kernel=triton", "attention butterfly=4"]
-)
+@pytest.mark.parametrize("part", ["s4d", "hyena", "log_ssd", "attention butterfly=4"])
 def test_a_job_with_a_part_that_cannot_is_refused(part: str) -> None:
     parse_job(TEXT.replace("PART", "ssd"), "job")
     with pytest.raises(
