@@ -65,6 +65,9 @@ class TakePlan:
     guests: tuple[str, ...] = ()
     """Workers that serve layers without having a rank; they count as ranks behind the last."""
     keepers: tuple[Keeper, ...] = ()
+    loading_s: float = 0.0
+    """How long it is expected to take until the last rank has its layers; `copying_s`: a set of copies."""
+    copying_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

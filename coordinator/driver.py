@@ -293,7 +293,7 @@ class Driver:
             if planning.way is not None:
                 way = planning.way
                 self.tell("recovery", way=way.way, step=way.step, loading_s=way.loading_s, reason=way.reason)
-        self.apply(e.Planned(planning.plan, planning.way, planning.keepers))
+        self.apply(e.Planned(planning.plan, planning.way, planning.keepers, planning.copying_s))
 
     async def _keep_measured(self, planning: Planning) -> None:
         """Beside the run, which does not need it: of many workers it takes seconds."""

@@ -211,6 +211,8 @@ class Planned:
     way: GoOn | None = None
     keepers: tuple[Keeper, ...] = ()
     """Who keeps copies for whom, if the job wants any."""
+    copying_s: float = 0.0
+    """How long a set of copies is expected to take."""
 
 
 @dataclass(frozen=True, slots=True)

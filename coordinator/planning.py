@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.cost import predict
 from scheduler.job import JobSpec
-from scheduler.neighbours import Keeper, keepers, price
+from scheduler.neighbours import Keeper, copying_s, keepers, price, what_lacks
 from scheduler.plan import Plan, PlanError
 from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
@@ -41,6 +41,8 @@ class Planning:
     """How an interrupted run goes on with the plan; None: the run begins with it."""
     keepers: tuple[Keeper, ...] = ()
     """Who keeps copies for whom, if the job wants any."""
+    copying_s: float = 0.0
+    """How long a set of copies takes."""
 
 
 Planner = Callable[[JobSpec, MakePlan], Planning]
@@ -127,15 +129,23 @@ def look(
 
 
 def with_keepers(job: JobSpec, planning: Planning) -> Planning:
-    """With who keeps copies for whom, and among the plan's reasons what they cost, if the job wants any."""
+    """With who keeps copies for whom, and among the plan's reasons what they cost, if the job wants any.
+
+    Raises PlanError where there is no room for them, and the run has not begun.
+    """
     every, plan = job.checkpoint.neighbours_every, planning.plan
     if not every or plan.local_steps:  # replicas that step alone have no state that others could go on with
         return planning
-    found = keepers(plan, planning.request.model, planning.topology)
-    says = price(found, planning.topology, every, plan.predicted_step_s)
+    model, topology = planning.request.model, planning.topology
+    found = keepers(plan, model, topology)
+    if lacks := what_lacks(found, plan, model, topology):
+        if planning.way is None:
+            raise PlanError(lacks)
+        found = ()  # a run that was interrupted rather goes on
+    says = f"No copies: {lacks}." if lacks else price(found, topology, every, plan.predicted_step_s)
     plan = replace(plan, reasons=(*plan.reasons, says))
     way = replace(planning.way, plan=plan) if planning.way is not None else None
-    return replace(planning, plan=plan, keepers=found, way=way)
+    return replace(planning, plan=plan, keepers=found, way=way, copying_s=copying_s(found, topology))
 
 
 def with_checks(job: JobSpec, planning: Planning) -> Planning:

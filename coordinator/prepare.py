@@ -310,10 +310,12 @@ def on_planned(state: State, event: Planned) -> Transition:
     state = replace(state, plan=plan)
     if state.options.dry_run:
         return finish(state, "planned; --dry-run asks for no more")
-    return load(state, plan, event.way, event.keepers)
+    return load(state, plan, event.way, event.keepers, event.copying_s)
 
 
-def load(state: State, plan: Plan, way: GoOn | None, keepers: tuple[Keeper, ...] = ()) -> Transition:
+def load(
+    state: State, plan: Plan, way: GoOn | None, keepers: tuple[Keeper, ...] = (), copying_s: float = 0.0
+) -> Transition:
     """Have every rank take `plan`, with its layers from where `way` says (None: the run begins)."""
     commands: list[Command] = []
     state = _as_observed(state)
@@ -337,6 +339,8 @@ def load(state: State, plan: Plan, way: GoOn | None, keepers: tuple[Keeper, ...]
         step=state.done,
         guests=guests,
         keepers=keepers,
+        loading_s=way.loading_s if way is not None else 0.0,
+        copying_s=copying_s,
     )
     for name in (*ranks, *guests):
         order = replace(take, sources=sources.get(name, ()), serves=_served(sources, name))

@@ -158,4 +158,6 @@ def _take_plan(body: c.TakePlan) -> pb.TakePlan:
         serves=[pb.LayerPart(layer=p.layer, to=p.to, part=p.part, parts=p.parts) for p in body.serves],
         guests=body.guests,
         keepers=[pb.Keeper(holder=k.holder, keeper=k.keeper) for k in body.keepers],
+        loading_s=body.loading_s,
+        copying_s=body.copying_s,
     )

@@ -458,7 +458,7 @@ class Range(_message.Message):
     def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class TakePlan(_message.Message):
-    __slots__ = ("plan", "peers", "restore", "restore_step", "files", "step", "sources", "serves", "guests", "keepers")
+    __slots__ = ("plan", "peers", "restore", "restore_step", "files", "step", "sources", "serves", "guests", "keepers", "loading_s", "copying_s")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
@@ -469,6 +469,8 @@ class TakePlan(_message.Message):
     SERVES_FIELD_NUMBER: _ClassVar[int]
     GUESTS_FIELD_NUMBER: _ClassVar[int]
     KEEPERS_FIELD_NUMBER: _ClassVar[int]
+    LOADING_S_FIELD_NUMBER: _ClassVar[int]
+    COPYING_S_FIELD_NUMBER: _ClassVar[int]
     plan: PlanMsg
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
     restore: bool
@@ -479,7 +481,9 @@ class TakePlan(_message.Message):
     serves: _containers.RepeatedCompositeFieldContainer[LayerPart]
     guests: _containers.RepeatedScalarFieldContainer[str]
     keepers: _containers.RepeatedCompositeFieldContainer[Keeper]
-    def __init__(self, plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., restore: bool = ..., restore_step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[LayerFile, _Mapping]]] = ..., step: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[LayerSource, _Mapping]]] = ..., serves: _Optional[_Iterable[_Union[LayerPart, _Mapping]]] = ..., guests: _Optional[_Iterable[str]] = ..., keepers: _Optional[_Iterable[_Union[Keeper, _Mapping]]] = ...) -> None: ...
+    loading_s: float
+    copying_s: float
+    def __init__(self, plan: _Optional[_Union[PlanMsg, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., restore: bool = ..., restore_step: _Optional[int] = ..., files: _Optional[_Iterable[_Union[LayerFile, _Mapping]]] = ..., step: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[LayerSource, _Mapping]]] = ..., serves: _Optional[_Iterable[_Union[LayerPart, _Mapping]]] = ..., guests: _Optional[_Iterable[str]] = ..., keepers: _Optional[_Iterable[_Union[Keeper, _Mapping]]] = ..., loading_s: _Optional[float] = ..., copying_s: _Optional[float] = ...) -> None: ...
 
 class Keeper(_message.Message):
     __slots__ = ("holder", "keeper")

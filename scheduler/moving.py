@@ -84,6 +84,21 @@ def transfers_s(network: Network, sends: Sequence[tuple[str, str, int]]) -> floa
     return max(arrivals_s, default=0.0)
 
 
+LEAST_DEADLINE_S = 60.0
+"""Of what is fetched in no time: a donor finishes what it is at, connections open."""
+TIMES_AS_LONG = 5.0
+"""As expected, before it counts as stuck: steps and other transfers share the links, which may be slower."""
+
+
+def transfer_deadline_s(expected_s: float) -> float:
+    """How long to wait for layers that are expected to take so long. A backstop: who loses its donor is told
+    so by the coordinator, long before.
+
+    max(LEAST_DEADLINE_S, TIMES_AS_LONG x expected)
+    """
+    return max(LEAST_DEADLINE_S, TIMES_AS_LONG * expected_s)
+
+
 def _held(plan: Plan) -> dict[str, set[int]]:
     """Device -> its layers."""
     return {plan.device(r): set(range(*plan.partition[plan.stage_of(r)])) for r in range(plan.n_ranks)}

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
+from scheduler.bottleneck import headroom
 from scheduler.flows import TopologyNetwork
 from scheduler.layer_sources import layer_bytes
 from scheduler.moving import transfers_s
@@ -20,6 +22,9 @@ from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
 from scheduler.topology import Topology
 from scheduler.units import count, duration, size
+
+SETS = 2
+"""Of copies: the last that all have, and the next, which is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,12 @@ class Keeper:
 
 
 def keepers(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Keeper, ...]:
-    """One for each stage, in their order; none for a plan of one stage, whose every holder has all layers."""
+    """One for each stage, in their order; none for a plan of one stage, whose every holder has all layers.
+    Who has room for it goes before who has not."""
     if plan.n_stages < 2:
         return ()
+    room = _room(plan, model, topology)
+    kept_bytes: Counter[str] = Counter()
     hosts = {d.name: d.host or d.name for d in topology.devices}
     kept: Counter[str] = Counter()
     found = []
@@ -47,18 +55,61 @@ def keepers(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Keeper
 
         def cost(
             pair: tuple[str, str], n_bytes: int = n_bytes, stage: int = stage
-        ) -> tuple[bool, int, float, int, tuple[str, str]]:
+        ) -> tuple[bool, bool, int, float, int, tuple[str, str]]:
             a, b = pair
+            full = kept_bytes[b] + SETS * n_bytes > room.get(b, inf)
             seconds = topology.transfer_s(topology.index(a), topology.index(b), n_bytes)
             rank = plan.rank_of_device(b)
             assert rank is not None
             behind = (plan.stage_of(rank) - stage) % plan.n_stages
-            return hosts[a] == hosts[b], kept[b], seconds, behind, pair
+            return full, hosts[a] == hosts[b], kept[b], seconds, behind, pair
 
         holder, keeper = min(((a, b) for a in holders for b in others), key=cost)
         kept[keeper] += 1
+        kept_bytes[keeper] += SETS * n_bytes
         found.append(Keeper(holder, keeper, n_bytes))
     return tuple(found)
+
+
+def _room(plan: Plan, model: ModelProfile, topology: Topology) -> dict[str, int]:
+    """By device, the bytes that are left for others' copies besides its stage and its copies of its own.
+
+    Copies are in the host's memory, so this is of devices whose memory that is, and is known.
+    """
+    own = [sum(layer_bytes(model, i) for i in range(*span)) for span in plan.partition]
+    of_host = {d.name for d in topology.devices if d.host_cores > 0}
+    return {
+        h.device: h.spare_bytes - SETS * own[h.stage]
+        for h in headroom(plan, model, topology)
+        if h.device in of_host and h.memory_bytes > 0
+    }
+
+
+def what_lacks(found: Sequence[Keeper], plan: Plan, model: ModelProfile, topology: Topology) -> str:
+    """'' or on which device the copies do not fit, and what to do."""
+    if not found:
+        return ""
+    kept: Counter[str] = Counter()
+    for k in found:
+        kept[k.keeper] += SETS * k.n_bytes
+    lacking = {name: kept[name] - left for name, left in _room(plan, model, topology).items()}
+    name = max(lacking, key=lambda n: (lacking[n], n), default="")
+    if not name or lacking[name] <= 0:
+        return ""
+    has = topology.devices[topology.index(name)].memory_bytes
+    rank = plan.rank_of_device(name)
+    assert rank is not None
+    own = SETS * sum(layer_bytes(model, i) for i in range(*plan.partition[plan.stage_of(rank)]))
+    return (
+        f"the copies for neighbours do not fit on {name}, which has {size(has)}: {size(own)} of its own stage"
+        f" and {size(kept[name])} of others' besides what it trains with are {size(lacking[name])} too much:"
+        " leave out checkpoint.neighbours_every, use more or larger workers, or smaller micro-batches"
+    )
+
+
+def copying_s(found: Sequence[Keeper], topology: Topology) -> float:
+    """Seconds of a set of copies over the engine's network."""
+    return transfers_s(TopologyNetwork(topology), [(k.holder, k.keeper, k.n_bytes) for k in found])
 
 
 def price(found: Sequence[Keeper], topology: Topology, every: int, step_s: float) -> str:
@@ -66,7 +117,7 @@ def price(found: Sequence[Keeper], topology: Topology, every: int, step_s: float
     if not found:
         return "Nobody keeps copies for others: every holder of this plan has all layers."
     total = sum(k.n_bytes for k in found)
-    seconds = transfers_s(TopologyNetwork(topology), [(k.holder, k.keeper, k.n_bytes) for k in found])
+    seconds = copying_s(found, topology)
     share = seconds / (every * step_s) if step_s > 0 else 0.0
     busy = f"{share:.0%} of the time on the busiest link"
     late = "; they take longer than that, and come as often as they can" if share > 1 else ""

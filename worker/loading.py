@@ -16,6 +16,7 @@ import torch
 from protos import orchestrator_pb2 as pb
 from scheduler.checkpoint_layout import LayerFileInfo, optimizer_file, weights_file
 from scheduler.job import JobSpec, ModelSpec
+from scheduler.moving import transfer_deadline_s
 from scheduler.plan import Plan
 from worker.checkpoint import LayerFileError, check, from_bytes, load_state, load_weights
 from worker.held_layers import HeldLayer, HeldLayers
@@ -26,8 +27,6 @@ from worker.stage import Stage
 from worker.step import boundary_dtype
 from worker.transport import Transport, TransportAborted
 
-LAYER_TIMEOUT_S = 600.0
-"""A backstop: a donor that is lost is noticed by its heartbeats, and then the plan is aborted at once."""
 MAX_LAYER_BYTES = 64 << 30
 
 GetFile = Callable[[int, LayerFileInfo], bytes]
@@ -97,18 +96,19 @@ def load_from_peers(
 ) -> Came:
     """Every layer from where `take.sources` say; what came from others.
 
-    What arrives joins `held` layer by layer, so that a plan that is aborted has not fetched in vain. Raises
-    NotHeld, LayerFileError, and what the transport raises.
+    What arrives joins `held` layer by layer, so that a plan that is aborted has not fetched in vain. All may
+    take as long as `transfer_deadline_s` makes of what the coordinator expects. Raises NotHeld,
+    LayerFileError, and what the transport raises.
     """
     came, began_s = Came(), time.monotonic()
+    limit_s = transfer_deadline_s(take.loading_s)
     for source in take.sources:
         i, donors = source.layer - first_layer, [ranks[name] for name in source.donors]
         if donors == [me]:
             found = held.of(source.layer, take.step)
         else:
-            found = receive_layer(
-                transport, donors, take.step, source.layer, MAX_LAYER_BYTES, LAYER_TIMEOUT_S
-            )
+            left_s = max(0.0, began_s + limit_s - time.monotonic())
+            found = receive_layer(transport, donors, take.step, source.layer, MAX_LAYER_BYTES, left_s)
             came.layers += 1
             came.n_bytes += sum(t.nbytes for t in (*found.weights.values(), *found.state.values()))
             came.seconds = time.monotonic() - began_s

@@ -28,6 +28,7 @@ from protos.convert import (
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
+from scheduler.moving import transfer_deadline_s
 from scheduler.plan import Plan
 from scheduler.samples import step_samples
 from scheduler.spot_checks import told_by
@@ -46,7 +47,6 @@ from worker.endpoint import DataEndpoint
 from worker.faults import Reached, no_faults
 from worker.held_layers import HeldLayers
 from worker.loading import (
-    LAYER_TIMEOUT_S,
     MAX_LAYER_BYTES,
     Serving,
     build_stage,
@@ -379,7 +379,7 @@ class Runtime:
             [ranks[k.keeper] for k in take.keepers if k.holder == self._name],
             [Kept(r, *plan.partition[plan.stage_of(r)]) for r in kept],
             MAX_LAYER_BYTES,
-            LAYER_TIMEOUT_S,
+            transfer_deadline_s(take.copying_s),
         )
 
     def _copy(self, step: int, complete: int) -> None:

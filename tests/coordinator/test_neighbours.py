@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from coordinator import commands as c
 from coordinator import events as e
 from coordinator.planning import Planning, topology_of, with_keepers
 from scheduler.cost import predict
 from scheduler.exit_codes import ExitCode
+from scheduler.plan import PlanError
+from scheduler.recovery import GoOn
 
 from .job import a_job
 from .world import World, line_plan, with_options
@@ -64,6 +70,8 @@ def test_a_lost_stage_comes_back_from_its_neighbour_and_all_go_back_to_the_copie
     takes = {n: [x for x in w.orders(n) if isinstance(x, c.TakePlan)][-1] for n in w.state.ranks}
     assert all(t.step == at and t.restore_step is None for t in takes.values())
     assert all(s.donors for t in takes.values() for s in t.sources), "no checkpoint is read"
+    (loading_s,) = {t.loading_s for t in takes.values()}
+    assert loading_s > 0.05, "at least the latency of a link: all know how long it should take"
     w.settle()
     assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
     assert [s.step for s in w.steps()] == list(range(20))
@@ -115,4 +123,28 @@ def test_the_price_of_copies_is_among_the_plans_reasons() -> None:
     found = with_keepers(a_job(checkpoint="{every: 0, neighbours_every: 5}"), planning)
     assert [(k.holder, k.keeper) for k in found.keepers] == [("a", "b"), ("b", "a")]
     assert "Each stage is kept by a neighbour too: 11.7 KiB every 5 steps" in found.plan.reasons[-1]
+    assert found.copying_s > 0.05
     assert with_keepers(a_job(), planning) is planning
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_copies_without_room_end_a_run_that_has_not_begun_and_no_other(goes_on: bool) -> None:
+    w = World(with_options(min_workers=2))
+    w.join("a", "b")
+    w.settle(until="planning")
+    asked = w.plan_request
+    assert asked is not None
+    devices = tuple(replace(d, host_cores=1, memory_bytes=40_000) for d in asked.devices)
+    request = replace(asked, devices=devices)
+    plan, topology = line_plan(request.version, ["a", "b"]), topology_of(request)
+    predicted = predict(plan, request.model, request.profiles, topology)
+    way = GoOn(plan, "repair", 0, {}, 0.0, "as it was") if goes_on else None
+    planning = Planning(request, topology, plan, predicted, way)
+    job = a_job(checkpoint="{every: 0, neighbours_every: 5}")
+    if not goes_on:
+        with pytest.raises(PlanError, match=r"copies for neighbours do not fit on a, .*neighbours_every"):
+            with_keepers(job, planning)
+        return
+    found = with_keepers(job, planning)
+    assert found.keepers == ()
+    assert "No copies: the copies for neighbours do not fit" in found.plan.reasons[-1]

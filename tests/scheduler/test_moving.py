@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scheduler.moving import MovingCost, moving_cost
+from scheduler.moving import MovingCost, moving_cost, transfer_deadline_s
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile, ModelProfile
 from scheduler.topology import Device, Topology
@@ -66,3 +66,12 @@ def test_what_only_a_lost_device_held_is_an_orphan() -> None:
     assert "2 layers must come from a checkpoint" in cost.sentence()
     kept = moving_cost(a_plan(("a", "b"), ("c", "d")), a_plan(("c", "d")), MODEL, there)
     assert kept == MovingCost(0, 0.0, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("expected_s", "deadline_s"), [(0.0, 60.0), (12.0, 60.0), (12.1, 60.5), (3600.0, 18000.0)]
+)
+def test_layers_may_take_some_times_as_long_as_expected_but_never_no_time(
+    expected_s: float, deadline_s: float
+) -> None:
+    assert transfer_deadline_s(expected_s) == pytest.approx(deadline_s)
