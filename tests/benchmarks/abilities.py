@@ -76,8 +76,7 @@ def _twice(part: str, channels: bool = True) -> tuple[tuple[str, ...], ...]:
     return ((part, "mlp") if channels else (part,),) * 2
 
 
-_SSD = "ssd state=8 expand=1 chunk=16"
-_SMALL_SSD, _SMALL_DELTA = "ssd state=4 expand=1 chunk=8", "delta heads=1 key=4 chunk=8"
+_SSD, _DELTA = "ssd state=8 expand=1 chunk=16", "delta key=8 chunk=16"
 _RECALL = Recipe(_twice("attention"), hidden=32, steps=500, samples=64, lr=1e-2)
 _BOOK = Recipe(_twice(_SSD, False), hidden=32, steps=400, samples=32, lr=1e-2)
 _DIGITS = Recipe(_twice("s4d state=16", False), hidden=32, steps=300, samples=64, lr=1e-2)
@@ -111,10 +110,10 @@ STUDIES: dict[str, Study] = {
         (Claim(("ssd, attention",), ("ssd, ssd",)),),
     ),
     "multi_query": Study(
-        lambda _: multi_query_recall(keys=16, values=8, pairs=8),
+        lambda _: multi_query_recall(keys=32, values=8, pairs=24),
         {
-            part.split()[0]: replace(_BOOK, blocks=_twice(part, False), steps=500, samples=64)
-            for part in (_SMALL_SSD, f"log_{_SMALL_SSD}", _SMALL_DELTA, f"log_{_SMALL_DELTA}")
+            part.split()[0]: replace(_BOOK, blocks=_twice(part, False), heads=heads, steps=800)
+            for part, heads in ((_SSD, 4), (f"log_{_SSD}", 4), (_DELTA, 2), (f"log_{_DELTA}", 2))
         },
         (Claim(("log_ssd",), ("ssd",)), Claim(("log_delta",), ("delta",))),
     ),

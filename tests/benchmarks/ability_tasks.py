@@ -55,17 +55,20 @@ def associative_recall(keys: int, values: int, pairs: int) -> Task:
 
 
 def multi_query_recall(keys: int, values: int, pairs: int) -> Task:
-    """`pairs` keys, each twice at places drawn at random, and its value asked for the second time: what
-    there is to remember grows with the text (MQAR, Arora et al. 2023, "Zoology", section 3, with pairs
-    and queries mixed)."""
+    """`pairs` pairs of a key and a value, then two thirds of the keys again in another order, and the value
+    of each asked for (MQAR, Arora et al. 2023, "Zoology", section 3, without what they put in between)."""
 
     def batch(rng: torch.Generator, samples: int, size: int) -> Batch:
         keys_BP = torch.rand(samples, keys, generator=rng).argsort(1)[:, :size]
         values_BP = keys + torch.randint(values, (samples, size), generator=rng)
-        places = torch.rand(samples, 2 * size, generator=rng).argsort(1) % size
-        return _asked_again(keys_BP.gather(1, places), values_BP.gather(1, places))
+        asked = torch.rand(samples, size, generator=rng).argsort(1)[:, : 2 * size // 3]
+        told = torch.stack((keys_BP, values_BP), 2).flatten(1)
+        unasked = torch.full_like(told, UNASKED)
+        answers = torch.cat((unasked, values_BP.gather(1, asked)), 1)
+        return torch.cat((told, keys_BP.gather(1, asked)), 1), answers
 
-    return Task(keys + values, 4 * pairs, 2, pairs, batch, lambda rng, n: batch(rng, n, pairs))
+    length = 2 * pairs + 2 * pairs // 3
+    return Task(keys + values, length, 3, pairs, batch, lambda rng, n: batch(rng, n, pairs))
 
 
 def phonebook(letters: int, digits: int, entries: int) -> Task:
