@@ -242,16 +242,13 @@ def train(job: JobSpec, plan: Plan, steps: int | None = None, separator: int | N
     return Run(ranks, in_threads(ranks, lambda rank: [rank.run_step(step) for step in range(n)]))
 
 
-def train_plainly(job: JobSpec) -> tuple[list[float], dict[str, Tensor]]:
-    """One process, the whole batch at once, torch's own clipping and optimizer: losses and final weights."""
-    layers = fresh_layers(job, 0, job.n_layers)
-    module = torch.nn.ModuleList(layers)
-    head = layers[-1]
-    assert isinstance(head, Head)
-    if job.model.tied:
-        assert tied_parameter(layers[0]) is head.weight
-    spec = job.optimizer
-    parameters = list(module.parameters())  # each once, also a tied one
+def train_by(
+    job: JobSpec, loss_of: Callable[[list[Layer], int], Tensor]
+) -> tuple[list[float], dict[str, Tensor]]:
+    """One process, torch's own clipping and optimizer: losses and final weights. `loss_of(layers, step)`:
+    that of a step's whole batch."""
+    layers, spec = fresh_layers(job, 0, job.n_layers), job.optimizer
+    parameters = list(torch.nn.ModuleList(layers).parameters())  # each once, also a tied one
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -259,12 +256,7 @@ def train_plainly(job: JobSpec) -> tuple[list[float], dict[str, Tensor]]:
     optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
     losses = []
     for step in range(job.steps):
-        tokens = tokens_of(job, step)
-        x = tokens[:, :-1]
-        for layer in layers[:-1]:
-            x, _ = layer(x)
-        logits, _ = head(x)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss = loss_of(layers, step)
         torch.autograd.backward(loss)
         if spec.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
@@ -274,3 +266,19 @@ def train_plainly(job: JobSpec) -> tuple[list[float], dict[str, Tensor]]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses, {f"{x.name}.{name}": v for x in layers for name, v in x.state_dict().items()}
+
+
+def train_plainly(job: JobSpec) -> tuple[list[float], dict[str, Tensor]]:
+    """`train_by` the mean cross entropy, of all samples at once."""
+
+    def mean(layers: list[Layer], step: int) -> Tensor:
+        head, tokens = layers[-1], tokens_of(job, step)
+        assert isinstance(head, Head)
+        if job.model.tied:
+            assert tied_parameter(layers[0]) is head.weight
+        x = tokens[:, :-1]
+        for layer in layers:
+            x, _ = layer(x)
+        return torch.nn.functional.cross_entropy(x.flatten(0, 1), tokens[:, 1:].flatten())
+
+    return train_by(job, mean)

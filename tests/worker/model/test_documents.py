@@ -17,10 +17,18 @@ from tests.worker import pipelines
 from tests.worker.model.counting import counting
 from tests.worker.model.shapes import kept
 from tests.worker.model.test_mixers import CAUSAL, PARTS, block_of, close, input_of
-from tests.worker.pipelines import fresh_layers, in_threads, make_job, make_plan, make_ranks, tokens_of, train
-from worker.model import Head, ModelError
+from tests.worker.pipelines import (
+    fresh_layers,
+    in_threads,
+    make_job,
+    make_plan,
+    make_ranks,
+    tokens_of,
+    train,
+    train_by,
+)
+from worker.model import Head, Layer, ModelError
 from worker.model.documents import documents_of, positions_in
-from worker.optimizer import learning_rate
 from worker.step import run_eval
 
 APART = tuple(part for part in PARTS if parse_part(part).keeps_documents_apart)
@@ -109,7 +117,7 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines, "VOCAB", 6)
 
 
-def summed_alone(layers: list[torch.nn.Module], tokens_BT: Tensor) -> Tensor:
+def summed_alone(layers: list[Layer], tokens_BT: Tensor) -> Tensor:
     """Cross entropy of all documents, each run by itself."""
     head, losses = layers[-1], []
     assert isinstance(head, Head)
@@ -132,29 +140,14 @@ def test_pipelines_train_as_if_each_document_were_alone(
     family: str, recompute: bool, stages: int, shares: tuple[int, ...]
 ) -> None:
     job = job_of(family)
-    layers: list[torch.nn.Module] = list(fresh_layers(job, 0, job.n_layers))
-    parameters = list(torch.nn.ModuleList(layers).parameters())
     begins = sum(int((tokens_of(job, step)[:, 1:-1] == SEPARATOR).sum()) for step in range(job.steps))
     assert begins > 10, "there are documents"
-    spec = job.optimizer
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps)
-    losses = []
-    for step in range(job.steps):
-        loss = summed_alone(layers, tokens_of(job, step)) / (job.global_batch * job.sequence_length)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec, step, job.steps)
-        optimizer.step()
-        losses.append(loss.item())
+    n_targets = job.global_batch * job.sequence_length
+    losses, expected = train_by(
+        job, lambda layers, step: summed_alone(layers, tokens_of(job, step)) / n_targets
+    )
     run = train(job, make_plan(job, stages, shares, recompute=recompute), separator=SEPARATOR)
     assert run.losses == pytest.approx(losses, rel=1e-5)
-    expected = {f"{x.name}.{n}": v for x in layers for n, v in x.state_dict().items()}
     for name, value in run.weights().items():
         assert (value - expected[name]).abs().max() <= 1e-4 * expected[name].abs().max(), name
 
@@ -168,7 +161,7 @@ def test_evaluation_keeps_them_apart_too() -> None:
         ranks,
         lambda rank: run_eval(rank.context, rank.stage, 0, 6, lambda ids: tokens[list(ids)], lambda: 0.0),
     )
-    layers: list[torch.nn.Module] = list(fresh_layers(job, 0, job.n_layers))
+    layers = fresh_layers(job, 0, job.n_layers)
     assert sum(loss for loss, _ in found) == pytest.approx(summed_alone(layers, tokens[:6]).item(), rel=1e-5)
 
 

@@ -12,11 +12,10 @@ from scheduler.job import JobError, JobSpec, parse_job
 from scheduler.layer_cost import Sizes
 from tests.worker.model.shapes import kept
 from tests.worker.model.test_mixers import block_of, close, input_of, mixer_of
-from tests.worker.pipelines import fresh_layers, make_job, make_plan, tokens_of, train
-from worker.model import Head
+from tests.worker.pipelines import make_job, make_plan, tokens_of, train, train_by
+from worker.model import Head, Layer
 from worker.model.experts import Experts, rounded, unevenness
 from worker.model.training import training
-from worker.optimizer import learning_rate
 
 
 def logits_of(rows: int, experts: int, seed: int = 0) -> Tensor:
@@ -115,37 +114,26 @@ def experts_job(options: str) -> JobSpec:
 
 def trained_plainly(job: JobSpec, coefficient: float, rows: int | None = None) -> dict[str, Tensor]:
     """One process and autograd, the balancing loss from its definition; in pieces of `rows` samples (all)."""
-    layers = fresh_layers(job, 0, job.n_layers)
-    head, spec = layers[-1], job.optimizer
-    assert isinstance(head, Head)
-    parameters = list(nn.ModuleList(layers).parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
-    logits: list[Tensor] = []
-    routers = [m.router for m in nn.ModuleList(layers).modules() if isinstance(m, Experts)]
-    for router in routers:
-        router.register_forward_hook(lambda _, __, out: logits.append(out))
-    for step in range(job.steps):
+
+    def balanced(layers: list[Layer], step: int) -> Tensor:
+        head, logits = layers[-1], list[Tensor]()
+        assert isinstance(head, Head)
+        routers = [m.router for m in nn.ModuleList(layers).modules() if isinstance(m, Experts)]
+        hooks = [r.register_forward_hook(lambda _, __, out: logits.append(out)) for r in routers]
+        total = torch.zeros(())
         for tokens in torch.split(tokens_of(job, step), rows or job.global_batch):
-            logits.clear()
             x = tokens[:, :-1]
             with training():
                 for layer in layers[:-1]:
                     x = layer(x)[0]
-            cross_entropy = head.loss(x, tokens[:, 1:]) / (job.global_batch * job.sequence_length)
-            assert len(logits) == len(routers)
-            balance = sum(coefficient * unevenness(out, 2) for out in logits)
-            torch.autograd.backward(cross_entropy + balance / (job.global_batch * job.sequence_length))
-        if spec.clip_norm:
-            nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec, step, job.steps)
-        optimizer.step()
-        optimizer.zero_grad()
-    return {f"{x.name}.{name}": v for x in layers for name, v in x.state_dict().items()}
+            total = total + head.loss(x, tokens[:, 1:])
+        for hook in hooks:
+            hook.remove()
+        assert len(logits) == len(routers) * (job.global_batch // (rows or job.global_batch))
+        total = total + coefficient * sum(unevenness(out, 2) for out in logits)
+        return total / (job.global_batch * job.sequence_length)
+
+    return train_by(job, balanced)[1]
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
