@@ -32,7 +32,9 @@ class PipelineTable:
 
 
 @lru_cache(maxsize=512)
-def pipeline_table(schedule: str, n_stages: int, n_micro_batches: int, warmup_extra: int) -> PipelineTable:
+def pipeline_table(
+    schedule: str, n_stages: int, n_micro_batches: int, warmup_extra: int, behind: int = 0
+) -> PipelineTable:
     """The actions of all stages, every Recv after its Send and every stage in its own order.
 
     Raises ScheduleError as `stage_actions` does, and for actions that wait for ever.
@@ -45,6 +47,7 @@ def pipeline_table(schedule: str, n_stages: int, n_micro_batches: int, warmup_ex
             n_stages=n_stages,
             n_micro_batches=n_micro_batches,
             warmup_extra=warmup_extra,
+            behind=behind,
         )
         own.append(_stage_rows(order, stage, n_stages))
         most.append(int(np.cumsum(1 - 2 * order[:, 0]).max()))

@@ -140,8 +140,8 @@ class ParallelismSpec(_Strict):
 class ScheduleSpec(_Strict):
     name: Literal["gpipe", "1f1b", "auto"] = "1f1b"
     warmup_extra: Auto | Annotated[int, Field(ge=0)] = 0
-    """Micro-batches in flight beyond what 1f1b needs, for every stage that follows; they hide transfers and
-    cost memory."""
+    """Micro-batches in flight beyond what 1f1b needs, for every stage that follows and, where replicas share
+    sequences, every shard behind; they hide transfers and cost memory."""
 
 
 class LocalStepsSpec(_Strict):

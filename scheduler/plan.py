@@ -33,7 +33,8 @@ class Plan:
     schedule: str
     """`gpipe` or `1f1b`."""
     warmup_extra: int = 0
-    """Micro-batches in flight beyond what 1f1b needs, for every stage that follows (they hide transfers)."""
+    """Micro-batches in flight beyond what 1f1b needs, for every stage that follows and every shard behind
+    (they hide transfers)."""
     micro_batch: int = 0
     """Samples in a micro-batch; 0: as many as were profiled. A plan that is run says how many."""
     recompute: bool = False
@@ -137,6 +138,7 @@ class Plan:
             first_rank=replica * self.n_stages,
             warmup_extra=self.warmup_extra,
             local=self.local_steps > 0,
+            behind=self.sequence_shards - 1 - replica if self.split == "sequence" else 0,
         )
 
     def explain(self) -> str:

@@ -8,7 +8,7 @@ searched. Knows no clock and no processes; says nothing to anybody, which is `pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
@@ -112,8 +112,9 @@ class Ways:
             self._pricings[key] = pricing, grounds, codecs
         return self._pricings[key]
 
-    def plan(self, found: Found, version: int) -> Plan:
-        """The layout as a plan, timed by the engine."""
+    def plan(self, found: Found, version: int, reorder: bool = True) -> Plan:
+        """The layout as a plan, timed by the engine; `reorder`: where replicas share sequences, with its
+        pipelines in the order that is best for the shards."""
         names, layout = found.case.pricing.names, found.layout
         cut = layout.cut.tolist()
         plan = Plan(
@@ -125,7 +126,7 @@ class Ways:
             codecs=codecs_of_cells(self.codecs(found.case), layout.cells, len(names)),
         )
         there = taking_part(self.topology, plan)
-        if plan.split == "sequence":
+        if plan.split == "sequence" and reorder:
             plan = in_best_order(plan, lambda p: self._engine_s(p, there))
         return replace(plan, predicted_step_s=self._engine_s(plan, there))
 
@@ -181,6 +182,19 @@ class Ways:
                 best = faster(placed, as_it_is(other, found.layout, found.how))
                 near += [best] if best is not None else []
         return near
+
+    def at_other_depths(self, found: Found) -> Iterator[Found]:
+        """The placement with every depth of the warm-up, forwards done again or not, as far as it fits."""
+        case, setting = found.case, self.setting(found.case)
+        knobs = choices(self.job, self.topology, case.n_stages, case.n_replicas)
+        streams, size, at, again = knobs.positions(setting)
+        for order in range(len(knobs.orders)):
+            for recompute in range(len(knobs.recompute)):
+                if (order, recompute) != (at, again):
+                    turned = knobs.at((streams, size, order, recompute))
+                    other = self.case(case.n_stages, case.n_replicas, turned)
+                    placed = place(other, found.layout.cells, found.how)
+                    yield from [placed] if placed is not None else []
 
     def what_lacks(self, case: Case, cells: Ints) -> DoesNotFit:
         """The cut of a placement that lacks least memory, as an error."""
@@ -396,7 +410,15 @@ def _widest(case: Case) -> Ints:
 
 
 def _judged(ways: Ways, result: StepSearchResult, version: int) -> tuple[Found, Plan]:
-    """The best layout as a plan; where the twin is an estimate, the best of a few by the engine."""
+    """The best layout as a plan; where the twin is only an estimate, the best of a few by the engine. It does
+    not see what hides the keys of shared sequences: how many micro-batches are in flight is judged then."""
     few = result.by_case[: 1 if result.best.case.pricing.exact else JUDGED]
     plans = [(f, ways.plan(f, version)) for f in few]
-    return min(plans, key=lambda fp: fp[1].predicted_step_s)
+    found, plan = min(plans, key=lambda fp: fp[1].predicted_step_s)
+    if plan.split == "batch":
+        return found, plan
+    names = {name: i for i, name in enumerate(found.case.pricing.names)}
+    cells = np.array([[names[name] for name in row] for row in plan.placement], dtype=np.int64)
+    found = replace(found, layout=found.layout._replace(cells=cells))
+    others = [(f, ways.plan(f, version, reorder=False)) for f in ways.at_other_depths(found)]
+    return min([(found, plan), *others], key=lambda fp: fp[1].predicted_step_s)

@@ -171,7 +171,8 @@ def twin_judge(
         pricing_of(model, devices, topology, tables, plan.batch_shares, plan.samples),
         cells_of(plan, names),
     )
-    actions = tables_for(plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra)
+    order = plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra
+    actions = tables_for(*order, plan.sequence_shards - 1)
     layout = layout_of(pricing, plan)
 
     def judge(codecs: PlanCodecs) -> float:

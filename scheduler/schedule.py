@@ -61,6 +61,7 @@ def stage_actions(
     first_rank: int,
     warmup_extra: int = 0,
     local: bool = False,
+    behind: int = 0,
 ) -> Actions:
     """One step of one stage; its pipeline is ranks first_rank .. first_rank + n_stages - 1.
 
@@ -69,11 +70,17 @@ def stage_actions(
     micro-batch order, so gradients accumulate in the same order under every schedule.
     1F1B: Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (PipeDream-Flush);
     GPipe: Huang et al., 2019. `local`: gradients stay with the replica, and a piece of the outer step goes
-    beside the forwards and backwards, in every step another.
+    beside the forwards and backwards, in every step another. `behind`: shards behind
+    this one, where replicas share sequences.
     Raises ScheduleError for an unknown name and for sizes out of range.
     """
     order = compute_order(
-        name, stage=stage, n_stages=n_stages, n_micro_batches=n_micro_batches, warmup_extra=warmup_extra
+        name,
+        stage=stage,
+        n_stages=n_stages,
+        n_micro_batches=n_micro_batches,
+        warmup_extra=warmup_extra,
+        behind=behind,
     )
     rank = first_rank + stage
     is_first, is_last = stage == 0, stage == n_stages - 1
@@ -102,17 +109,25 @@ def stage_actions(
 
 
 def compute_order(
-    name: str, *, stage: int, n_stages: int, n_micro_batches: int, warmup_extra: int = 0
+    name: str,
+    *,
+    stage: int,
+    n_stages: int,
+    n_micro_batches: int,
+    warmup_extra: int = 0,
+    behind: int = 0,
 ) -> NDArray[np.int64]:
     """What one stage computes, in order: [2 x micro-batches, 2] of (0 forward or 1 backward, micro-batch).
 
     This is where a schedule is decided; who receives and sends what around it follows. `warmup_extra`
     forwards go ahead for every stage that follows: a stage must be as many ahead of the next as a
-    tensor's way there and back takes, or each waits for the other once a micro-batch. Raises as
-    `stage_actions` does.
+    tensor's way there and back takes, or each waits for the other once a micro-batch. In a row of shards
+    keys go from each to the next and their gradients come back, as activations do between stages, so as many
+    go ahead for each of the shards `behind`. Raises as `stage_actions` does.
     """
     _require_sizes(stage, n_stages, n_micro_batches, warmup_extra)
-    warmup = _warmup(name, (n_stages - stage - 1) * (1 + warmup_extra), n_micro_batches)
+    ahead = (n_stages - stage - 1) * (1 + warmup_extra) + behind * warmup_extra
+    warmup = _warmup(name, ahead, n_micro_batches)
     steady = n_micro_batches - warmup
     order = np.empty((2 * n_micro_batches, 2), dtype=np.int64)
     order[:, 0] = 1

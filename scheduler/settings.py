@@ -171,7 +171,7 @@ def choices(job: JobSpec, topology: Topology, n_stages: int, n_replicas: int) ->
     return Choices(
         _stream_counts(topology) if job.streams == "auto" else (job.streams,),
         sizes,
-        orders if n_stages > 1 else orders[:1],  # of one stage, every order takes as long
+        orders if n_stages > 1 or shards > 1 else orders[:1],  # of one stage alone, all take as long
         (False, True) if job.recompute == "auto" else (job.recompute,),
         job.local_steps.every if job.local_steps is not None and n_replicas > 1 else 0,
         shards,

@@ -58,8 +58,8 @@ class Case:
     n_replicas: int
     number: int = 0
     """What the caller knows the case by; no two cases of a search share one."""
-    even: bool = False
-    """Whether every replica takes the same number of micro-batches, as where all take all."""
+    in_rows: bool = False
+    """Whether replicas share sequences: then every one takes all micro-batches."""
 
     @property
     def prices(self) -> Prices:
@@ -67,11 +67,12 @@ class Case:
 
     def tables(self, shares: Ints, window: int = 0) -> Tables:
         """The actions for these shares, and for those up to `window` away, where they may move."""
-        window = 0 if self.even else window
+        window = 0 if self.in_rows else window
         wanted = {int(m) for m in shares}
         if self.n_replicas > 1:
             wanted |= {m + k for m in wanted for k in range(-window, window + 1) if m + k > 0}
-        return tables_for(self.schedule, self.n_stages, sorted(wanted), self.warmup_extra)
+        behind = self.n_replicas - 1 if self.in_rows else 0
+        return tables_for(self.schedule, self.n_stages, sorted(wanted), self.warmup_extra, behind)
 
     @property
     def rows(self) -> int:
@@ -157,7 +158,7 @@ def openings(case: Case) -> list[Opening]:
             is_cut = cut_layers(prices, light, layout)
             if not is_cut:
                 continue
-        if case.grounds.unlike and r > 1 and not case.even:
+        if case.grounds.unlike and r > 1 and not case.in_rows:
             layout = layout._replace(shares=fair_shares(prices, layout, case.micro_batches))
         found.append(Opening(floor_s(prices, layout, state), name, cells))
     return sorted(found, key=lambda o: o.floor_s)
@@ -181,7 +182,7 @@ def place(case: Case, cells: Ints, how: str, fair: bool = True) -> Found | None:
     prices = case.prices
     found = None
     shares = even_shares(case.micro_batches, case.n_replicas)
-    fair = fair and case.n_replicas > 1 and not case.even
+    fair = fair and case.n_replicas > 1 and not case.in_rows
     for _ in range(3 if fair else 1):
         layout = Layout(cells.copy(), np.zeros(case.n_stages + 1, dtype=np.int64), shares)
         tables = case.tables(shares)
@@ -307,7 +308,7 @@ def _draws(case: Case, n_spare: int, n: int, rng: np.random.Generator) -> Draws:
     weight[STAGES] = 0.02 if s > 1 else 0.0
     weight[REVERSE] = 0.02 if s > 3 else 0.0
     weight[LAYER] = 0.04 if s > 1 else 0.0
-    weight[SHARE] = 0.05 if r > 1 and not case.even else 0.0
+    weight[SHARE] = 0.05 if r > 1 and not case.in_rows else 0.0
     if 1 < case.grounds.places.max() + 1 < len(case.grounds.places):
         weight[REGIONS] = 0.02
     if not weight.any():  # one device and no other: nothing can move

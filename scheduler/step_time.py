@@ -174,20 +174,25 @@ def _keys_bytes(model: ModelProfile) -> Floats:
     return found
 
 
-def tables_for(schedule: str, n_stages: int, micro_batches: Sequence[int], warmup_extra: int = 0) -> Tables:
-    """The compiled actions of pipelines of `n_stages` with any of these numbers of micro-batches."""
-    return _tables(schedule, n_stages, tuple(sorted(set(micro_batches))), warmup_extra)
+def tables_for(
+    schedule: str, n_stages: int, micro_batches: Sequence[int], warmup_extra: int = 0, behind: int = 0
+) -> Tables:
+    """The compiled actions of pipelines of `n_stages` with any of these numbers of micro-batches; where they
+    hold shards of sequences, of the one with most `behind` it, which keeps most in flight."""
+    return _tables(schedule, n_stages, tuple(sorted(set(micro_batches))), warmup_extra, behind)
 
 
 @lru_cache(maxsize=64)
-def _tables(schedule: str, n_stages: int, micro_batches: tuple[int, ...], warmup_extra: int) -> Tables:
+def _tables(
+    schedule: str, n_stages: int, micro_batches: tuple[int, ...], warmup_extra: int, behind: int
+) -> Tables:
     most = micro_batches[-1]
     begin, end = np.full(most + 1, -1, dtype=np.int64), np.full(most + 1, -1, dtype=np.int64)
     in_flight = np.zeros((most + 1, n_stages), dtype=np.int64)
     parts = []
     at = 0
     for m in micro_batches:
-        table = pipeline_table(schedule, n_stages, m, warmup_extra)
+        table = pipeline_table(schedule, n_stages, m, warmup_extra, behind)
         begin[m], end[m] = at, at + len(table.rows)
         at = int(end[m])
         in_flight[m] = table.in_flight
@@ -216,7 +221,8 @@ def layout_step_s(pricing: Pricing, tables: Tables, layout: Layout) -> float:
 
 def plan_step_s(pricing: Pricing, plan: Plan) -> float:
     """Seconds of one step of `plan`."""
-    tables = tables_for(plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra)
+    order = plan.schedule, plan.n_stages, plan.micro_batches, plan.warmup_extra
+    tables = tables_for(*order, plan.sequence_shards - 1)
     return layout_step_s(pricing, tables, layout_of(pricing, plan))
 
 

@@ -15,7 +15,7 @@ from scheduler.analytic import device_profile, job_profile
 from scheduler.cost import durations, predict, stage_memory_bytes, step_time_s
 from scheduler.engine import replay
 from scheduler.flows import TopologyNetwork
-from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.job import JobError, JobSpec, ScheduleSpec, parse_job
 from scheduler.layer_sources import holdings_of
 from scheduler.network import FreeNetwork
 from scheduler.partition import DoesNotFit
@@ -318,3 +318,19 @@ def test_longer_shards_that_do_not_fit_are_waited_for() -> None:
     found = recover(standing_of(plan, here), "found 2 devices, required 3", now)
     assert isinstance(found, Gather)
     assert "d1 is gone; 2 devices left: found 2 devices, required 3" in found.reason
+
+
+def test_how_many_are_in_flight_is_judged_by_the_engine_which_sees_what_hides_keys() -> None:
+    open_depth = {"schedule": ScheduleSpec(warmup_extra="auto"), "global_batch": 32}
+    job = a_job(2, 2, 4096).model_copy(update=open_depth)
+    model, network = job_profile(job), a_network(4, 0.2, 1e9)
+    devices = profiles(model, [1e12] * 4)
+    plan = make_plan(job, model, devices, network, 1)
+    for extra in (0, 1, 2):
+        other = replace(plan, warmup_extra=extra)
+        assert plan.predicted_step_s <= step_time_s(other, model, devices, network) * (1 + 1e-9)
+    flat = step_time_s(replace(plan, warmup_extra=0), model, devices, network)
+    assert plan.warmup_extra > 0
+    assert plan.predicted_step_s < 0.5 * flat
+    lead = [in_flight(replace(plan, warmup_extra=2).actions(rank)) for rank in range(4)]
+    assert lead == [1 + 3 + 2, 1 + 2, 1 + 3, 1], "as far ahead as stages follow and shards are behind"

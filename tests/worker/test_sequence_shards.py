@@ -59,6 +59,16 @@ def test_sequence_shards_train_as_one_process_does(
     assert_replicas_agree_bitwise(run)
 
 
+@pytest.mark.parametrize("extra", [1, 3])
+def test_more_in_flight_changes_no_bit(extra: int) -> None:
+    """Earlier shards go further ahead: their orders differ, and nobody waits for ever."""
+    job = make_job("llama")
+    plan = sequence_plan(job, 2, 3)
+    assert plan.actions(0) != replace(plan, warmup_extra=extra).actions(0)
+    plain, deep = (train(job, replace(plan, warmup_extra=e), steps=6) for e in (0, extra))
+    assert deep.losses == plain.losses
+
+
 def test_a_window_trains_as_one_process_does() -> None:
     model = ModelSpec(
         family="llama",
