@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scheduler.job import ModelSpec, resolve_model
 from tests.benchmarks.ability_tasks import UNASKED, Task
 from worker.model import Layer, build_layers, initialize
-from worker.model.lssl import DenseSsm
+from worker.model.dense_ssm import DenseSsm
 from worker.model.structured import Structured
 
 EVALUATED = 512

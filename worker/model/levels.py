@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scheduler.job import ModelSpec
+from scheduler.mixers.log_linear import LogLinear
 from worker.model.fenwick import TreeState, check_levels
+from worker.model.mixer import Mixer
 from worker.model.parts import Linear
 
 
@@ -42,3 +45,17 @@ class Levels(Linear):
     def check(self, x_BTD: Tensor, state: LogLinearState | None) -> None:
         """Refuse more positions than there are levels for."""
         check_levels(x_BTD.shape[1], None if state is None else state.tree, self.most)
+
+
+class WithLevels(Mixer):
+    """In front of the recurrence's own class: what both log-linear forms add to it."""
+
+    heads: int
+
+    def __init__(self, model: ModelSpec, options: LogLinear) -> None:
+        super().__init__(model, options)
+        self.levels = Levels(model.hidden, self.heads, options.length_in(model), options.levels_in(model))
+
+    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
+        name, _, rest = parameter.partition(".")
+        return self.levels.initial(rest) if name == "levels" else super().initial(parameter, rng)

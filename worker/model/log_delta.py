@@ -12,24 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scheduler.job import ModelSpec
-from scheduler.mixers import LogDeltaSpec
 from worker.model.cores import recomputed
 from worker.model.delta import Delta, DeltaChunks, Inputs
 from worker.model.fenwick import TreeState, in_pairs, levels_between, spread, tree_lengths
-from worker.model.levels import Levels, LogLinearState
+from worker.model.levels import LogLinearState, WithLevels
 
 
-class LogDelta(Delta):
-    def __init__(self, model: ModelSpec, options: LogDeltaSpec) -> None:
-        super().__init__(model, options)
-        most, n = options.length_in(model), options.levels_in(model)
-        self.levels = Levels(model.hidden, self.heads, most, n)
-
-    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        name, _, rest = parameter.partition(".")
-        return self.levels.initial(rest) if name == "levels" else super().initial(parameter, rng)
-
+class LogDelta(WithLevels, Delta):
     def begin(self) -> LogLinearState:  # type: ignore[override]
         shape = (self.heads, self.key, self.value)
         return LogLinearState(self.conv.begin(), TreeState.empty(self.log_decay, self.levels.n, shape))

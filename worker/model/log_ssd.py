@@ -15,24 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scheduler.job import ModelSpec
-from scheduler.mixers import LogSsdSpec
 from worker.model.cores import recomputed
 from worker.model.fenwick import TreeState, in_pairs, levels_between, spread, tree_lengths
-from worker.model.levels import Levels, LogLinearState
+from worker.model.levels import LogLinearState, WithLevels
 from worker.model.ssd import Chunks, Ssd
 
 
-class LogSsd(Ssd):
-    def __init__(self, model: ModelSpec, options: LogSsdSpec) -> None:
-        super().__init__(model, options)
-        most, n = options.length_in(model), options.levels_in(model)
-        self.levels = Levels(model.hidden, self.heads, most, n)
-
-    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        name, _, rest = parameter.partition(".")
-        return self.levels.initial(rest) if name == "levels" else super().initial(parameter, rng)
-
+class LogSsd(WithLevels, Ssd):
     def begin(self) -> LogLinearState:  # type: ignore[override]
         shape = (self.state, self.heads, self.inner // self.heads)
         return LogLinearState(self.conv.begin(), TreeState.empty(self.skip, self.levels.n, shape))

@@ -16,10 +16,9 @@ from worker.model.hyena import Hyena
 from worker.model.log_delta import LogDelta
 from worker.model.log_ssd import LogSsd
 from worker.model.long_conv import LongConv
-from worker.model.lssl import Lssl
 from worker.model.mixer import Mixer
 from worker.model.mlp import make_mlp
-from worker.model.s4d import S4d
+from worker.model.s4d import Lssl, S4d
 from worker.model.ssd import Ssd
 
 MAKERS: dict[type[specs.MixerSpec], Callable[[ModelSpec, Any], Mixer]] = {

@@ -1,6 +1,7 @@
-"""S4D (Gu, Goel, Gupta and Ré 2022): a state space a channel, GELU, and a gated projection.
+"""S4D (Gu, Goel, Gupta and Ré 2022) and LSSL (`dense_ssm.py`): a state space a channel, GELU, and a gated
+projection.
 
-Parameters: `ssm.log_step`, `ssm.skip`, `ssm.rates`, `ssm.reads`, `out.weight` (value's rows, then gate's).
+Parameters: those of the state space behind `ssm.`, and `out.weight` (value's rows, then gate's).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scheduler.job import ModelSpec
-from scheduler.mixers import S4dSpec
+from scheduler.mixers import LsslSpec, S4dSpec
+from worker.model.dense_ssm import DenseSsm
 from worker.model.diagonal_ssm import DiagonalSsm
 from worker.model.mixer import SequenceMixer
 from worker.model.parts import Linear
@@ -41,11 +43,13 @@ class Gated(SequenceMixer):
         return y
 
 
-class S4d(Gated):
-    def __init__(self, model: ModelSpec, options: S4dSpec) -> None:
+class GatedSsm(Gated):
+    """A state space a channel filters."""
+
+    def __init__(self, ssm: DiagonalSsm | DenseSsm) -> None:
         super().__init__()
-        self.ssm = DiagonalSsm(model.hidden, options.state, options.init, options.transform)
-        self.out = Linear(model.hidden, 2 * model.hidden, bias=False)
+        self.ssm = ssm
+        self.out = Linear(ssm.width, 2 * ssm.width, bias=False)
 
     def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
         return self.ssm.initial(parameter.removeprefix("ssm."), rng)
@@ -59,3 +63,13 @@ class S4d(Gated):
 
     def filter_matrix(self, length: int) -> Tensor:
         return self.ssm.to_dense(length)
+
+
+class S4d(GatedSsm):
+    def __init__(self, model: ModelSpec, options: S4dSpec) -> None:
+        super().__init__(DiagonalSsm(model.hidden, options.state, options.init, options.transform))
+
+
+class Lssl(GatedSsm):
+    def __init__(self, model: ModelSpec, options: LsslSpec) -> None:
+        super().__init__(DenseSsm(model.hidden, options.state, options.transform))

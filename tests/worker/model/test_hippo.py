@@ -7,9 +7,9 @@ from math import log
 import pytest
 import torch
 
+from worker.model.dense_ssm import DenseSsm
 from worker.model.diagonal_ssm import DiagonalSsm
 from worker.model.hippo import Init, legs_matrix, legs_modes, modes
-from worker.model.lssl import DenseSsm
 
 
 def test_legs_matrix_written_out() -> None:

@@ -1,5 +1,5 @@
-"""LSSL (Gu, Johnson, Goel, Saab, Dao, Rudra and Ré 2021, "Combining recurrent, convolutional, and
-continuous-time models with linear state-space layers"): a state space with a whole matrix.
+"""A state space with a whole matrix (Gu, Johnson, Goel, Saab, Dao, Rudra and Ré 2021, "Combining recurrent,
+convolutional, and continuous-time models with linear state-space layers": LSSL).
 
     s' = A s + B u,  y = C s + skip u,  A and B HiPPO-LegS's to begin with
 
@@ -8,10 +8,8 @@ in steps of a length that each channel learns, by the bilinear rule (their equat
     s_t = (1 - step/2 A)^-1 ((1 + step/2 A) s_{t-1} + step B u_t)
 
 All at once it is a convolution with C A^t B, whose Krylov vectors are made by doubling; in steps, the
-recurrence. S4D has A's diagonal form instead and costs N a position where this costs N^2. Parameters:
-`ssm.log_step`, `ssm.skip` a channel, `ssm.rates` (A, row by row), `ssm.writes` (B), `ssm.reads` (C, channel
-by channel), `out.weight` (value's rows, then gate's). Its vectors are flat, because weight decay is for
-matrices.
+recurrence. S4D has A's diagonal form instead and costs N a position where this costs N^2. Its vectors are
+flat, because weight decay is for matrices.
 
 Shapes: B samples, T positions, D channels, N values of state.
 """
@@ -24,19 +22,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scheduler.job import ModelSpec
-from scheduler.mixers import LsslSpec
 from scheduler.mixers.lssl import doublings
 from worker.model.cores import in_full_precision, recomputed
 from worker.model.fft_conv import Conv, conv_by, toeplitz
 from worker.model.hippo import legs_matrix
 from worker.model.layer import blank
-from worker.model.parts import Linear
-from worker.model.s4d import Gated
 
 
 class DenseSsm(nn.Module):
-    """One A and B for all channels; each has its own step and reads."""
+    """`log_step` and `skip` a channel; `rates` (A, row by row) and `writes` (B) of all channels in common;
+    `reads` (C, channel by channel)."""
 
     def __init__(self, width: int, state: int, transform: Literal["fft", "matrix"] = "fft") -> None:
         super().__init__()
@@ -87,26 +82,6 @@ class DenseSsm(nn.Module):
             state = over @ state
         identity = torch.eye(length, dtype=self.skip.dtype)
         return toeplitz(torch.stack(taken, 1)) + self.skip[:, None, None] * identity
-
-
-class Lssl(Gated):
-    def __init__(self, model: ModelSpec, options: LsslSpec) -> None:
-        super().__init__()
-        self.ssm = DenseSsm(model.hidden, options.state, options.transform)
-        self.out = Linear(model.hidden, 2 * model.hidden, bias=False)
-
-    def initial(self, parameter: str, rng: torch.Generator) -> Tensor | None:
-        return self.ssm.initial(parameter.removeprefix("ssm."), rng)
-
-    def begin(self) -> Tensor:
-        return self.ssm.begin()
-
-    def forward(self, x_BTD: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        filtered, state = self.ssm(x_BTD, state)
-        return self.gated(filtered), state
-
-    def filter_matrix(self, length: int) -> Tensor:
-        return self.ssm.to_dense(length)
 
 
 def _discrete(log_step_D: Tensor, rates: Tensor, writes_N: Tensor) -> tuple[Tensor, Tensor]:
