@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 DEFAULT_BIND = "127.0.0.1:8265"
 NO_RUN = "{}: found no run in it or below, required one or more"
 TlsFiles = tuple[Path, Path] | None
-Runs = Annotated[Path, typer.Argument(help="A directory with state directories in it.", file_okay=False)]
+Runs = Annotated[
+    Path,
+    typer.Argument(
+        help="A directory with state directories in it; `runs` if none is named.", file_okay=False
+    ),
+]
 
 
 class DashboardPortInUse(Exception):
