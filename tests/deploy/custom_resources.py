@@ -1,7 +1,8 @@
 """The fields that manifests of ours may use of kinds that Kubernetes does not know, as operators define them.
 
-Sources: prometheus-operator's API reference (monitoring.coreos.com/v1) and KubeRay's (ray.io/v1). Strict: a
-field that is not here is refused, so a misspelt one is. Pods inside are Kubernetes' own, validated as such.
+Sources: prometheus-operator's API reference (monitoring.coreos.com/v1) and KubeRay's (ray.io/v1), whose
+schemas come in no package. Strict: a field that is not here is refused, so a misspelt one is. Pods inside are
+Kubernetes' own, validated as such.
 """
 
 from __future__ import annotations
@@ -55,6 +56,16 @@ SPECS = {
     ),
 }  # fmt: skip
 """(apiVersion, kind) -> the schema of its spec."""
+
+
+def closed(schema: Any) -> Any:
+    """The schema with no fields allowed but those that it names, as Kubernetes has it in strict mode."""
+    if isinstance(schema, list):
+        return [closed(x) for x in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(x) for name, x in schema.items()}
+    return {**found, "additionalProperties": False} if isinstance(schema.get("properties"), dict) else found
 
 
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:

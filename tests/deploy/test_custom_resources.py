@@ -19,7 +19,7 @@ from coordinator.cli import app  # noqa: E402 (after the skip)
 from coordinator.tokens import Tokens  # noqa: E402
 from deploy.on_ray.config import RAY  # noqa: E402
 
-from .custom_resources import SPECS, pods  # noqa: E402
+from .custom_resources import SPECS, closed, pods  # noqa: E402
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 MONITOR = KUBERNETES / "monitoring" / "service-monitor.yaml"
@@ -42,6 +42,16 @@ def test_its_operator_knows_every_field_and_kubernetes_every_pod(file: Path) -> 
         validate.validate(pod, "1.30", strict=True)
     spoilt = copy.deepcopy(found["spec"]) | {"replica": 1}
     with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(spoilt, schema)
+
+
+def test_the_monitor_is_what_its_operators_own_schema_says() -> None:
+    operators = pytest.importorskip("cloudcoil.models.prometheus_operator.v1")
+    schema = closed(operators.ServiceMonitor.model_json_schema())
+    jsonschema.validate(read(MONITOR), schema)
+    spoilt = copy.deepcopy(read(MONITOR))
+    spoilt["spec"]["endpoints"][0]["tlsConfig"]["serverNam"] = "x"
+    with pytest.raises(jsonschema.ValidationError, match="serverNam"):
         jsonschema.validate(spoilt, schema)
 
 
