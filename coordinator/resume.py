@@ -136,6 +136,8 @@ def _open(
                 taken_up = None  # the history was not written; the checkpoint is further
         first = taken_up.done if taken_up else restore.step if restore else 0
         store.begin_attempt(first, job_to_json(job), now_s)
+        if resume and first >= job.steps:
+            notes.append(f"all {job.steps} steps are done already; raise `steps` in the job to go on")
         aside = checkpoints.set_aside_after(restore.step if restore else -1)
         if aside:
             notes.append(

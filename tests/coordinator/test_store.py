@@ -150,3 +150,15 @@ def test_bad_conduct_and_quarantine_outlast_the_coordinator(tmp_path: Path) -> N
     again = open_run(tmp_path, a_job(), resume=True, resume_step=None, now_s=4.0)
     assert again.store.last_conduct() == (worse, frozenset({"key-a"}))
     again.close()
+
+
+def test_a_run_that_is_done_says_so_when_it_is_resumed(tmp_path: Path) -> None:
+    first = open_run(tmp_path, a_job(), resume=False, resume_step=None, now_s=1.0)
+    save(first.checkpoints, 8, 2.5)
+    first.close()
+    again = open_run(tmp_path, a_job(), resume=True, resume_step=None, now_s=3.0)
+    again.close()
+    assert "all 8 steps are done already" in " ".join(again.notes)
+    longer = open_run(tmp_path, a_job(steps="9"), resume=True, resume_step=None, now_s=4.0)
+    longer.close()
+    assert "done already" not in " ".join(longer.notes)
