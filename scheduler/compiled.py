@@ -16,4 +16,10 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def compiled(function: F) -> F:
     """`function` as machine code; the order of its operations is kept, so results do not depend on it."""
-    return cast("F", njit(cache=True)(function))
+    return cast("F", njit(cache=True, error_model="numpy")(function))
+
+
+def kernel(function: F) -> F:
+    """`compiled` for what makes no array: references to arrays are then not counted, which takes a small
+    function that is handed tuples of them several times as long as its work."""
+    return cast("F", njit(cache=True, error_model="numpy", _nrt=False)(function))

@@ -359,7 +359,7 @@ def _tuned_again(
         arranged=(0, 0.0),
         rounds=((4, 3, 0.6), (1, 4, 0.4)),
         heat=0.3 * options.heat,
-        glides=False,
+        glides=0,
         dtfm=False,
     )
     cases = [f.case for f in starts]

@@ -14,6 +14,8 @@ import numpy as np
 from scheduler.dtfm import DtfmObjective, Volumes
 from scheduler.plan import split_micro_batches
 from scheduler.search import SearchOptions, search
+from scheduler.step_cut import cut_layers
+from scheduler.step_floor import floor_s
 from scheduler.step_kernels import Ints, Layout, Prices, Tables, price_all
 from scheduler.step_memo import Memo, new_memo
 from scheduler.step_moves import (
@@ -26,10 +28,10 @@ from scheduler.step_moves import (
     SHARE,
     STAGES,
     SWAP,
+    TRADE,
     Search,
     copy_search,
-    cut_layers,
-    floor_s,
+    search_of,
 )
 from scheduler.step_seeds import Grounds, seeds
 from scheduler.step_time import Pricing, layout_missing_bytes, layout_step_s, new_state, tables_for
@@ -213,7 +215,7 @@ def faster(one: Found | None, other: Found | None) -> Found | None:
 def _search_of(case: Case, layout: Layout) -> Search:
     spare = np.setdiff1d(np.arange(len(case.pricing.names)), layout.cells)
     copy = Layout(layout.cells.copy(), layout.cut.copy(), layout.shares.copy())
-    return Search(copy, spare, new_state(case.n_replicas, case.n_stages))
+    return search_of(copy, spare, new_state(case.n_replicas, case.n_stages))
 
 
 def improve(found: Found, actions: float, rng: np.random.Generator, hot: float, cold: float) -> Found:
@@ -302,7 +304,8 @@ def _descend(
 def _draws(case: Case, n_spare: int, n: int, rng: np.random.Generator) -> Draws:
     s, r = case.n_stages, case.n_replicas
     weight = np.zeros(N_MOVES)
-    weight[SWAP] = 0.5 if s * r > 1 else 0.0
+    weight[SWAP] = 0.35 if s * r > 1 else 0.0
+    weight[TRADE] = 0.15 if s > 1 and r > 1 else 0.0
     weight[REPLACE] = 0.2 if n_spare else 0.0
     weight[CROSS] = 0.2 if s > 1 and r > 1 else 0.0
     weight[STAGES] = 0.02 if s > 1 else 0.0

@@ -23,7 +23,7 @@ from scheduler.action_table import (
     RECV_GRADIENT,
     SEND_ACTIVATION,
 )
-from scheduler.compiled import compiled
+from scheduler.compiled import compiled, kernel
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -171,7 +171,7 @@ def price_pipeline(prices: Prices, tables: Tables, layout: Layout, replica: int,
     ends_s[replica] = clock_s
 
 
-@compiled
+@kernel
 def group_codec(prices: Prices, layout: Layout, stage: int) -> int:
     """The codec of the exchange among the replicas of `stage`; of one, that of a weight its ends tie."""
     cells, of = layout.cells, prices.reduce_codec
@@ -188,36 +188,39 @@ def group_codec(prices: Prices, layout: Layout, stage: int) -> int:
     return least
 
 
-@compiled
+@kernel
 def price_tail(prices: Prices, layout: Layout, replica: int, tail_s: Floats) -> None:
     """Fill tail_s[replica]: the tied swap, the slowest norm message, the slowest optimizer."""
     tail_s[replica, 3] = prices.beside
-    cells, cut = layout.cells[replica], layout.cut
-    last = len(cells) - 1
+    cells, cut = layout.cells, layout.cut
+    last = cells.shape[1] - 1
     tied_s, norm_s, optimizer_s = 0.0, 0.0, 0.0
     if last > 0 and prices.tied_bytes[0] > 0:
-        a, b = cells[0], cells[last]
-        codec = group_codec(prices, layout, 0)
-        for d, e in ((a, b), (b, a)):
+        codec = group_codec(prices, layout, 0) if len(prices.tied_bytes) > 1 else 0
+        for k in range(2):  # there and back
+            d, e = cells[replica, k * last], cells[replica, last - k * last]
             codec_s = prices.reduce_codec_s[0, d, codec] + prices.reduce_codec_s[1, e, codec]
             sent_s = prices.tied_bytes[codec] / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e]
             tied_s = max(tied_s, sent_s + prices.tied_values * codec_s)
     for s in range(last + 1):
-        d = cells[s]
+        d = cells[replica, s]
         optimizer_s = max(optimizer_s, prices.optimizer_s[d, cut[s + 1]] - prices.optimizer_s[d, cut[s]])
         for t in range(last + 1):
             if t != s:
-                e = cells[t]
-                norm_s = max(norm_s, NORM_BYTES / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e])
+                e = cells[replica, t]
+                over_s = norm_s - prices.latency_s[d, e]
+                if over_s * prices.bandwidth_Bps[d, e] < NORM_BYTES:  # to divide for each takes long
+                    norm_s = NORM_BYTES / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e]
     tail_s[replica, 0], tail_s[replica, 1], tail_s[replica, 2] = tied_s, norm_s, optimizer_s
 
 
-@compiled
+@kernel
 def exchange_s(prices: Prices, layout: Layout, stage: int) -> float:
     """Both rounds of a stage's gradient exchange."""
-    cells = layout.cells
+    cells, latency, bandwidth = layout.cells, prices.latency_s, prices.bandwidth_Bps
+    encode, decode = prices.reduce_codec_s[0], prices.reduce_codec_s[1]
     n_replicas = len(cells)
-    codec = group_codec(prices, layout, stage)
+    codec = group_codec(prices, layout, stage) if len(prices.tied_bytes) > 1 else 0
     shard_bytes = prices.reduce_bytes[codec, layout.cut[stage], layout.cut[stage + 1]] / n_replicas
     shard_values = prices.parameter_values[layout.cut[stage], layout.cut[stage + 1]] / n_replicas
     first_s, second_s = 0.0, 0.0
@@ -227,9 +230,10 @@ def exchange_s(prices: Prices, layout: Layout, stage: int) -> float:
         for q in range(n_replicas):
             if q != r:
                 e = cells[q, stage]
-                sent_s += shard_bytes / prices.bandwidth_Bps[d, e] + prices.latency_s[d, e]
-                sent_s += shard_values * prices.reduce_codec_s[1, e, codec]
-        encode_s = shard_values * prices.reduce_codec_s[0, d, codec]
+                sent_s += shard_bytes / bandwidth[d, e] + latency[d, e]
+                if decode[e, codec] > 0:
+                    sent_s += shard_values * decode[e, codec]
+        encode_s = shard_values * encode[d, codec]
         first_s = max(first_s, sent_s + (n_replicas - 1) * encode_s)
         second_s = max(second_s, sent_s + encode_s if n_replicas > 1 else 0.0)
     return first_s + second_s
@@ -245,25 +249,26 @@ def price_all(prices: Prices, tables: Tables, layout: Layout, state: State) -> N
         state.exchange_s[s] = exchange_s(prices, layout, s)
 
 
-@compiled
+@kernel
 def total_s(state: State) -> tuple[float, float]:
     """(the step's time, the mean over stages and replicas of when they are through).
 
     The second says what the first, a maximum, cannot: whether something behind the slowest got better.
     """
-    n_replicas, n_stages = state.ends_s.shape
+    ends, exchange, tail = state.ends_s, state.exchange_s, state.tail_s
+    n_replicas, n_stages = ends.shape
     last = n_stages - 1
-    beside = state.tail_s[0, 3] > 0
+    beside = tail[0, 3] > 0
     reduced_s, tied_from_s, mean_s, outer_s = 0.0, 0.0, 0.0, 0.0
     for s in range(n_stages):
         slowest_s = 0.0
         for r in range(n_replicas):
-            slowest_s = max(slowest_s, state.ends_s[r, s])
+            slowest_s = max(slowest_s, ends[r, s])
         if beside:
-            slowest_s = max(slowest_s, state.exchange_s[s])
-            outer_s = max(outer_s, state.exchange_s[s])
+            slowest_s = max(slowest_s, exchange[s])
+            outer_s = max(outer_s, exchange[s])
         else:
-            slowest_s += state.exchange_s[s]
+            slowest_s += exchange[s]
         mean_s += slowest_s
         reduced_s = max(reduced_s, slowest_s)
         if s in (0, last):
@@ -271,29 +276,31 @@ def total_s(state: State) -> tuple[float, float]:
     mean_s /= n_stages
     step_s, own_s = 0.0, 0.0
     for r in range(n_replicas):
-        start_s = max(reduced_s, tied_from_s + state.tail_s[r, 0])
+        start_s = max(reduced_s, tied_from_s + tail[r, 0])
         if beside:  # replicas wait for one another's pieces, not for one another's backwards
-            start_s = max(outer_s, max(state.ends_s[r, 0], state.ends_s[r, last]) + state.tail_s[r, 0])
+            start_s = max(outer_s, max(ends[r, 0], ends[r, last]) + tail[r, 0])
             for s in range(n_stages):
-                start_s = max(start_s, state.ends_s[r, s])
-        end_s = start_s + state.tail_s[r, 1] + state.tail_s[r, 2]
+                start_s = max(start_s, ends[r, s])
+        end_s = start_s + tail[r, 1] + tail[r, 2]
         step_s = max(step_s, end_s)
         slowest_s = 0.0
         for s in range(n_stages):
-            slowest_s = max(slowest_s, state.ends_s[r, s])
-        own_s += slowest_s + state.tail_s[r, 0] + state.tail_s[r, 1] + state.tail_s[r, 2]
+            slowest_s = max(slowest_s, ends[r, s])
+        own_s += slowest_s + tail[r, 0] + tail[r, 1] + tail[r, 2]
     return step_s, 0.5 * (mean_s + own_s / n_replicas)
 
 
-@compiled
+@kernel
 def missing_bytes(prices: Prices, tables: Tables, layout: Layout) -> float:
     """How much memory lacks on the device that lacks most; 0 or less: the layout fits."""
+    cells, cut, shares = layout.cells, layout.cut, layout.shares
+    memory, in_flight = prices.memory_bytes, tables.in_flight
     worst = -np.inf
-    n_replicas, n_stages = layout.cells.shape
+    n_replicas, n_stages = cells.shape
     for s in range(n_stages):
-        fixed = prices.fixed_bytes[layout.cut[s], layout.cut[s + 1]]
-        saved = prices.saved_bytes[layout.cut[s], layout.cut[s + 1]]
+        fixed = prices.fixed_bytes[cut[s], cut[s + 1]]
+        saved = prices.saved_bytes[cut[s], cut[s + 1]]
         for r in range(n_replicas):
-            needed = fixed + tables.in_flight[layout.shares[r], s] * saved
-            worst = max(worst, needed - prices.memory_bytes[layout.cells[r, s]])
+            needed = fixed + in_flight[shares[r], s] * saved
+            worst = max(worst, needed - memory[cells[r, s]])
     return worst

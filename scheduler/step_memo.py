@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.compiled import compiled
+from scheduler.compiled import kernel
 from scheduler.step_kernels import Floats, Ints, Layout
 
 SLOTS = 1 << 14
@@ -38,7 +38,7 @@ def new_memo(n_stages: int) -> Memo:
     )
 
 
-@compiled
+@kernel
 def key_of(alike: Ints, layout: Layout, replica: int) -> np.uint64:
     """A hash of all that the pipeline's ends depend on; never 0."""
     cells, cut = layout.cells[replica], layout.cut
@@ -50,27 +50,27 @@ def key_of(alike: Ints, layout: Layout, replica: int) -> np.uint64:
     return key | np.uint64(1)
 
 
-@compiled
-def recall(memo: Memo, key: np.uint64, ends_s: Floats, tail_s: Floats) -> bool:
+@kernel
+def recall(memo: Memo, key: np.uint64, ends_s: Floats, tail_s: Floats, replica: int) -> bool:
     """Fill in a pipeline's ends and tail; False, and nothing changed, if it is not known."""
     slot = np.int64((key >> np.uint64(8)) % np.uint64(len(memo.keys)))
     if memo.keys[slot] != key:
         return False
-    n_stages = len(ends_s)
+    n_stages = ends_s.shape[1]
     for s in range(n_stages):
-        ends_s[s] = memo.known_s[slot, s]
+        ends_s[replica, s] = memo.known_s[slot, s]
     for k in range(3):
-        tail_s[k] = memo.known_s[slot, n_stages + k]
+        tail_s[replica, k] = memo.known_s[slot, n_stages + k]
     return True
 
 
-@compiled
-def remember(memo: Memo, key: np.uint64, ends_s: Floats, tail_s: Floats) -> None:
+@kernel
+def remember(memo: Memo, key: np.uint64, ends_s: Floats, tail_s: Floats, replica: int) -> None:
     """Keep a pipeline's ends and tail."""
     slot = np.int64((key >> np.uint64(8)) % np.uint64(len(memo.keys)))
     memo.keys[slot] = key
-    n_stages = len(ends_s)
+    n_stages = ends_s.shape[1]
     for s in range(n_stages):
-        memo.known_s[slot, s] = ends_s[s]
+        memo.known_s[slot, s] = ends_s[replica, s]
     for k in range(3):
-        memo.known_s[slot, n_stages + k] = tail_s[k]
+        memo.known_s[slot, n_stages + k] = tail_s[replica, k]

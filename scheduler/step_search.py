@@ -33,7 +33,7 @@ from scheduler.step_case import (
     try_all,
 )
 
-DEFAULT_ACTIONS = 1.0e9
+DEFAULT_ACTIONS = 1.3e9
 HOTTEST = 1.0
 PROPOSED = 4
 """Cases, the best, for which DT-FM's objective proposes a placement."""
@@ -56,11 +56,11 @@ class StepSearchOptions:
     """Cases whose openings are replayed, least floor first."""
     arranged: tuple[int, float] = (16, 0.1)
     """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
-    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.35), (4, 4, 0.25), (2, 4, 0.2), (1, 4, 0.2))
+    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.3), (3, 4, 0.3), (1, 6, 0.2), (1, 4, 0.2))
     """(cases kept, walks of each, share of the effort), round by round."""
-    glides: bool = True
-    """Whether the first round's walks glide, to find the valleys; else they go on where they begin."""
-    heat: float = 40.0
+    glides: int = 2
+    """Rounds, the first, whose walks glide, to find the valleys."""
+    heat: float = 24.0
     """First temperature as a share of the step: this over the square of the number of tasklets, at most
     `HOTTEST`; a quarter of it in the last round. Few tasklets have steep valleys and are soon searched."""
     cold: float = 0.0002
@@ -183,7 +183,7 @@ def search_steps(
                 (seed, number, k),
                 max(min(HOTTEST, cooler / f.layout.cells.size**2), options.cold),
                 options.cold,
-                glides=options.glides and number == 0,
+                glides=number < options.glides,
             )
             for k, f in enumerate(starts)
         ]

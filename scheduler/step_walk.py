@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.compiled import compiled
+from scheduler.compiled import compiled, kernel
+from scheduler.step_cut import cut_layers
+from scheduler.step_floor import floor_s
 from scheduler.step_kernels import Floats, Ints, Prices, Tables, missing_bytes, price_all, total_s
 from scheduler.step_memo import Memo
 from scheduler.step_moves import (
@@ -25,13 +27,15 @@ from scheduler.step_moves import (
     SHARE,
     STAGES,
     SWAP,
+    TRADE,
     Search,
     copy_search,
-    cut_layers,
     energy,
-    floor_s,
     propose,
 )
+
+NEAR = 0.5
+"""Share of exchanges within a region: they leave alone which regions hold which stages."""
 
 
 class Draws(NamedTuple):
@@ -45,6 +49,19 @@ class Draws(NamedTuple):
     luck: Floats
     cut_again: NDArray[np.bool_]
     """Whether a move of unlike devices cuts the layers anew."""
+
+
+@kernel
+def next_near(cells: Ints, regions: Ints, x: int, y: int) -> int:
+    """The first cell from y on whose device is of the region of cell x's; x if there is no other."""
+    n_stages = cells.shape[1]
+    n_cells = cells.size
+    region = regions[cells[x // n_stages, x % n_stages]]
+    for k in range(n_cells):
+        at = (y + k) % n_cells
+        if at != x and regions[cells[at // n_stages, at % n_stages]] == region:
+            return at
+    return x
 
 
 @compiled
@@ -78,9 +95,12 @@ def walk(
             return k
         what = draws.what[k]
         x, y, z = 0, 0, 0
-        if what in (SWAP, REPLACE):
-            x = int(draws.x[k] * n_cells)
-            y = int(draws.y[k] * (n_cells if what == SWAP else n_spare))
+        if what == REPLACE:
+            x, y = int(draws.x[k] * n_cells), int(draws.y[k] * n_spare)
+        elif what in (SWAP, TRADE):
+            x, y = int(draws.x[k] * n_cells), int(draws.y[k] * n_cells)
+            if draws.z[k] < NEAR:
+                y = next_near(now.layout.cells, regions, x, y)
         elif what == CROSS:
             x, y = int(draws.x[k] * n_replicas), int(draws.y[k] * n_replicas)
             z = 1 + int(draws.z[k] * (n_stages - 1))
@@ -136,13 +156,14 @@ def descend(
     sizes[LAYER] = n_stages, n_stages, 1
     if not whole_stages:
         sizes[SWAP] = n_cells, n_cells, 1
+        sizes[TRADE] = n_cells, n_cells, 1
         sizes[REPLACE] = n_cells, len(now.spare), 1
         sizes[CROSS] = n_replicas, n_replicas, n_stages
         sizes[SHARE] = n_replicas, n_replicas, 1
         sizes[REGIONS] = n_regions, n_regions, 1
     again = np.ones(N_MOVES, dtype=np.int64)
     if unlike:
-        for what in (SWAP, REPLACE, STAGES, REVERSE):
+        for what in (SWAP, TRADE, REPLACE, STAGES, REVERSE):
             again[what] = 2
     whole = 0
     for what in range(N_MOVES):
@@ -151,7 +172,7 @@ def descend(
         for what in range(N_MOVES):
             for x in range(sizes[what, 0]):
                 for y in range(sizes[what, 1]):
-                    if y <= x and what in (SWAP, CROSS, STAGES, REVERSE, REGIONS):
+                    if y <= x and what in (SWAP, TRADE, CROSS, STAGES, REVERSE, REGIONS):
                         since += sizes[what, 2] * again[what]
                         continue
                     for z in range(sizes[what, 2]):

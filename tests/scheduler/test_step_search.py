@@ -29,12 +29,26 @@ from scheduler.step_case import (
     openings,
     place,
 )
-from scheduler.step_kernels import Ints, Layout, exchange_s, price_pipeline, price_tail
-from scheduler.step_moves import cut_layers
+from scheduler.step_cut import cut_layers
+from scheduler.step_kernels import Ints, Layout, exchange_s, price_all, price_pipeline, price_tail
+from scheduler.step_memo import new_memo
+from scheduler.step_moves import (
+    CROSS,
+    N_MOVES,
+    REGIONS,
+    REPLACE,
+    SHARE,
+    SWAP,
+    TRADE,
+    copy_search,
+    make,
+    propose,
+    search_of,
+)
 from scheduler.step_search import StepSearchOptions, StepSearchResult, Task, search_steps
 from scheduler.step_seeds import grounds_of
 from scheduler.step_time import layout_step_s, new_state, pricing_of, tables_for
-from scheduler.topology import Topology
+from scheduler.topology import Device, Topology
 from tests.scheduler.placements import network
 
 WALKS = StepSearchOptions(actions=2e6, exhaustive=0, dtfm=False)
@@ -218,6 +232,55 @@ def test_no_baseline_and_no_seed_beats_the_search(name: str) -> None:
     assert lower_bound_s(case) <= best_s
 
 
+@pytest.mark.parametrize("what", range(N_MOVES))
+def test_a_move_keeps_every_device_once_and_prices_what_it_touched(what: int) -> None:
+    """Three shapes' layouts, each moved 60 times at random: as priced from scratch, whatever was known."""
+    rng = np.random.default_rng(what)
+    topology = with_noise(scenario("regional", n_devices=16), 0.3, rng)
+    made = 0
+    for s, r in ((4, 3), (2, 8), (5, 3)):
+        case = v100s(topology, 64, (s, r))
+        first = open_case(case, openings(case))[0].layout
+        tables, memo = case.tables(first.shares, 2), new_memo(s)
+        spare = np.setdiff1d(np.arange(16), first.cells)
+        now, trial = (search_of(_copy(first), spare.copy(), new_state(r, s)) for _ in range(2))
+        price_all(case.prices, tables, now.layout, now.state)
+        bound = {SWAP: (r * s, r * s), TRADE: (r * s, r * s), REPLACE: (r * s, len(spare)),
+                 CROSS: (r, r), SHARE: (r, r), REGIONS: (4, 4)}.get(what, (s, s))  # fmt: skip
+        for _ in range(60 if min(bound) else 0):
+            x, y, z = (int(rng.integers(n)) for n in (*bound, s))
+            copy_search(now, trial)
+            grounds = case.grounds
+            given = (case.prices, tables, grounds.kinds, grounds.places, memo, trial, what, x, y, z)
+            step_s, _ = propose(*given, False, np.inf, True)
+            if np.isfinite(step_s):
+                made += 1
+                assert step_s == pytest.approx(layout_step_s(case.pricing, tables, trial.layout), rel=1e-9)
+                assert sorted([*trial.layout.cells.ravel(), *trial.spare]) == list(range(16))
+                copy_search(trial, now)
+    assert made > 10
+
+
+def _copy(layout: Layout) -> Layout:
+    return Layout(layout.cells.copy(), layout.cut.copy(), layout.shares.copy())
+
+
+def test_of_two_that_trade_each_goes_where_its_links_suit_best() -> None:
+    """Pipelines 0-3, 1-4, 2-5 with 0 and 4 traded are 4-3, 1-0, 2-5; 4 is near 5, so it goes to that row."""
+    bandwidth = np.full((6, 6), 1e7)
+    for a, b in ((4, 5), (2, 3), (0, 1)):
+        bandwidth[a, b] = bandwidth[b, a] = 1e9
+    devices = tuple(Device(f"d{k}") for k in range(6))
+    topology = Topology(devices, np.full((6, 6), 0.01), bandwidth)
+    case = a_case(topology, a_model(2), equal_devices(topology, [0.02] * 2), (2, 3), 6)
+    layout = Layout(np.array([[0, 3], [1, 4], [2, 5]]), np.array([0, 1, 2]), even_shares(6, 3))
+    trial = search_of(layout, np.zeros(0, dtype=np.int64), new_state(3, 2))
+    grounds, tables = case.grounds, case.tables(layout.shares)
+    assert make(case.prices, tables, grounds.kinds, grounds.places, trial, TRADE, 0, 3, 0)
+    assert layout.cells.tolist() == [[2, 3], [1, 0], [4, 5]]
+    assert trial.pipelines.all()
+
+
 def test_a_walk_over_floors_ends_in_a_layout_with_its_true_price() -> None:
     """On noisy links, where a walk over replays of as much effort gets no further."""
     case = v100s(with_noise(scenario("universities"), 0.3, np.random.default_rng(1)), 128)
@@ -327,7 +390,7 @@ def test_hundreds_of_devices_are_searched_within_the_same_effort() -> None:
     result = search_steps([case], 0, replace(QUICK, dtfm=False))
     assert result is not None
     assert result.best.step_s <= min(result.seeds_s.values())
-    assert result.evaluations < 20_000
+    assert result.evaluations < 30_000
     assert len(shapes(4096, 26, 1024)) < 2200
 
 
