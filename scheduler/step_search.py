@@ -35,6 +35,8 @@ from scheduler.step_case import (
 
 DEFAULT_ACTIONS = 1.3e9
 HOTTEST = 1.0
+STEEP = 2.25
+"""By which power of the number of tasklets the first temperature is lower: few have steep valleys."""
 PROPOSED = 4
 """Cases, the best, for which DT-FM's objective proposes a placement."""
 BEHIND = 0.05
@@ -60,9 +62,9 @@ class StepSearchOptions:
     """(cases kept, walks of each, share of the effort), round by round."""
     glides: int = 2
     """Rounds, the first, whose walks glide, to find the valleys."""
-    heat: float = 24.0
-    """First temperature as a share of the step: this over the square of the number of tasklets, at most
-    `HOTTEST`; a quarter of it in the last round. Few tasklets have steep valleys and are soon searched."""
+    heat: float = 68.0
+    """First temperature as a share of the step: this over the number of tasklets to the power of `STEEP`, at
+    most `HOTTEST`; a quarter of it in the last round."""
     cold: float = 0.0002
     exhaustive: float = 2e8
     """Try every placement of a case when that replays no more actions; 0: never."""
@@ -181,7 +183,7 @@ def search_steps(
                 f,
                 options.actions * share / len(starts),
                 (seed, number, k),
-                max(min(HOTTEST, cooler / f.layout.cells.size**2), options.cold),
+                max(min(HOTTEST, cooler / f.layout.cells.size**STEEP), options.cold),
                 options.cold,
                 glides=number < options.glides,
             )
