@@ -9,8 +9,8 @@ tests/benchmarks/results/, and ends with one JSON line. Exits with 1 when a goal
 a baseline or a structured seed; scenario 3 at most 16.087 s and scenario 5 at most 49.219 s with 64
 devices; a spread over seeds of at most 2 %; 64 devices within 10 s of one core's time, 512 within 60,
 4,096 within 300 and 2 GB. DT-FM's own search runs with its 4,900 trials at the paper's volumes, with `SHORT`
-elsewhere: it is never near. --quick: fewer volumes and seeds, and `SHORT` everywhere. A full run is half an
-hour of CPU, of which --only step_time takes a third: --cells FILE keeps what it has found and goes on from there.
+elsewhere: it is never near. --quick: fewer volumes and seeds, and `SHORT` everywhere. A full run is about
+half an hour of CPU, of which --only dtfm takes two thirds: --cells FILE keeps what it has found and goes on.
 """
 
 from __future__ import annotations
