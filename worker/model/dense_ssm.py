@@ -8,8 +8,8 @@ in steps of a length that each channel learns, by the bilinear rule (their equat
     s_t = (1 - step/2 A)^-1 ((1 + step/2 A) s_{t-1} + step B u_t)
 
 All at once it is a convolution with C A^t B, whose Krylov vectors are made by doubling; in steps, the
-recurrence. S4D has A's diagonal form instead and costs N a position where this costs N^2. Its vectors are
-flat, because weight decay is for matrices.
+recurrence. S4D has A's diagonal form instead, whose step costs N where this one's costs N^2, and N^3 to be
+solved for. Its vectors are flat, because weight decay is for matrices.
 
 Shapes: B samples, T positions, D channels, N values of state.
 """
