@@ -36,7 +36,7 @@ PARTS = (
 )
 FUSED, NAIVE = "torch's fused attention, alone", "attention, scores whole, alone"
 FAST_CONV, WHOLE_CONV = "convolution by Fourier transforms, alone", "convolution as a whole matrix, alone"
-STEPS = {f"{part} step by step": part for part in ("h3", "hyena", "ssd", "log_ssd", "delta", "log_delta")}
+STEPS = {f"{part} step by step": part for part in ("h3", "ssd", "delta")}
 NAIVELY = {NAIVE, WHOLE_CONV, *STEPS}
 
 

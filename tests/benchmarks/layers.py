@@ -1,6 +1,6 @@
 """What the parts of blocks cost at growing lengths: time and peak memory, beside naive forms and torch's.
 
-    python -m tests.benchmarks.layers [--quick] [--out FILE] [--plot FILE]
+    python -m tests.benchmarks.layers [--quick] [--to LENGTH] [--out FILE] [--plot FILE]
 
 Each part alone, one sample, float32, one thread, lengths 512 to 65,536: CPU ms of forward and backward (the
 least of three, so that other programs count little; one where it is long), also over those of attention at
@@ -225,6 +225,7 @@ def plot(found: Mapping[str, Row], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="lengths to 2048")
+    parser.add_argument("--to", type=int, choices=LENGTHS[1:], default=LENGTHS[-1], help="the longest length")
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     parser.add_argument("--plot", type=Path, help="a picture of the tables")
     options = parser.parse_args(arguments)
