@@ -118,7 +118,9 @@ def headroom(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Headr
     ranks = []
     for rank in range(plan.n_ranks):
         stage, device = plan.stage_of(rank), plan.device(rank)
-        needed = stage_memory(model, *plan.partition[stage]).total_bytes(in_flight(plan.actions(rank)))
+        needed = stage_memory(model.of_replica(plan.replica_of(rank)), *plan.partition[stage]).total_bytes(
+            in_flight(plan.actions(rank))
+        )
         needed += kept_bytes(plan, rank, model, topology)
         ranks.append(Headroom(rank, device, stage, needed, memory[device]))
     return tuple(ranks)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from scheduler.codec_speed import CodecSpeed
 from scheduler.layer_cost import Keys
-from scheduler.sequence import shard_bounds
+from scheduler.sequence import earlier_shards, shard_bounds
 from scheduler.visits import UNKNOWN, Visits
 
 
@@ -156,10 +157,10 @@ class ModelProfile:
     def sharded(self, shards: int) -> ModelProfile:
         """For replicas that each hold one of `shards` parts of every sequence: the largest part's tensors.
 
-        A shard keeps, beside its part, its keys and those it was sent; every shard is taken to keep all, as
-        the last one does. `keys` stay those of all positions, flops those of a mean shard.
+        A shard keeps, beside its part, its keys and those it was sent; every shard is taken to keep as much
+        as the one that keeps most. `keys` stay those of all positions, flops those of a mean shard.
         """
-        length = self.sequence_length
+        length, bounds = self.sequence_length, tuple(shard_bounds(self.sequence_length, shards))
         most = -(-length // shards)
 
         def part(n_bytes: int) -> int:
@@ -171,13 +172,33 @@ class ModelProfile:
                 forward_flops=x.forward_flops / shards,
                 backward_flops=x.backward_flops / shards,
                 boundary_bytes=part(x.boundary_bytes),
-                saved_bytes=part(x.saved_bytes) + sum(k.n_bytes for k in x.keys),
+                saved_bytes=part(x.saved_bytes) + max(_keys_kept(x, bounds, d) for d in range(shards)),
                 pair_flops=x.pair_flops / shards,
             )
             for x in self.layers
         )
-        bounds = tuple(shard_bounds(length, shards))
         return replace(self, layers=layers, sequence_length=most, bounds=bounds)
+
+    def of_replica(self, replica: int) -> ModelProfile:
+        """With the keys that this replica's shard keeps; as it is where replicas share the batch."""
+        if not self.bounds:
+            return self
+
+        def saved(x: LayerProfile) -> int:
+            kept = [_keys_kept(x, self.bounds, d) for d in range(len(self.bounds))]
+            return x.saved_bytes - max(kept) + kept[replica]
+
+        return replace(self, layers=tuple(replace(x, saved_bytes=saved(x)) for x in self.layers))
+
+
+def _keys_kept(layer: LayerProfile, bounds: Sequence[tuple[int, int]], shard: int) -> int:
+    """Bytes of the keys that a shard has for a micro-batch: its own, and those it is sent."""
+    length = bounds[-1][1]
+    return sum(
+        k.n_bytes * (bounds[j][1] - bounds[j][0]) // length
+        for k in layer.keys
+        for j in (shard, *earlier_shards(bounds, shard, k.window))
+    )
 
 
 def _on_the_line(seconds: tuple[float, ...], fixed: tuple[float, ...], ratio: float) -> tuple[float, ...]:

@@ -204,7 +204,8 @@ def fits(plan: Plan, model: ModelProfile, topology: Topology) -> bool:
     for rank in range(plan.n_ranks):
         start, stop = plan.partition[plan.stage_of(rank)]
         has = memory_bytes.get(plan.device(rank), 0)
-        needed = stage_memory_bytes(model, start, stop, in_flight(plan.actions(rank)))
+        own = model.of_replica(plan.replica_of(rank))
+        needed = stage_memory_bytes(own, start, stop, in_flight(plan.actions(rank)))
         if has and needed + kept_bytes(plan, rank, model, topology) > has:
             return False
     return True

@@ -16,7 +16,6 @@ from scheduler.analytic import device_profile, job_profile
 from scheduler.cost import durations, stage_memory
 from scheduler.job import ModelSpec
 from scheduler.plan import Plan
-from scheduler.settings import Setting, priced
 from scheduler.topology import Device, Topology
 from tests.worker.pipelines import (
     VOCAB,
@@ -208,8 +207,8 @@ def test_keys_travel_along_the_row_of_shards_and_their_gradients_back() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_price_of_sharing_sequences_is_what_workers_send_and_hold(family: str, recompute: bool) -> None:
-    """Bytes of every kind to every peer, to the byte; what a shard saves, no more than is said."""
+def test_the_price_of_sharing_sequences_is_what_workers_send(family: str, recompute: bool) -> None:
+    """Bytes of every kind to every peer, to the byte."""
     model = make_job(family).model.model_copy(
         update={
             "layers": (
@@ -229,12 +228,9 @@ def test_the_price_of_sharing_sequences_is_what_workers_send_and_hold(family: st
     )
     costs = durations(plan, profile, devices, network)
     assert costs.rows is not None
-    shard = priced(Setting.of(plan), profile, devices, network).model
     ranks = make_ranks(job, plan)
     for rank, found in zip(ranks, in_threads(ranks, n_bytes_of), strict=True):
         me, stage, replica = rank.context.rank, rank.context.stage, rank.context.replica
-        memory = stage_memory(shard, *plan.partition[stage])
-        assert max(found["saved"]) <= memory.saved_bytes + 4 * (job.sequence_length * 16 + 1)
         expected: dict[tuple[str, int], int] = {}
         if not rank.stage.is_last:
             expected["activation", me + 1] = 4 * costs.activation_bytes[me]
@@ -247,3 +243,19 @@ def test_the_price_of_sharing_sequences_is_what_workers_send_and_hold(family: st
             expected["owed", me - 2] = 4 * costs.rows.handed_on_bytes(stage, replica - 1)
         kinds = {kind for kind, _ in expected}
         assert {k: v for k, v in found["links"].items() if k[0] in kinds} == expected
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_shard_holds_what_its_profile_says(family: str) -> None:
+    """Its part, and the keys that it was sent: the last shard most. Rotated keys and values are held once,
+    where the closed form of whole sequences has the product that they are views of, too."""
+    job = make_job(family, sequence_length=64)
+    job = job.model_copy(update={"model": job.model.model_copy(update={"max_positions": 64})})
+    plan = sequence_plan(job, 2, 4)
+    shard = job_profile(job).sharded(4)
+    ranks = make_ranks(job, plan)
+    for rank, found in zip(ranks, in_threads(ranks, n_bytes_of), strict=True):
+        own = shard.of_replica(rank.context.replica)
+        said = stage_memory(own, *plan.partition[rank.context.stage]).saved_bytes
+        (saved,) = found["saved"]
+        assert (1.0 if family == "gpt2" else 0.9) * said <= saved <= said + 4
