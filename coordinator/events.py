@@ -70,6 +70,8 @@ class Failed:
     code: ExitCode
     reason: str
     fatal: bool
+    peer: str = ""
+    """To whom the link is cut, if that is what failed."""
 
 
 # ---- answers of workers

@@ -9,7 +9,9 @@ does one thing at a time. Pure, as all of the state machine.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
+from scheduler.dead_links import DEAD_BPS, DEAD_LATENCY_S, Pair
 from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding, Sources
@@ -20,7 +22,7 @@ from scheduler.recovery import GoOn, Standing
 from scheduler.visits import Visits
 
 from .commands import Command, LayerPart, MakePlan, MeasureLinks, Order, Profile, Rewind, Stop, TakePlan
-from .events import Holds, LinksMeasured, PlanFailed, Planned, Profiled, Ready
+from .events import Holds, LinkSample, LinksMeasured, PlanFailed, Planned, Profiled, Ready
 from .records import (
     PREPARING,
     Outlook,
@@ -280,9 +282,21 @@ def on_links(state: State, event: LinksMeasured) -> Transition:
         if sample.error:
             return fail(state, ExitCode.PEER_UNREACHABLE, f"{event.worker} -> {sample.peer}: {sample.error}")
         links[event.worker, sample.peer] = sample
+        pair = frozenset((event.worker, sample.peer))
+        if pair in state.dead:  # it has found another way: the other end's is taken to be as good
+            links[sample.peer, event.worker] = replace(sample, peer=event.worker)
+            state = replace(state, dead=state.dead - {pair})
     state = replace(state, links=frozen(links))
     after = advance(state) if state.phase in PREPARING else background(state)
     return then(Transition(state, (), f"{event.worker} measured {len(event.links)} links"), after)
+
+
+def without_link(state: State, pair: Pair) -> State:
+    """The state in which this link, both ways, costs more than any other way."""
+    links = dict(state.links)
+    for src, dst in permutations(sorted(pair)):
+        links[src, dst] = LinkSample(dst, DEAD_LATENCY_S, DEAD_BPS)
+    return replace(state, links=frozen(links), dead=state.dead | {pair})
 
 
 def on_planned(state: State, event: Planned) -> Transition:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from protos.convert import PeerInfo
 from scheduler.bad_numbers import Conduct, History
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.dead_links import Pair
 from scheduler.departures import Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding
@@ -245,6 +246,10 @@ class State:
     """The step that was done again because it did not end."""
     cut: tuple[int, int] = (-1, 0)
     """(step, how often links broke while it was done)."""
+    cut_pairs: Mapping[Pair, int] = field(default_factory=lambda: frozen({}))
+    """How often each did in that step."""
+    dead: frozenset[Pair] = frozenset()
+    """Links that carry nothing, though both ends live; plans go around them."""
     quarantined: frozenset[str] = frozenset()
     """Identities that are not taken in any more."""
     progress_s: float = 0.0

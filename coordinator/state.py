@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from scheduler.bad_numbers import STRIKES
+from scheduler.dead_links import DEAD_AFTER, pairs_moving, pairs_used, who_goes
 from scheduler.departures import Departure, Gone
 from scheduler.exit_codes import ExitCode
 from scheduler.liveness import remember
@@ -60,6 +61,7 @@ from .prepare import (
     on_planned,
     on_profiled,
     on_ready,
+    without_link,
 )
 from .reconsidering import look, on_observed, on_reconsidered
 from .records import (
@@ -151,7 +153,7 @@ def handle(state: State, event: Event, now: float) -> Transition:
         case ManifestWritten():
             return on_manifest(state, event, now)
         case Planned():
-            return on_planned(state, event)
+            return _planned(state, event, now)
         case PlanFailed():
             return on_plan_failed(state, event)
         case Observed():
@@ -286,6 +288,7 @@ def _forget(state: State, name: str, gone: Gone) -> State:
         copies=drop(state.copies, name),
         leaving=drop(state.leaving, name),
         told_off=drop(state.told_off, name),
+        dead=frozenset(pair for pair in state.dead if name not in pair),
     )
 
 
@@ -343,23 +346,51 @@ def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
     return result
 
 
-def _link_cut(state: State, name: str, reason: str, now: float) -> Transition:
+def _link_cut(state: State, event: Failed, reason: str, now: float) -> Transition:
     """What was under way between two ranks is lost, and both are there: the step is done again over new
-    connections. Who tells it of one step too often has a link that is no use, and goes."""
+    connections. A link that is cut again and again in one step is planned around; who tells of ever other
+    ones in one step has a way out that is no use, and goes."""
+    name = event.worker
     if state.plan is None or name not in (*state.ranks, *state.guests):
         return ignored(state, f"{reason} (it has no rank)")
     step, times = state.cut
+    pairs = state.cut_pairs if step == state.done else frozen({})
     times = times + 1 if step == state.done else 1
-    state = replace(state, cut=(state.done, times))
+    if event.peer in state.members and event.peer != name:
+        pair = frozenset((name, event.peer))
+        pairs = put(pairs, pair, pairs.get(pair, 0) + 1)
+        if pairs[pair] >= DEAD_AFTER:
+            state = without_link(replace(state, cut=(state.done, 0), cut_pairs=drop(pairs, pair)), pair)
+            why = f"{reason}, {DEAD_AFTER} times in one step: it is taken for dead, and planned around"
+            return then(Transition(state, (), why), interrupted(state, why, now))
+    state = replace(state, cut=(state.done, times), cut_pairs=pairs)
     if times > MAX_CUTS:
         return _lost(state, name, Gone(Departure.FAILED, f"{reason}, {times} times in one step"), now)
-    return interrupted(state, reason, now)
+    return then(Transition(state, (), reason), interrupted(state, reason, now))
+
+
+def _planned(state: State, event: Planned, now: float) -> Transition:
+    """Take the plan, unless it needs a link that is dead: then one of its ends hands its layers over and
+    goes; at once, if that would take the link, too."""
+    needed = pairs_used(event.plan, any(x.tied_to for x in state.layers), state.options.checks_every > 0)
+    if event.way is not None:
+        needed |= pairs_moving(event.way.sources)
+    name = who_goes(needed, state.dead)
+    if state.phase != "planning" or event.plan.version != state.plan_version or name not in state.members:
+        return on_planned(state, event)
+    others = sorted(n for pair in needed & state.dead if name in pair for n in pair if n != name)
+    why = f"its link to {', '.join(others)} is dead, and there is no plan without it"
+    gone = Gone(Departure.FAILED, why)
+    if name in state.leaving or name not in state.held:
+        return _lost(state, name, gone, now)
+    state = replace(state, leaving=put(state.leaving, name, gone), team=())
+    return then(Transition(state, (), f"{name} is to leave: {why}"), advance(state))
 
 
 def _failed(state: State, event: Failed, now: float) -> Transition:
     reason = f"{event.worker} failed: {event.reason}"
     if not event.fatal and event.code is ExitCode.PEER_UNREACHABLE:
-        return _link_cut(state, event.worker, reason, now)
+        return _link_cut(state, event, reason, now)
     saving = state.saving
     owes = saving is not None and event.worker in state.ranks and event.worker not in saving.said
     if saving is not None and (event.code is ExitCode.CHECKPOINT_WRITE or (owes and not event.fatal)):

@@ -66,7 +66,8 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
         case "evaluated":
             return e.Evaluated(worker, m.evaluated.step, m.evaluated.loss_sum, m.evaluated.tokens)
         case "failed":
-            return e.Failed(worker, from_wire(m.failed.code), m.failed.reason[:MAX_REASON], m.failed.fatal)
+            f = m.failed
+            return e.Failed(worker, from_wire(f.code), f.reason[:MAX_REASON], f.fatal, f.peer[:MAX_REASON])
         case "leaving":
             code = Departure.NOTICE if m.leaving.departure == Departure.NOTICE else Departure.LEFT
             return e.Leaving(worker, m.leaving.reason[:MAX_REASON], code)

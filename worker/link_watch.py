@@ -21,6 +21,8 @@ NEWS_S = 0.5
 RETURN_S = 5.0
 """How long a connection that carried nothing may take to come back. After bytes that are no ZeroMQ it never
 does."""
+MEET_S = 30.0
+"""How long a connection with frames for it may take to come about."""
 TURN_MS = 250
 _EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
@@ -34,6 +36,10 @@ class LinkWatch:
         self._monitors = [s.get_monitor_socket(_EVENTS) for s in self._sockets]
         self._down_s: dict[int, float] = {}
         """By stream: since when it has no connection."""
+        self._unmet = set(range(len(self._sockets)))
+        """Streams that have had no connection yet."""
+        self._owed_s: float | None = None
+        """Since when they have kept frames waiting."""
         self._lost_s: float | None = None
         """When something under way was lost."""
         for m in self._monitors:
@@ -42,7 +48,8 @@ class LinkWatch:
     @property
     def wait_ms(self) -> int | None:
         """How soon `turn` wants to be called; None: when something happens."""
-        return TURN_MS if self._down_s or self._lost_s is not None else None
+        waits = self._down_s or self._lost_s is not None or self._owed_s is not None
+        return TURN_MS if waits else None
 
     @property
     def whole(self) -> bool:
@@ -54,6 +61,12 @@ class LinkWatch:
         for i, monitor in enumerate(self._monitors):
             if ready.get(monitor, 0) & zmq.POLLIN:
                 self._take(i, monitor, now_s, under_way)
+        if not (self._unmet and under_way):
+            self._owed_s = None
+        elif self._owed_s is None:
+            self._owed_s = now_s
+        elif now_s - self._owed_s >= MEET_S:
+            return f"no connection came about within {MEET_S:g} s"
         if self._lost_s is not None and now_s - self._lost_s >= NEWS_S:
             return "a connection broke with frames under way"
         if self._down_s and now_s - min(self._down_s.values()) >= RETURN_S:
@@ -68,6 +81,7 @@ class LinkWatch:
                 return
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._down_s.pop(i, None)
+                self._unmet.discard(i)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._down_s.setdefault(i, now_s)
                 if under_way and self._lost_s is None:

@@ -26,6 +26,7 @@ from protos.convert import (
     span_to_message,
 )
 from scheduler.checkpoint_layout import LayerFileInfo
+from scheduler.dead_links import pairs_used
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.moving import transfer_deadline_s
@@ -69,6 +70,8 @@ from worker.ways import Ways
 
 REACH_TIMEOUT_S = 10.0
 ANY_PLAN = 1 << 62
+AGAIN_BYTES = 1 << 20
+"""Of a probe that tells whether a link that was cut carries anything."""
 RECEIVE_TIMEOUT_S = 600.0
 """A backstop: a lost peer is noticed by its heartbeats, and then the plan is aborted at once."""
 
@@ -124,6 +127,8 @@ class Runtime:
         self._transport: Transport | None = None
         self._votes: Votes | None = None
         self._aborted, self._aborted_version = "", -1
+        self._cut_peers: set[str] = set()
+        """To whom a link was cut, until it is found to carry something again."""
 
     # ---- any thread
 
@@ -184,10 +189,15 @@ class Runtime:
         except TransportError as e:
             self._fail(ExitCode.WORKER_FAILED, e)
 
-    def _fail(self, code: ExitCode, error: Exception, fatal: bool = True) -> None:
+    def _fail(self, code: ExitCode, error: Exception, fatal: bool = True, peer: str = "") -> None:
         reason = str(error)
         self._say("failed", code=int(code), reason=reason)
-        self._emit(pb.Event(failed=pb.Failed(code=int(code), reason=reason, fatal=fatal)))
+        self._emit(pb.Event(failed=pb.Failed(code=int(code), reason=reason, fatal=fatal, peer=peer)))
+
+    def _cut(self, peer: str, at: str, why: str) -> None:
+        self._cut_peers.add(peer)
+        error = PeerUnreachable(f"the link to {peer} ({at}) is cut: {why}")
+        self._fail(ExitCode.PEER_UNREACHABLE, error, fatal=False, peer=peer)
 
     def _obey(self, command: pb.Command) -> None:
         match command.WhichOneof("body"):
@@ -226,28 +236,30 @@ class Runtime:
 
     def _measure(self, command: pb.MeasureLinks) -> None:
         links = []
-        streams = min(command.streams, self._streams)
-
-        def probe(at: PeerAddress, timeout_s: float) -> LinkMeasurement:
-            return self._endpoint.measure(at, command.probe_bytes, streams, timeout_s)
-
         for peer in command.peers:
             try:
-                found = self._ways.measured(peer, probe)
-                if not self._ways.is_relayed(peer.name):  # a place at the relay is for who needs it
-                    self._endpoint.keep_ready(self._ways.address(peer), self._streams)
-                links.append(
-                    pb.LinkSample(
-                        peer=peer.name,
-                        latency_s=found.rtt_s / 2,
-                        bandwidth_Bps=found.bandwidth_Bps,
-                        bandwidth_striped_Bps=found.bandwidth_striped_Bps,
-                        relayed=self._ways.is_relayed(peer.name),
-                    )
-                )
+                sample = self._measured(peer, command.probe_bytes, min(command.streams, self._streams))
             except PeerUnreachable as e:
-                links.append(pb.LinkSample(peer=peer.name, error=str(e)))
+                sample = pb.LinkSample(peer=peer.name, error=str(e))
+            links.append(sample)
         self._emit(pb.Event(links_measured=pb.LinksMeasured(links=links)))
+
+    def _measured(self, peer: pb.Peer, probe_bytes: int, streams: int) -> pb.LinkSample:
+        """The link to `peer` as it will be used. Raises PeerUnreachable."""
+
+        def probe(at: PeerAddress, timeout_s: float) -> LinkMeasurement:
+            return self._endpoint.measure(at, probe_bytes, streams, timeout_s)
+
+        found = self._ways.measured(peer, probe)
+        if not self._ways.is_relayed(peer.name):  # a place at the relay is for who needs it
+            self._endpoint.keep_ready(self._ways.address(peer), self._streams)
+        return pb.LinkSample(
+            peer=peer.name,
+            latency_s=found.rtt_s / 2,
+            bandwidth_Bps=found.bandwidth_Bps,
+            bandwidth_striped_Bps=found.bandwidth_striped_Bps,
+            relayed=self._ways.is_relayed(peer.name),
+        )
 
     # ---- a plan
 
@@ -266,12 +278,34 @@ class Runtime:
         elif self._held is None or self._held.step != take.step:
             self._held = self._copies.at(take.step) or self._held
         me = ranks[self._name]
+        if not self._carry_again(take, plan):
+            return
         transport = self._open(plan, me, take, ranks)
         serving = Serving(take, self._held, transport, me, ranks, self._serving_failed)
         if me < plan.n_ranks:
             self._load(plan, me, take, transport, ranks)
             self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version, next_step=take.step)))
         serving.join()
+
+    def _carry_again(self, take: pb.TakePlan, plan: Plan) -> bool:
+        """Measure anew the links that were cut and that the plan uses: those that do not answer directly go
+        through the relay from now on. Whether all carry something; else the coordinator is told which does
+        not."""
+        used = pairs_used(plan, tied=True, checked=self._job.checks.every > 0)
+        used |= {frozenset((self._name, p.to)) for p in take.serves}
+        used |= {frozenset((self._name, d)) for s in take.sources for d in s.donors}
+        for peer in take.peers:
+            if peer.name not in self._cut_peers or frozenset((self._name, peer.name)) not in used:
+                continue
+            try:
+                sample = self._measured(peer, AGAIN_BYTES, self._streams)
+            except PeerUnreachable as e:
+                error = PeerUnreachable(f"the link to {peer.name} is cut still: {e}")
+                self._fail(ExitCode.PEER_UNREACHABLE, error, fatal=False, peer=peer.name)
+                return False
+            self._cut_peers.discard(peer.name)
+            self._emit(pb.Event(links_measured=pb.LinksMeasured(links=[sample])))
+        return True
 
     def _open(self, plan: Plan, me: int, take: pb.TakePlan, ranks: Mapping[str, int]) -> Transport:
         """The plan's transport, aborted already if the plan is."""
@@ -293,13 +327,7 @@ class Runtime:
             streams=min(plan.streams or self._streams, self._streams),
             # A peer that is lost while a run recovers is the coordinator's to notice: it aborts this plan.
             reach_timeout_s=None if moves else REACH_TIMEOUT_S,
-            cut=lambda peer, why: self._fail(
-                ExitCode.PEER_UNREACHABLE,
-                PeerUnreachable(
-                    f"the link to {names[peer]} ({addresses[names[peer]].host_port}) is cut: {why}"
-                ),
-                fatal=False,
-            ),
+            cut=lambda peer, why: self._cut(names[peer], addresses[names[peer]].host_port, why),
         )
         with self._changing:
             self._transport, self._votes = transport, Votes(plan.version, self._emit)

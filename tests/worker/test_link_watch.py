@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import zmq
 
 from worker import faulty_sockets
 from worker.limits import Limits
+from worker.link_watch import MEET_S, TURN_MS, LinkWatch
 from worker.transport import Frame, FrameKey
 from worker.zmq_transport import CurveKeys, DataEndpoint, PeerAddress, ZmqTransport
 
@@ -92,3 +94,20 @@ def test_a_plan_that_is_over_has_no_links_to_tell_of(pair: Pair) -> None:
     for t in (*pair.ranks, *again):
         t.close()
     assert pair.told == []
+
+
+def test_a_connection_that_never_comes_about_is_told_once_frames_have_waited_for_it() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    nobody = context.socket(zmq.DEALER)
+    nobody.setsockopt(zmq.LINGER, 0)
+    nobody.connect("tcp://127.0.0.1:9")
+    watch = LinkWatch([nobody], zmq.Poller())
+    try:
+        assert watch.turn({}, 0.0, under_way=False) == ""
+        assert watch.turn({}, 100.0, under_way=True) == "", "nothing waited for it until now"
+        assert watch.wait_ms == TURN_MS
+        assert watch.turn({}, 100.0 + MEET_S - 0.1, under_way=True) == ""
+        assert watch.turn({}, 100.0 + MEET_S, under_way=True) == "no connection came about within 30 s"
+    finally:
+        watch.close()
+        context.destroy(0)
