@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.dtfm import DtfmObjective, Volumes
 from scheduler.plan import split_micro_batches
@@ -37,6 +39,8 @@ from scheduler.step_seeds import Grounds, seeds
 from scheduler.step_time import Pricing, layout_missing_bytes, layout_step_s, new_state, tables_for
 from scheduler.step_walk import Draws, descend, exhaust, walk
 from scheduler.topology import Device, Topology
+
+A = TypeVar("A", bound=NDArray[Any])
 
 PRICED_SEEDS = 8
 """Seeds of a shape that are replayed, after all were sorted by their floor."""
@@ -99,6 +103,31 @@ class Found:
     def key(self) -> tuple[float, int, int]:
         """Fastest first; of equals the one with fewer replicas, then fewer stages."""
         return (self.step_s, self.case.n_replicas, self.case.n_stages)
+
+
+def owned(found: Found) -> Found:
+    """`found` with arrays that may be written to. Those that came through Ray's shared memory may not, which
+    to numba is another type: every kernel would be compiled once more for it, for some ten seconds each time.
+    """
+    case = found.case
+    pricing = replace(case.pricing, prices=_owned(case.pricing.prices), crowd=_own(case.pricing.crowd))
+    grounds = replace(case.grounds, kinds=_own(case.grounds.kinds), places=_own(case.grounds.places))
+    return replace(
+        found, case=replace(case, pricing=pricing, grounds=grounds), layout=owned_layout(found.layout)
+    )
+
+
+def owned_layout(layout: Layout) -> Layout:
+    return Layout(_own(layout.cells), _own(layout.cut), _own(layout.shares))
+
+
+def _owned(prices: Prices) -> Prices:
+    arrays: dict[str, Any] = {name: x for name, x in prices._asdict().items() if isinstance(x, np.ndarray)}
+    return prices._replace(**{name: _own(x) for name, x in arrays.items()})
+
+
+def _own(array: A) -> A:
+    return array if array.flags.writeable else array.copy()
 
 
 def even_shares(n_micro_batches: int, n_replicas: int) -> Ints:

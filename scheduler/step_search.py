@@ -29,6 +29,8 @@ from scheduler.step_case import (
     n_placements,
     open_case,
     openings,
+    owned,
+    owned_layout,
     place,
     try_all,
 )
@@ -58,9 +60,9 @@ class StepSearchOptions:
     """Cases whose openings are replayed, least floor first."""
     arranged: tuple[int, float] = (16, 0.1)
     """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
-    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.3), (3, 4, 0.3), (1, 6, 0.2), (1, 4, 0.2))
+    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.25), (3, 4, 0.2), (1, 6, 0.35), (1, 4, 0.2))
     """(cases kept, walks of each, share of the effort), round by round."""
-    glides: int = 2
+    glides: int = 3
     """Rounds, the first, whose walks glide, to find the valleys."""
     heat: float = 68.0
     """First temperature as a share of the step: this over the number of tasklets to the power of `STEEP`, at
@@ -97,11 +99,12 @@ class Task:
 
 def work(task: Task) -> Found:
     """Do the task."""
+    found = owned(task.found)
     if task.hot == 0.0:
-        return arrange(task.found, task.actions)
+        return arrange(found, task.actions)
     rng = np.random.default_rng(task.seed)
     go = glide if task.glides else improve
-    return go(task.found, task.actions, rng, task.hot, task.cold)
+    return go(found, task.actions, rng, task.hot, task.cold)
 
 
 MapTasks = Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]]
@@ -154,7 +157,8 @@ def search_steps(
     def improved(tasks: Sequence[Task]) -> list[Found]:
         nonlocal judged, stopped
         done = []
-        for found in map_tasks(work, tasks):
+        for task, came in zip(tasks, map_tasks(work, tasks), strict=False):
+            found = replace(came, case=task.found.case, layout=owned_layout(came.layout))
             done.append(found)
             judged += found.evaluations
             curve.append((judged, min(curve[-1][1], found.step_s)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise, permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,7 @@ from scheduler.step_moves import (
 from scheduler.step_search import StepSearchOptions, StepSearchResult, Task, search_steps
 from scheduler.step_seeds import grounds_of
 from scheduler.step_time import layout_step_s, new_state, pricing_of, tables_for
+from scheduler.step_walk import descend, walk
 from scheduler.topology import Device, Topology
 from tests.scheduler.placements import network
 
@@ -412,6 +415,34 @@ def test_the_same_seed_gives_the_same_plan_in_any_order_of_work() -> None:
     assert one.best.step_s == other.best.step_s
     assert np.array_equal(one.best.layout.cells, other.best.layout.cells)
     assert one.curve == other.curve
+
+
+def test_arrays_that_may_only_be_read_are_taken_as_they_come() -> None:
+    """As Ray hands them over: the same plan, and no kernel compiled anew for another type of array."""
+
+    def read_only(found: Found) -> Found:
+        case, layout = found.case, found.layout
+        locked = [x for x in case.prices if isinstance(x, np.ndarray)]
+        for array in (*locked, case.grounds.kinds, case.grounds.places, *layout):
+            array.flags.writeable = False
+        return found
+
+    def through_shared_memory(do: Callable[[Task], Found], tasks: Iterable[Task]) -> list[Found]:
+        sent = [copy.deepcopy(t) for t in tasks]
+        return [read_only(copy.deepcopy(do(replace(t, found=read_only(t.found))))) for t in sent]
+
+    topology = network("random", 12, np.random.default_rng(1))
+    options = StepSearchOptions(actions=2e6)
+    cases = [a_case(topology, a_model(6), equal_devices(topology, [0.02] * 6), (4, 3), 12)]
+    here = search_steps(cases, 7, options)
+    kernels: list[Any] = [walk, descend]
+    compiled = [len(k.signatures) for k in kernels]
+    there = search_steps(cases, 7, options, through_shared_memory)
+    assert here is not None
+    assert there is not None
+    assert np.array_equal(here.best.layout.cells, there.best.layout.cells)
+    assert here.curve == there.curve
+    assert [len(k.signatures) for k in kernels] == compiled
 
 
 def test_a_search_that_is_stopped_gives_the_best_so_far() -> None:
