@@ -229,9 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     parser.add_argument("--plot", type=Path, help="a picture of the tables")
     options = parser.parse_args(arguments)
-    lines, missed, found = benchmark(
-        LENGTHS[:3] if options.quick else LENGTHS, 2.0 if options.quick else MOST_S
-    )
+    lengths = [length for length in LENGTHS if length <= (2048 if options.quick else options.to)]
+    lines, missed, found = benchmark(lengths, 2.0 if options.quick else MOST_S)
     print("\n".join(lines))
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
