@@ -39,23 +39,24 @@ def measured(forward: Callable[[Tensor], Tensor], x: Tensor) -> Run:
 
     if x.is_cuda:
         return _on_a_gpu(once)
-    begin = time.process_time()
-    peak = _peak_of(once)
-    watched_s = time.process_time() - begin
-    if watched_s > LONG_S:  # the profiler's part of so long a run is small
-        return Run(watched_s, peak)
+    watched = _watched(once)
+    if watched.seconds > LONG_S:
+        return watched
     seconds = []
     for _ in range(REPETITIONS):
         begin = time.process_time()
         once()
         seconds.append(time.process_time() - begin)
-    return Run(min(seconds), peak)
+    return Run(min(seconds), watched.peak_bytes)
 
 
-def _peak_of(once: Callable[[], None]) -> int:
+def _watched(once: Callable[[], None]) -> Run:
+    """With the profiler's part of the seconds: little, but where there are very many small steps."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler says on stderr that it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        begin = time.process_time()
         once()
+        seconds = time.process_time() - begin
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "trace.json"
         watched.export_chrome_trace(str(path))
@@ -65,7 +66,7 @@ def _peak_of(once: Callable[[], None]) -> int:
     for _, change in sorted(changes, key=lambda pair: pair[0]):
         held += change
         peak = max(peak, held)
-    return peak
+    return Run(seconds, peak)
 
 
 def _on_a_gpu(once: Callable[[], None]) -> Run:

@@ -216,7 +216,8 @@ def plot(found: Mapping[str, Row], path: Path) -> None:
     for axis, what in zip(axes, ("CPU ms, forward and backward", "peak MiB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="positions", ylabel=what)
         axis.grid(alpha=0.3)
-        axis.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+        measured = sorted({length for row in found.values() for length in row.runs})
+        axis.set_xticks(measured, [str(length) for length in measured])
         axis.minorticks_off()
     figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=110)
