@@ -260,6 +260,8 @@ def search_plan(
 
     `simpler`: what was found of the same job with fewer codecs to choose from; the search begins there, too.
     """
+    if len(ways.devices) > options.blocks:
+        options = replace(options, rounds=options.large_rounds, glides=1, heat=1.4 * options.heat)
     first = [ways.case(s, r, ways.first_setting(s, r)) for s, r in wanted]
     bounds = lower_bounds_s(first)
     starts = _of_blocks(ways, wanted, first[0].micro_batches, options, map_tasks, should_stop)

@@ -62,6 +62,9 @@ class StepSearchOptions:
     """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
     rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.25), (3, 4, 0.2), (1, 6, 0.35), (1, 4, 0.2))
     """(cases kept, walks of each, share of the effort), round by round."""
+    large_rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.35), (4, 4, 0.25), (2, 4, 0.2), (1, 4, 0.2))
+    """The same for networks that are placed by blocks, where only the first glides: which shape is best shows
+    later there."""
     glides: int = 3
     """Rounds, the first, whose walks glide, to find the valleys."""
     heat: float = 68.0

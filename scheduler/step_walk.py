@@ -52,16 +52,18 @@ class Draws(NamedTuple):
 
 
 @kernel
-def next_near(cells: Ints, regions: Ints, x: int, y: int) -> int:
-    """The first cell from y on whose device is of the region of cell x's; x if there is no other."""
+def next_near(cells: Ints, alike: Ints, regions: Ints, x: int, y: int) -> int:
+    """The first cell from y on whose device is of the region of cell x's and not its like; y if there is
+    none."""
     n_stages = cells.shape[1]
     n_cells = cells.size
-    region = regions[cells[x // n_stages, x % n_stages]]
+    own = cells[x // n_stages, x % n_stages]
     for k in range(n_cells):
         at = (y + k) % n_cells
-        if at != x and regions[cells[at // n_stages, at % n_stages]] == region:
+        d = cells[at // n_stages, at % n_stages]
+        if regions[d] == regions[own] and alike[d] != alike[own]:
             return at
-    return x
+    return y
 
 
 @compiled
@@ -100,7 +102,7 @@ def walk(
         elif what in (SWAP, TRADE):
             x, y = int(draws.x[k] * n_cells), int(draws.y[k] * n_cells)
             if draws.z[k] < NEAR:
-                y = next_near(now.layout.cells, regions, x, y)
+                y = next_near(now.layout.cells, alike, regions, x, y)
         elif what == CROSS:
             x, y = int(draws.x[k] * n_replicas), int(draws.y[k] * n_replicas)
             z = 1 + int(draws.z[k] * (n_stages - 1))
