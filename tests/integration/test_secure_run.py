@@ -54,10 +54,11 @@ def test_two_workers_of_one_token_train_over_tls(tmp_path: Path, children: list[
     coordinator = Child(
         "coordinator",
         command(
-            "coordinator", "start", str(job), "--bind", "127.0.0.1:0", "--state-dir", str(state), "--json"
+            "coordinator", "start", str(job), "--bind", "127.0.0.1:0", "--state-dir", str(state),
+            "--min-workers", "3", "--json",
         ),
         tmp_path / "coordinator.log",
-    )
+    )  # fmt: skip
     children.append(coordinator)
     listening = coordinator.wait_for("listening", 60)
     assert listening["tls"]
@@ -70,12 +71,11 @@ def test_two_workers_of_one_token_train_over_tls(tmp_path: Path, children: list[
     fits = done("worker", "check", address, "--token-file", str(tmp_path / "token"), "--ca", ca)
     assert fits.returncode == 0, fits.stderr
 
-    def worker(name: str) -> Child:
+    def worker(name: str, token_file: Path = tmp_path / "token") -> Child:
         child = Child(
             name,
             command(
-                "worker", "join", address, "--token-file", str(tmp_path / "token"), "--ca", ca,
-                "--name", name,
+                "worker", "join", address, "--token-file", str(token_file), "--ca", ca, "--name", name,
                 "--identity", str(tmp_path / name), "--device", "cpu", "--json",
             ),
             tmp_path / f"{name}.log",
@@ -94,13 +94,15 @@ def test_two_workers_of_one_token_train_over_tls(tmp_path: Path, children: list[
     workers = [worker("w0"), worker("w1")]
     for child in workers:
         child.wait_for("joined", 60)
+    # The run waits for a third, so it is there still when one comes whose token is used up.
     third = done("worker", "join", address, "--token-file", str(tmp_path / "token"), "--ca", ca)
     assert third.returncode == ExitCode.TOKEN
     assert "used up (2 of 2)" in third.stderr
+    workers.append(worker("third", Path(listening["token_file"])))
 
     finished = coordinator.wait_for("finished", 600)
     assert finished["step"] == 4
     assert coordinator.process.wait(60) == 0
-    assert [w.process.wait(60) for w in workers] == [0, 0]
+    assert [w.process.wait(60) for w in workers] == [0, 0, 0]
     listed = made("coordinator", "tokens", "list", "--state-dir", str(state))
     assert (listed["state"], listed["names"]) == ("used up", ["w0", "w1"])

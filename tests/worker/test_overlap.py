@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -79,10 +79,10 @@ def test_a_stage_computes_the_next_micro_batch_while_it_encodes_the_last(
         assert second.wait(60), "the second forward did not begin while the first result was encoded"
         return encode(self, x, key)
 
-    def tells(self: Stage, mb: int, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def tells(self: Stage, mb: int, x: Tensor, *more: Any) -> Tensor:
         if self.is_first and mb == 1:
             second.set()
-        return forward(self, mb, x, targets)
+        return forward(self, mb, x, *more)
 
     monkeypatch.setattr(KBitCodec, "encode", waits)
     monkeypatch.setattr(Stage, "forward", tells)
@@ -107,10 +107,10 @@ def test_what_is_decoded_ahead_is_decoded_while_the_stage_computes(monkeypatch: 
             third.set()
         return decode(self, encoded, key)
 
-    def waits(self: Stage, mb: int, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def waits(self: Stage, mb: int, x: Tensor, *more: Any) -> Tensor:
         if self.is_last and mb == 0:
             assert third.wait(60), "the second tensor was not decoded while the first was computed with"
-        return forward(self, mb, x, targets)
+        return forward(self, mb, x, *more)
 
     monkeypatch.setattr(KBitCodec, "decode", tells)
     monkeypatch.setattr(Stage, "forward", waits)
@@ -127,11 +127,11 @@ def test_a_tensor_that_is_written_to_while_it_is_encoded_is_noticed(monkeypatch:
         assert written.wait(60)
         return encode(self, x, key)
 
-    def writes(self: Stage, mb: int, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def writes(self: Stage, mb: int, x: Tensor, *more: Any) -> Tensor:
         if self.is_first and mb == 1:
             self.last_y += 1  # type: ignore[attr-defined]
             written.set()
-        self.last_y = forward(self, mb, x, targets)  # type: ignore[attr-defined]
+        self.last_y = forward(self, mb, x, *more)  # type: ignore[attr-defined]
         return self.last_y  # type: ignore[attr-defined, no-any-return]
 
     monkeypatch.setattr(KBitCodec, "encode", waits)
@@ -158,8 +158,8 @@ def test_an_abort_from_outside_ends_lanes_and_rank(monkeypatch: pytest.MonkeyPat
     ranks = make_ranks(job, compressed(make_plan(job, 2, (4,)), KBIT4, KBIT8))
     forward = Stage.forward
 
-    def aborts(self: Stage, mb: int, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        y = forward(self, mb, x, targets)
+    def aborts(self: Stage, mb: int, x: Tensor, *more: Any) -> Tensor:
+        y = forward(self, mb, x, *more)
         if mb == 1:
             ranks[0].context.transport.abort("a new plan came")
         return y

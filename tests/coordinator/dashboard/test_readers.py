@@ -128,7 +128,7 @@ def test_over_tls_the_cookie_goes_over_tls_alone(
 ) -> None:
     shown = Dashboard(Board(), tmp_path, Readers(tokens, clock))
     client = TestClient(shown.app, base_url="https://testserver")
-    answer = client.get(f"/?token={token}", follow_redirects=False)
+    answer = client.get(f"/runs?token={token}", follow_redirects=False)
     [cookie] = SimpleCookie(answer.headers["set-cookie"]).values()
     assert cookie["secure"]
 
