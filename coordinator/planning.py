@@ -143,9 +143,7 @@ def with_keepers(job: JobSpec, planning: Planning) -> Planning:
             raise PlanError(lacks)
         found = ()  # a run that was interrupted rather goes on
     says = f"No copies: {lacks}." if lacks else price(found, topology, every, plan.predicted_step_s)
-    plan = replace(plan, reasons=(*plan.reasons, says))
-    way = replace(planning.way, plan=plan) if planning.way is not None else None
-    return replace(planning, plan=plan, keepers=found, way=way, copying_s=copying_s(found, topology))
+    return replace(_saying(planning, says), keepers=found, copying_s=copying_s(found, topology))
 
 
 def with_checks(job: JobSpec, planning: Planning) -> Planning:
@@ -153,8 +151,12 @@ def with_checks(job: JobSpec, planning: Planning) -> Planning:
     if not job.checks.every:
         return planning
     r, plan = planning.request, planning.plan
-    says = checks_price(plan, r.model, r.profiles, planning.topology, job.checks.every)
-    plan = replace(plan, reasons=(*plan.reasons, says))
+    return _saying(planning, checks_price(plan, r.model, r.profiles, planning.topology, job.checks.every))
+
+
+def _saying(planning: Planning, says: str) -> Planning:
+    """With one reason more, in the plan and in the way on that it is part of."""
+    plan = replace(planning.plan, reasons=(*planning.plan.reasons, says))
     way = replace(planning.way, plan=plan) if planning.way is not None else None
     return replace(planning, plan=plan, way=way)
 

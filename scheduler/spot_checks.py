@@ -58,6 +58,15 @@ class SpotCheck:
 
 def why_none(plan: Plan) -> str:
     """'' or why nothing can be checked under `plan`."""
+    if reason := _why_no_other(plan):
+        return reason
+    if not checkable(plan):
+        return "every boundary is compressed, and what a codec makes of a tensor its own end alone knows"
+    return ""
+
+
+def _why_no_other(plan: Plan) -> str:
+    """'' or why nobody could do a stage's work a second time and hold it against what others saw."""
     if plan.local_steps:
         return "replicas that step alone have weights of their own"
     if plan.split == "sequence":
@@ -66,14 +75,12 @@ def why_none(plan: Plan) -> str:
         return "no stage has a second replica"
     if plan.n_stages < 2:
         return "with one stage nothing crosses a boundary"
-    if not checkable(plan):
-        return "every boundary is compressed, and what a codec makes of a tensor its own end alone knows"
     return ""
 
 
 def checkable(plan: Plan) -> tuple[tuple[int, int], ...]:
     """The (replica, stage) whose boundaries are not compressed: their neighbours saw what they saw."""
-    if plan.local_steps or plan.split == "sequence" or plan.n_replicas < 2 or plan.n_stages < 2:
+    if _why_no_other(plan):
         return ()
     return tuple(
         (replica, stage)
