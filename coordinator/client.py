@@ -69,9 +69,10 @@ def drain(asked: Coordinator, *, now: bool, reason: str) -> str:
 
 
 def status_json(reply: pb.StatusReply) -> str:
-    """The reply as one line of JSON, absent numbers as 0."""
+    """The reply as one line of JSON; what there is not yet (a loss, a plan) is null."""
+    absent = {field.name: None for field in reply.DESCRIPTOR.fields if field.has_presence}
     body = MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    return json.dumps({"event": "status", **_numbers(body)})
+    return json.dumps({"event": "status", **absent, **_numbers(body)})
 
 
 def _numbers(value: Any, key: str = "") -> Any:

@@ -317,17 +317,18 @@ def _end_line(task: asyncio.Task[None], line: Line, ended: list[str]) -> None:
 def status_reply(driver: Driver) -> pb.StatusReply:
     """What the coordinator knows, at this moment."""
     s = driver.state
+    tokens = s.options.global_batch * s.options.sequence_length
     reply = pb.StatusReply(
         run=driver.run,
         phase=s.phase,
         reason=s.reason,
         step=s.done,
         steps=s.options.steps,
-        loss=s.loss or 0.0,
-        eval_loss=s.eval_loss or 0.0,
-        tokens_per_s=driver.tokens_per_s(s.options.global_batch * s.options.sequence_length),
-        predicted_step_s=s.plan.predicted_step_s if s.plan else 0.0,
-        measured_step_s=median(s.steps_s) if s.steps_s else 0.0,
+        loss=s.loss,
+        eval_loss=s.eval_loss,
+        tokens_per_s=driver.tokens_per_s(tokens) if s.steps_s else None,
+        predicted_step_s=s.plan.predicted_step_s if s.plan else None,
+        measured_step_s=median(s.steps_s) if s.steps_s else None,
         plan=plan_to_message(s.plan) if s.plan else None,
         outlook=s.outlook.reason,
         checked=s.checked,

@@ -38,11 +38,22 @@ def lines_of(reply: pb.StatusReply) -> Iterator[str]:
 
 
 def _numbers(reply: pb.StatusReply) -> str:
-    return (
-        f"step {reply.step} of {reply.steps}, loss {reply.loss:.4f}, eval loss {reply.eval_loss:.4f}, "
-        f"{reply.tokens_per_s:,.0f} tokens/s, step {reply.measured_step_s:.3g} s "
-        f"(predicted {reply.predicted_step_s:.3g} s)"
-    )
+    """How far it is, how well and how fast; what there is no number of yet is left out."""
+    parts = [f"step {reply.step} of {reply.steps}"]
+    if reply.HasField("loss"):
+        parts.append(f"loss {reply.loss:.4f}")
+    elif reply.step == 0:
+        parts.append("none is done yet")
+    if reply.HasField("eval_loss"):
+        parts.append(f"eval loss {reply.eval_loss:.4f}")
+    if reply.HasField("tokens_per_s"):
+        parts.append(f"{reply.tokens_per_s:,.0f} tokens/s")
+    predicted = f"predicted {reply.predicted_step_s:.3g} s" if reply.HasField("predicted_step_s") else ""
+    if reply.HasField("measured_step_s"):
+        parts.append(f"step {reply.measured_step_s:.3g} s" + (f" ({predicted})" if predicted else ""))
+    elif predicted:
+        parts.append(f"step {predicted}")
+    return ", ".join(parts)
 
 
 def _holds(w: pb.WorkerStatus) -> str:

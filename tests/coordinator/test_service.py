@@ -355,6 +355,9 @@ def test_draining_saves_where_it_stands_and_resumes_from_there(tmp_path: Path) -
 def test_stopping_now_saves_nothing(tmp_path: Path) -> None:
     async def body() -> None:
         async with coordinator(tmp_path) as this:
+            await this.address()
+            before = await this.call("Status", pb.StatusRequest(token=this.secret))
+            assert not any(before.HasField(x) for x in ("loss", "eval_loss", "measured_step_s", "plan"))
             workers = [this.worker(n, hang_at_step=2) for n in "ab"]
             running = asyncio.create_task(together(this, *workers))
             await this.heard("step", step=2)
@@ -453,6 +456,9 @@ def test_a_dry_run_prints_the_plan_and_releases_the_workers(tmp_path: Path) -> N
 def test_status_names_phase_step_and_every_worker_with_its_layers(tmp_path: Path) -> None:
     async def body() -> None:
         async with coordinator(tmp_path) as this:
+            await this.address()
+            before = await this.call("Status", pb.StatusRequest(token=this.secret))
+            assert not any(before.HasField(x) for x in ("loss", "eval_loss", "measured_step_s", "plan"))
             workers = [this.worker(n, hang_at_step=2) for n in "ab"]
             running = asyncio.create_task(together(this, *workers))
             await this.heard("step", step=2)

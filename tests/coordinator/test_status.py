@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
+from coordinator.client import status_json
 from coordinator.status import MOST_WORKERS, lines_of, watch
 from protos import orchestrator_pb2 as pb
 
@@ -78,3 +80,22 @@ def test_lines_say_why_a_worker_is_gone_or_when_it_was_heard_of() -> None:
         "  a: connected, rank 0, layers 0..2, 8.0 GB: heard of 0.4 s ago",
         "  b: gone, no layers, 8.0 GB: b has left",
     ]
+
+
+def test_before_the_first_step_there_is_no_loss() -> None:
+    first = pb.StatusReply(run="r-1", phase="gathering", reason="have 0 of 2 workers", steps=9)
+    assert list(lines_of(first))[1] == "step 0 of 9, none is done yet"
+    said = json.loads(status_json(first))
+    assert (said["step"], said["steps"]) == (0, 9)
+    unknown = ("loss", "eval_loss", "tokens_per_s", "predicted_step_s", "measured_step_s", "plan")
+    assert {key: said[key] for key in unknown} == dict.fromkeys(unknown)
+
+
+def test_numbers_are_said_as_they_come_to_be_known() -> None:
+    planned = pb.StatusReply(run="r-1", phase="running", steps=9, predicted_step_s=0.4)
+    assert list(lines_of(planned))[1] == "step 0 of 9, none is done yet, step predicted 0.4 s"
+    resumed = pb.StatusReply(run="r-1", phase="gathering", step=4, steps=9, loss=2.5, eval_loss=2.75)
+    assert list(lines_of(resumed))[1] == "step 4 of 9, loss 2.5000, eval loss 2.7500"
+    assert json.loads(status_json(resumed))["eval_loss"] == 2.75
+    running = list(lines_of(reply("running", 3)))[1]
+    assert running == "step 3 of 9, loss 2.5000, 1,234 tokens/s, step 0.5 s (predicted 0.4 s)"
