@@ -37,7 +37,7 @@ from .planning import BETWEEN_STEPS, given, make
 from .progress import Bar, JsonLines, JsonLog, Show
 from .proving import ledger
 from .records import OVER
-from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, open_run, read_token, token
+from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, ended, open_run, read_token, token
 from .run import EVERYWHERE, PortInUse, RunOptions, run
 from .seeing import DashboardPortInUse, DashboardRefused, Page, run_with_dashboard, runs
 from .seeing import dashboard as open_dashboard
@@ -304,6 +304,9 @@ def start(
     except KeyboardInterrupt:
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
     try:
+        if opened.over:
+            show(ended(opened))
+            raise typer.Exit(int(ExitCode.OK))
         secret = token(state_dir, token_file)
         if why:
             opened.notes += (why,)

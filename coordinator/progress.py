@@ -196,13 +196,17 @@ def line_of(event: dict[str, Any]) -> str:
 def _ending(event: dict[str, Any]) -> str:
     lines = [f"{event['event']}: {event['reason']}"]
     if event.get("steps"):
-        rate = event["tokens"] / event["seconds"] if event["seconds"] > 0 else 0.0
         loss = "" if event["loss"] is None else f", loss {event['loss']:.4f}"
         evaluated = "" if event["eval_loss"] is None else f", eval loss {event['eval_loss']:.4f}"
-        lines.append(
-            f"  step {event['step']} of {event['steps']}{loss}{evaluated}, "
-            f"{event['tokens']:,} tokens in {event['seconds']:.0f} s ({rate:,.0f}/s)"
-        )
+        lines.append(f"  step {event['step']} of {event['steps']}{loss}{evaluated}{_rate(event)}")
     if event.get("checkpoint"):
         lines.append(f"  checkpoint: {event['checkpoint']}")
     return "\n".join(lines)
+
+
+def _rate(event: dict[str, Any]) -> str:
+    """What this process did, if it did anything."""
+    if event["seconds"] <= 0:
+        return ""
+    tokens, seconds = event["tokens"], event["seconds"]
+    return f", {tokens:,} tokens in {seconds:.0f} s ({tokens / seconds:,.0f}/s)"

@@ -10,14 +10,14 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json
 from scheduler.lease import LEASE_S
 
 from .checkpoints import CheckpointCorrupt, CheckpointError, CheckpointStore
-from .records import Restore, TakenUp
+from .records import OVER, Restore, TakenUp
 from .store import Store, StoreError, lock_state_dir
 
 FIXED_KEYS = ("model", "data", "sequence_length", "global_batch", "optimizer", "precision", "seed")
@@ -53,6 +53,8 @@ class OpenRun:
     """Where the run stood, for workers that still stand there."""
     plan_version: int = 0
     """Of the last plan that was made."""
+    over: str = ""
+    """Why there is nothing left to do: the run was ended with all its steps; '' for one that goes on."""
 
     def close(self) -> None:
         self.store.close()
@@ -130,14 +132,24 @@ def _open(
         elif resume:
             _same_job(job, held["job_json"])
             restore, said = _restore(checkpoints, resume_step)
+            if restore is not None and restore.step >= job.steps and held["phase"] in OVER:
+                over = (
+                    f"all {restore.step} steps were done already; raise `steps` in the job to go on, or take "
+                    "the model out by `worker export CHECKPOINT DIR`"
+                )
+                if lease is not None:
+                    store.give_lease_back()
+                return OpenRun(run, state_dir, store, checkpoints, restore, lock, over=over)
             notes += said
             taken_up = store.last_commit() if resume_step is None else None
             if restore is not None and taken_up is not None and taken_up.done < restore.step:
                 taken_up = None  # the history was not written; the checkpoint is further
         first = taken_up.done if taken_up else restore.step if restore else 0
         store.begin_attempt(first, job_to_json(job), now_s)
-        if resume and first >= job.steps:
-            notes.append(f"all {job.steps} steps are done already; raise `steps` in the job to go on")
+        if resume and first >= job.steps:  # its coordinator died: its workers, if they wait, are to be told
+            notes.append(
+                f"all {job.steps} steps are done, the run was not ended: it ends once workers are back"
+            )
         aside = checkpoints.set_aside_after(restore.step if restore else -1)
         if aside:
             notes.append(
@@ -148,6 +160,18 @@ def _open(
         raise
     version = store.last_plan_version()
     return OpenRun(run, state_dir, store, checkpoints, restore, lock, tuple(notes), taken_up, version)
+
+
+def ended(opened: OpenRun) -> dict[str, Any]:
+    """The event by which a run that is over says once more what became of it."""
+    restore = opened.restore
+    assert restore is not None
+    return {
+        "event": "finished", "code": int(ExitCode.OK), "reason": opened.over,
+        "step": restore.step, "steps": restore.step, "loss": restore.loss, "eval_loss": restore.eval_loss,
+        "tokens": 0, "seconds": 0.0,
+        "checkpoint": str(opened.checkpoints.directory(restore.step)), "state_dir": str(opened.state_dir),
+    }  # fmt: skip
 
 
 def _same_job(job: JobSpec, held_json: str) -> None:

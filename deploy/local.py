@@ -104,8 +104,9 @@ class Site:
 class LocalCluster:
     """`with LocalCluster(job, workers=4, links="four_cities") as run: for step in run.steps(): ...`
 
-    Entering starts everything and returns when every worker has been started; leaving ends
-    every process, whatever happened. Raises ProcessFailed with the log of what failed.
+    Entering starts everything and returns when every worker has been started (none, for a run that is
+    resumed and had all its steps); leaving ends every process, whatever happened. Raises ProcessFailed with
+    the log of what failed.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class LocalCluster:
         self.token_file = ""
         self.workers: dict[str, Child] = {}
         self._argv: dict[str, list[str]] = {}
+        self._over: tuple[Event, ...] = ()
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -172,7 +174,10 @@ class LocalCluster:
         places = self._places()
         self.names = tuple(f"w{i}-{place.lower()}" if place else f"w{i}" for i, place in enumerate(places))
         self.coordinator = self._child("coordinator", self.coordinator_argv())
-        listening = self.coordinator.wait_for("listening", START_TIMEOUT_S)
+        listening = self.coordinator.wait_for("listening", START_TIMEOUT_S, "finished")
+        if listening["event"] == "finished":  # resumed, and had all its steps: nobody has anything to do
+            self._over = (listening,)
+            return
         self.address, self.token_file = listening["address"], listening["token_file"]
         sites = self._sites(places)
         for name, place in zip(self.names, places, strict=True):
@@ -280,6 +285,7 @@ class LocalCluster:
 
     def events(self) -> Iterator[Event]:
         """What the coordinator says, until it ends."""
+        yield from self._over
         yield from self.coordinator.events()
 
     def steps(self) -> Iterator[Step]:

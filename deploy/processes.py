@@ -77,8 +77,9 @@ class Child:
         while (event := self._events.get()) is not None:
             yield event
 
-    def wait_for(self, kind: str, timeout_s: float) -> Event:
-        """The next event whose `event` is `kind`. Raises ProcessFailed if the child ends or is silent."""
+    def wait_for(self, kind: str, timeout_s: float, or_kind: str = "") -> Event:
+        """The next event whose `event` is `kind` or `or_kind`. Raises ProcessFailed if the child ends or is
+        silent."""
         while True:
             try:
                 event = self._events.get(timeout=timeout_s)
@@ -92,7 +93,7 @@ class Child:
                     f"{self.name} ended with exit code {code} before {kind!r}; its log ends:\n{self.tail()}",
                     code if code > 0 else ExitCode.INTERNAL,
                 )
-            if event.get("event") == kind:
+            if event.get("event") in (kind, or_kind):
                 return event
 
     @property

@@ -25,6 +25,7 @@ from scheduler.exit_codes import ExitCode
 
 from .fake_worker import FakeWorker
 from .job import TEXT, a_job
+from .test_checkpoints import save
 from .test_store import record
 
 runner = CliRunner()
@@ -186,6 +187,20 @@ def test_with_a_terminal_there_is_a_bar() -> None:
 # ---- the process
 
 
+def test_a_run_that_is_done_waits_for_nobody_when_it_is_resumed(job_file: Path) -> None:
+    opened = open_run(job_file.parent / "state", a_job(), resume=False, resume_step=None, now_s=1.0)
+    save(opened.checkpoints, 8, 2.5)
+    opened.store.end_attempt("finished", ExitCode.OK, "all 8 steps are done", 2.0)
+    opened.close()
+    result = start(job_file, "--resume", "--bind", "127.0.0.1:0")
+    assert result.exit_code == ExitCode.OK
+    assert "finished: all 8 steps were done already" in result.stdout
+    assert "step 8 of 8, loss 1.5000, eval loss 2.5000\n" in result.stdout
+    assert "checkpoint: " in result.stdout
+    event = json.loads(start(job_file, "--resume", "--bind", "127.0.0.1:0", "--json").stdout)
+    assert (event["event"], event["code"], event["loss"], event["steps"]) == ("finished", 0, 1.5, 8)
+
+
 def _workers(address: str, secret: str, **behaviour: Any) -> threading.Thread:
     async def both() -> None:
         pair = [FakeWorker(n, secret, **behaviour) for n in "ab"]
@@ -234,6 +249,11 @@ def test_the_process_says_how_to_join_drains_at_ctrl_c_and_resumes(job_file: Pat
         thread.join(30)
     assert [x["step"] for x in events if x["event"] == "step"] == list(range(end["step"] + 1, 9))
     assert events[-1]["step"] == 8
+    third = subprocess.run([*argv, "--resume"], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    (said,) = map(json.loads, third.stdout.splitlines())
+    assert {key: said[key] for key in ("event", "step", "loss", "checkpoint")} == {
+        key: events[-1][key] for key in ("event", "step", "loss", "checkpoint")
+    }
 
 
 def test_a_run_whose_output_nobody_reads_any_more_still_ends_when_told(job_file: Path) -> None:

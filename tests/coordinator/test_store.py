@@ -9,7 +9,7 @@ import pytest
 from coordinator.commands import RecordConduct, RecordEval, RecordStep
 from coordinator.history import read_history
 from coordinator.records import Restore
-from coordinator.resume import OpenError, open_run, read_token, token
+from coordinator.resume import OpenError, ended, open_run, read_token, token
 from coordinator.store import Store, StoreError
 from scheduler.bad_numbers import Conduct
 from scheduler.exit_codes import ExitCode
@@ -156,9 +156,31 @@ def test_a_run_that_is_done_says_so_when_it_is_resumed(tmp_path: Path) -> None:
     first = open_run(tmp_path, a_job(), resume=False, resume_step=None, now_s=1.0)
     save(first.checkpoints, 8, 2.5)
     first.close()
-    again = open_run(tmp_path, a_job(), resume=True, resume_step=None, now_s=3.0)
+    died = open_run(tmp_path, a_job(), resume=True, resume_step=None, now_s=3.0)
+    assert not died.over, "workers may wait to be told"
+    assert "the run was not ended: it ends once workers are back" in " ".join(died.notes)
+    died.store.end_attempt("finished", ExitCode.OK, "all 8 steps are done", 3.5)
+    died.close()
+    again = open_run(tmp_path, a_job(), resume=True, resume_step=None, now_s=4.0)
     again.close()
-    assert "all 8 steps are done already" in " ".join(again.notes)
-    longer = open_run(tmp_path, a_job(steps="9"), resume=True, resume_step=None, now_s=4.0)
+    assert "all 8 steps were done already" in again.over
+    event = ended(again)
+    assert (event["step"], event["eval_loss"]) == (8, 2.5)
+    assert Path(event["checkpoint"]).is_dir()
+    assert read_history(tmp_path).phase == "finished"
+    assert read_history(tmp_path).attempts == 2, "nothing was begun"
+    longer = open_run(tmp_path, a_job(steps="9"), resume=True, resume_step=None, now_s=5.0)
     longer.close()
-    assert "done already" not in " ".join(longer.notes)
+    assert (longer.over, longer.restore and longer.restore.step) == ("", 8)
+    assert read_history(tmp_path).phase == "gathering"
+
+
+def test_an_earlier_checkpoint_of_a_run_that_is_done_goes_on(tmp_path: Path) -> None:
+    first = open_run(tmp_path, a_job(), resume=False, resume_step=None, now_s=1.0)
+    for step in (4, 8):
+        save(first.checkpoints, step, 2.5)
+    first.store.end_attempt("finished", ExitCode.OK, "all 8 steps are done", 2.0)
+    first.close()
+    again = open_run(tmp_path, a_job(), resume=True, resume_step=4, now_s=3.0)
+    again.close()
+    assert (again.over, again.restore and again.restore.step) == ("", 4)

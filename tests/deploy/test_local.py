@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.resume import open_run
 from deploy.api import LinkOptions, LocalCluster, LocalOptions, ProcessFailed
 from deploy.processes import Event
 from deploy.steps import step_of
+from scheduler.checkpoint_layout import Manifest
 from scheduler.exit_codes import ExitCode
+from scheduler.job import job_to_json
 from sim.api import load_job
 
 TINY = Path(__file__).parents[2] / "jobs" / "tiny.yaml"
@@ -57,3 +60,19 @@ def test_what_is_said_beside_the_options_replaces_theirs(tmp_path: Path) -> None
     assert LocalCluster(TINY, options).options == options
     changed = LocalCluster(str(TINY), options, workers=3, links="seattle6").options
     assert (changed.workers, changed.links, changed.state_dir) == (3, LinkOptions("seattle6"), tmp_path)
+
+
+def test_a_run_that_is_done_starts_no_worker_when_it_is_resumed(tmp_path: Path) -> None:
+    job = load_job(TINY)
+    opened = open_run(tmp_path, job, resume=False, resume_step=None, now_s=1.0)
+    opened.checkpoints.directory(job.steps).mkdir(parents=True)
+    opened.checkpoints.write_manifest(
+        Manifest(opened.run, job.steps, (), 8, job_to_json(job), loss=1.5, eval_loss=None)
+    )
+    opened.store.end_attempt("finished", ExitCode.OK, "all steps are done", 2.0)
+    opened.close()
+    options = LocalOptions(workers=2, state_dir=tmp_path, resume=True)
+    with LocalCluster(TINY, options) as cluster:
+        [event] = cluster.events()
+        assert (event["event"], event["step"], event["loss"]) == ("finished", job.steps, 1.5)
+        assert (cluster.workers, cluster.wait()) == ({}, ExitCode.OK)
