@@ -6,14 +6,15 @@ a GPU as the allocator counts. Knows no particular layer.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+
+from tests.worker.model.counting import memory_changes
 
 REPETITIONS, LONG_S = 3, 2.0
 
@@ -36,33 +37,12 @@ def measured(forward: Callable[[Tensor], Tensor], x: Tensor) -> Run:
 
     if x.is_cuda:
         return _on_a_gpu(once)
-    watched = _watched(once)
-    if watched.seconds > LONG_S:
-        return watched
-    seconds = []
-    for _ in range(REPETITIONS):
+    seconds: list[float] = []
+    while len(seconds) < REPETITIONS and not (seconds and seconds[-1] > LONG_S):
         begin = time.process_time()
         once()
         seconds.append(time.process_time() - begin)
-    return Run(min(seconds), watched.peak_bytes)
-
-
-def _watched(once: Callable[[], None]) -> Run:
-    """With the profiler's part of the seconds: little, but where there are very many small steps."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler says on stderr that it starts and stops
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        begin = time.process_time()
-        once()
-        seconds = time.process_time() - begin
-    assert watched.profiler is not None
-    # straight from what was recorded: a trace in JSON of a long run takes many times its memory
-    events = watched.profiler.kineto_results.events()
-    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        held += change
-        peak = max(peak, held)
-    return Run(seconds, peak)
+    return Run(min(seconds), max(accumulate(memory_changes(once))))  # a profiler takes time: not timed
 
 
 def _on_a_gpu(once: Callable[[], None]) -> Run:

@@ -226,13 +226,13 @@ def delta(
     matrix = chunks.matrix()
     read: Tensor | float = 0.0
     if chunks.n > 1:
-        added = chunks.added()
-        over = chunks.transition() if chunks.n > 2 else None
-        memory = added[:, 0]
+        # Unbound at once: the gradient of `added[:, i]` is as large as all chunks' together, for each i.
+        added = chunks.added().unbind(1)[:-1]
+        over = chunks.transition().unbind(1)[1:-1] if chunks.n > 2 else ()
+        memory = added[0]
         before = [torch.zeros_like(memory), memory]
-        for i in range(1, chunks.n - 1):
-            assert over is not None
-            memory = over[:, i] @ memory + added[:, i]
+        for over_BHNN, added_BHNP in zip(over, added[1:], strict=True):
+            memory = over_BHNN @ memory + added_BHNP
             before.append(memory)
         read = chunks.queries() @ torch.stack(before, 1)
     return chunks.joined(read + matrix @ chunks.v)
@@ -242,10 +242,10 @@ def delta_behind(given: Inputs, chunk: int, memory_BHNP: Tensor) -> tuple[Tensor
     """y (B,H,T,P) behind the positions that `memory` holds, and the memory then."""
     size = min(chunk, given.q.shape[2])
     chunks = DeltaChunks(given, -(-given.q.shape[2] // size), size)
-    added, over = chunks.added(), chunks.transition()
-    memory, before = memory_BHNP.expand(*added.shape[:1], *added.shape[2:]), []
-    for i in range(chunks.n):
+    added, over = chunks.added().unbind(1), chunks.transition().unbind(1)
+    memory, before = memory_BHNP.expand_as(added[0]), []
+    for over_BHNN, added_BHNP in zip(over, added, strict=True):
         before.append(memory)
-        memory = over[:, i] @ memory + added[:, i]
+        memory = over_BHNN @ memory + added_BHNP
     y = chunks.queries() @ torch.stack(before, 1) + chunks.matrix() @ chunks.v
     return chunks.joined(y), memory

@@ -138,12 +138,13 @@ def ssd(
     chunks = Chunks.of(x_BTHP, b_BTN, c_BTN, step_BTH, decay_H, chunk, documents_BT)
     read: Tensor | float = 0.0
     if chunks.n > 1 or memory_BNHP is not None:
-        added, over = chunks.added(), chunks.over()
-        memory = x_BTHP.new_zeros(1, *added.shape[2:]) if memory_BNHP is None else memory_BNHP
+        # Unbound at once: the gradient of `added[:, i]` is as large as all chunks' together, for each i.
+        added, over = chunks.added().unbind(1), chunks.over()[:, :, None, :, None].unbind(1)
+        memory = torch.zeros_like(added[0][:1]) if memory_BNHP is None else memory_BNHP
         before = []
-        for i in range(chunks.n):
+        for over_B1H1, added_BNHP in zip(over, added, strict=True):
             before.append(memory.expand(len(x_BTHP), -1, -1, -1))
-            memory = memory * over[:, i, None, :, None] + added[:, i]
+            memory = memory * over_B1H1 + added_BNHP
         memory_BNHP = memory
         taken = chunks.c @ torch.stack(before, 1).flatten(3)
         read = taken.view_as(chunks.written) * chunks.left_of_before()[..., None]

@@ -1,11 +1,14 @@
-"""Flops as PyTorch counts them, with the kernels that its counter passes over."""
+"""Flops as PyTorch counts them, with kernels that its counter passes over; and the memory it gives out."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,3 +60,16 @@ _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothin
 
 def counting() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_UNKNOWN)
+
+
+def memory_changes(run: Callable[[], object]) -> list[int]:
+    """Bytes that PyTorch's allocator gave out (above 0) and got back (below) on the CPU while `run` ran, in
+    order."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler says on stderr that it starts and stops
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    assert watched.profiler is not None
+    # straight from what was recorded: a trace in JSON of a long run takes many times its memory
+    events = watched.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    return [n_bytes for _, n_bytes in sorted(changes, key=lambda change: change[0])]

@@ -18,7 +18,7 @@ from scheduler.job import ModelSpec
 from scheduler.layer_cost import Sizes
 from scheduler.mixers import MIXERS
 from scheduler.pattern import parse_part
-from tests.worker.model.counting import counting
+from tests.worker.model.counting import counting, memory_changes
 from tests.worker.model.shapes import kept, layers_of, logits_of, loss_of, spec, tokens_of
 from worker.generate import generate
 from worker.model import Block, ModelError
@@ -214,6 +214,21 @@ def test_closed_forms_are_what_is_counted(part: str, batch: int, length: int) ->
     expected = layer_costs(block.model, Sizes(batch, length, 4, 4))["block.00"].saved_bytes
     assert 0.9 * expected <= size <= 1.1 * expected + shared
     assert cost["forward"].memory_bytes >= expected
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if "length=" not in part])
+def test_memory_given_out_in_all_grows_with_the_length(part: str) -> None:
+    """Not with its square, though each piece be given back at once: an allocator may keep such pieces apart,
+    and filling them takes time. Twice the positions may cost a level of a tree, a tenth, more."""
+    model = spec(family="llama", hidden=16, heads=4, tied=False, layers=((part,),), max_positions=2048)
+    (block,) = layers_of(model, 1, 2, torch.float32)
+
+    def given_out(length: int) -> int:
+        x = input_of(1, length, torch.float32).requires_grad_()
+        block(x)  # tables that are made once
+        return sum(n for n in memory_changes(lambda: backward((block(x)[0].sum(),))) if n > 0)
+
+    assert given_out(2048) <= 2.25 * given_out(1024)
 
 
 @causal_part
