@@ -72,6 +72,8 @@ class Failed:
     fatal: bool
     peer: str = ""
     """To whom the link is cut, if that is what failed."""
+    plan_version: int = 0
+    """Under which it was cut; 0: under none."""
 
 
 # ---- answers of workers

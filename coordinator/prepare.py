@@ -45,13 +45,15 @@ MAX_PROBE_BYTES = 8 << 20
 def advance(state: State) -> Transition:
     """The next thing that lacks: workers, then profiles, then links, then a plan.
 
-    A run that was interrupted asks for a plan as soon as it knows anybody, and for another whenever more
-    are known.
+    A run that was interrupted asks for a plan as soon as it knows anybody, and for another whenever others
+    are known: while it is made, what comes to be known of a newcomer alone costs nobody the plan.
     """
     team = tuple(n for n in state.connected if n not in state.leaving)
     if state.connected and not team:
         return _let_go(state)
     if state.ran is not None and not state.awaited and state.known and state.known != state.refused:
+        if state.phase == "planning" and state.known == state.team:
+            return background(state)
         return _plan(state, state.known)
     need = 1 if state.ran is not None and not state.awaited else state.options.min_workers
     if len(team) < need:
@@ -285,7 +287,7 @@ def on_links(state: State, event: LinksMeasured) -> Transition:
         pair = frozenset((event.worker, sample.peer))
         if pair in state.dead:  # it has found another way: the other end's is taken to be as good
             links[sample.peer, event.worker] = replace(sample, peer=event.worker)
-            state = replace(state, dead=state.dead - {pair})
+            state = replace(state, dead=state.dead - {pair}, team=())
     state = replace(state, links=frozen(links))
     after = advance(state) if state.phase in PREPARING else background(state)
     return then(Transition(state, (), f"{event.worker} measured {len(event.links)} links"), after)
@@ -324,7 +326,8 @@ def on_planned(state: State, event: Planned) -> Transition:
     state = replace(state, plan=plan)
     if state.options.dry_run:
         return finish(state, "planned; --dry-run asks for no more")
-    return load(state, plan, event.way, event.keepers, event.copying_s)
+    loading = load(state, plan, event.way, event.keepers, event.copying_s)
+    return then(loading, background(loading.state))
 
 
 def load(

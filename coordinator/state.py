@@ -320,7 +320,7 @@ def _lost(state: State, name: str, why: Gone, now: float) -> Transition:
         return gone
     if state.phase in PREPARING:
         return then(gone, advance(replace(state, team=())))
-    return then(gone, interrupted(state, reason, now)) if took_part else gone
+    return then(gone, interrupted(state, reason, now) if took_part else background(state))
 
 
 def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
@@ -353,6 +353,8 @@ def _link_cut(state: State, event: Failed, reason: str, now: float) -> Transitio
     name = event.worker
     if state.plan is None or name not in (*state.ranks, *state.guests):
         return ignored(state, f"{reason} (it has no rank)")
+    if event.plan_version and event.plan_version != state.plan_version:
+        return ignored(state, f"{reason} (under plan {event.plan_version}, which is over)")
     step, times = state.cut
     pairs = state.cut_pairs if step == state.done else frozen({})
     times = times + 1 if step == state.done else 1

@@ -67,7 +67,8 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             return e.Evaluated(worker, m.evaluated.step, m.evaluated.loss_sum, m.evaluated.tokens)
         case "failed":
             f = m.failed
-            return e.Failed(worker, from_wire(f.code), f.reason[:MAX_REASON], f.fatal, f.peer[:MAX_REASON])
+            reason, peer = f.reason[:MAX_REASON], f.peer[:MAX_REASON]
+            return e.Failed(worker, from_wire(f.code), reason, f.fatal, peer, f.plan_version)
         case "leaving":
             code = Departure.NOTICE if m.leaving.departure == Departure.NOTICE else Departure.LEFT
             return e.Leaving(worker, m.leaving.reason[:MAX_REASON], code)

@@ -322,16 +322,18 @@ class Evaluated(_message.Message):
     def __init__(self, step: _Optional[int] = ..., loss_sum: _Optional[float] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("code", "reason", "fatal", "peer")
+    __slots__ = ("code", "reason", "fatal", "peer", "plan_version")
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     FATAL_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
     code: int
     reason: str
     fatal: bool
     peer: str
-    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., fatal: bool = ..., peer: _Optional[str] = ...) -> None: ...
+    plan_version: int
+    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., fatal: bool = ..., peer: _Optional[str] = ..., plan_version: _Optional[int] = ...) -> None: ...
 
 class Copied(_message.Message):
     __slots__ = ("plan_version", "step")

@@ -189,15 +189,18 @@ class Runtime:
         except TransportError as e:
             self._fail(ExitCode.WORKER_FAILED, e)
 
-    def _fail(self, code: ExitCode, error: Exception, fatal: bool = True, peer: str = "") -> None:
+    def _fail(
+        self, code: ExitCode, error: Exception, fatal: bool = True, peer: str = "", plan_version: int = 0
+    ) -> None:
         reason = str(error)
         self._say("failed", code=int(code), reason=reason)
-        self._emit(pb.Event(failed=pb.Failed(code=int(code), reason=reason, fatal=fatal, peer=peer)))
+        failed = pb.Failed(code=int(code), reason=reason, fatal=fatal, peer=peer, plan_version=plan_version)
+        self._emit(pb.Event(failed=failed))
 
-    def _cut(self, peer: str, at: str, why: str) -> None:
+    def _cut(self, peer: str, plan_version: int, at: str, why: str) -> None:
         self._cut_peers.add(peer)
         error = PeerUnreachable(f"the link to {peer} ({at}) is cut: {why}")
-        self._fail(ExitCode.PEER_UNREACHABLE, error, fatal=False, peer=peer)
+        self._fail(ExitCode.PEER_UNREACHABLE, error, False, peer, plan_version)
 
     def _obey(self, command: pb.Command) -> None:
         match command.WhichOneof("body"):
@@ -301,7 +304,7 @@ class Runtime:
                 sample = self._measured(peer, AGAIN_BYTES, self._streams)
             except PeerUnreachable as e:
                 error = PeerUnreachable(f"the link to {peer.name} is cut still: {e}")
-                self._fail(ExitCode.PEER_UNREACHABLE, error, fatal=False, peer=peer.name)
+                self._fail(ExitCode.PEER_UNREACHABLE, error, False, peer.name, plan.version)
                 return False
             self._cut_peers.discard(peer.name)
             self._emit(pb.Event(links_measured=pb.LinksMeasured(links=[sample])))
@@ -327,7 +330,7 @@ class Runtime:
             streams=min(plan.streams or self._streams, self._streams),
             # A peer that is lost while a run recovers is the coordinator's to notice: it aborts this plan.
             reach_timeout_s=None if moves else REACH_TIMEOUT_S,
-            cut=lambda peer, why: self._cut(names[peer], addresses[names[peer]].host_port, why),
+            cut=lambda p, why: self._cut(names[p], plan.version, addresses[names[p]].host_port, why),
         )
         with self._changing:
             self._transport, self._votes = transport, Votes(plan.version, self._emit)

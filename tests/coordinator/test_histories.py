@@ -94,7 +94,9 @@ class Run(RuleBasedStateMachine):
 
     @rule(name=workers)
     def link_breaks(self, name: str) -> None:
-        self.w.feed(e.Failed(name, ExitCode.PEER_UNREACHABLE, "its link is cut", fatal=False))
+        under = self.w.running[name].version if name in self.w.running else 0
+        cut = e.Failed(name, ExitCode.PEER_UNREACHABLE, "its link is cut", fatal=False, plan_version=under)
+        self.w.feed(cut)
 
     @rule(after_s=st.floats(0, 5))
     def time_passes(self, after_s: float) -> None:

@@ -83,6 +83,27 @@ def test_who_stands_by_is_profiled_and_measured_beside_the_run() -> None:
     assert {pair for pair in w.state.links if "c" in pair} == {("c", "a"), ("c", "b"), ("a", "c"), ("b", "c")}
 
 
+def test_who_joins_while_the_first_plan_is_made_is_profiled_and_measured_too() -> None:
+    w = World(with_options(min_workers=2))
+    w.join("a", "b")
+    w.settle(until="planning")
+    w.join("c")
+    assert not w.orders("c")
+    w.settle(until="finished")
+    assert set(w.state.known) == set("abc")
+    assert [x.version for x in w.given if isinstance(x, c.MakePlan)] == [1]
+
+
+def test_a_spare_that_is_lost_while_it_is_profiled_keeps_no_other_waiting() -> None:
+    w = running(World(least=2))
+    w.join("c", "d")
+    assert (w.orders("c"), w.orders("d")) == ([c.Profile()], [])
+    w.feed(e.Disconnected("c", "reset"))
+    assert w.orders("d") == [c.Profile()]
+    w.settle(until="finished")
+    assert set(w.state.known) == set("abd")
+
+
 def test_who_stands_by_and_cannot_be_reached_is_sent_away_and_the_run_goes_on() -> None:
     w = at_step(running(World(least=2)), 1)
     w.join("c")

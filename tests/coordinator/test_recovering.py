@@ -252,6 +252,47 @@ def test_a_link_that_breaks_costs_the_step_and_nobody_is_sent_away(phase: str) -
     assert next(s for s in w.steps() if s.step == done).plan_version == version + 1
 
 
+@pytest.mark.parametrize("phase", ["planning", "loading", "running"])
+def test_a_link_that_was_cut_under_a_plan_that_is_over_costs_no_later_one(phase: str) -> None:
+    w = running(World(with_options(min_workers=4), replicas=2, least=2), "a", "b", "c", "d")
+    w.feed(e.Disconnected("d", "reset"))
+    w.settle(until=phase)
+    late = w.feed(replace(cut("b"), peer="d", plan_version=1))
+    assert "under plan 1, which is over" in late.reason or phase == "planning"
+    assert (w.phase, w.state.plan_version) == (phase, 2)
+    assert not late.commands
+    w.settle()
+    assert (w.phase, w.state.code) == ("finished", ExitCode.OK)
+    assert [x.version for x in w.given if isinstance(x, c.MakePlan)] == [1, 2]
+    w = running(World(with_options(min_workers=4), replicas=2, least=2), "a", "b", "c", "d")
+    w.feed(replace(cut("b"), peer="d", plan_version=1))
+    assert (w.phase, w.state.plan_version) == ("planning", 2), "of the plan that runs it does"
+
+
+def test_what_is_learnt_of_a_newcomer_while_a_plan_is_made_costs_nobody_the_plan() -> None:
+    w = running(World(with_options(min_workers=4), replicas=2, least=2), "a", "b", "c", "d")
+    w.join("e", "f")
+    w.feed(e.Disconnected("d", "reset"))
+    w.answer("e")
+    assert "e" in w.state.profiles
+    assert (w.phase, w.state.plan_version, w.state.team) == ("planning", 2, ("a", "b", "c"))
+    assert w.orders("f") == [c.Profile()], "what lacks of them is measured beside"
+    w.answer_shell()
+    assert (w.phase, w.state.plan_version) == ("loading", 2)
+    w.settle(until="finished")
+    assert set(w.state.known) == set("abcef")
+    assert [x.version for x in w.given if isinstance(x, c.MakePlan)] == [1, 2]
+
+
+def test_who_comes_to_be_known_while_a_plan_is_made_is_planned_for() -> None:
+    w = running(World(with_options(min_workers=4), replicas=2, least=2), "a", "b", "c", "d")
+    w.join("e")
+    w.feed(e.Disconnected("d", "reset"))
+    w.settle(until="loading")
+    asked = [[d.name for d in x.devices] for x in w.given if isinstance(x, c.MakePlan)]
+    assert asked == [["a", "b", "c", "d"], ["a", "b", "c"], ["a", "b", "c", "e"]]
+
+
 def test_who_tells_of_broken_links_in_one_step_too_often_is_done_without() -> None:
     w = running(World(with_options(min_workers=4), replicas=2, least=2), "a", "b", "c", "d")
     for _ in range(MAX_CUTS):
