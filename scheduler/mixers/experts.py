@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,10 @@ class ExpertsSpec(MixerSpec):
     to a multiple of it, by dropping or adding those that like it least or best (SonicMoE). 0: each position
     takes exactly `top`. With it a step's result depends on the micro-batch's size, and is for training alone:
     evaluation and generation take `top`."""
+    kernel: Literal["auto", "torch", "triton"] = "auto"
+    """Of the products of all experts' rows with their matrices. `torch`: PyTorch's grouped product; `triton`:
+    this project's, in 64 rows a tile; `auto`: on a GPU PyTorch's where it takes bfloat16, else this project's
+    in 16 bits; elsewhere a product an expert."""
     balance: Annotated[float, Field(ge=0)] = 0.0
     """How much an uneven use of the experts adds to the loss (Switch's load-balancing loss, of each sample);
     0.01 is usual. The loss that is reported is without it."""
@@ -45,9 +49,14 @@ class ExpertsSpec(MixerSpec):
         return self.inner or max(1, model.ffn // self.top)
 
     def misfits(self, model: ModelSpec) -> Iterator[tuple[str, str]]:
-        del model
         if self.top > self.experts:
             yield f"top={self.top} of {self.experts} experts", "at most as many as there are"
+        inner = self.inner_in(model)
+        if self.kernel == "torch" and (model.hidden % 8 or inner % 8):
+            yield (
+                f"kernel=torch for hidden {model.hidden} and inner {inner}",
+                "multiples of 8, or kernel=auto",
+            )
 
     def misfits_of_rows(self, rows: int) -> Iterator[tuple[str, str]]:
         mean = rows * self.top // self.experts

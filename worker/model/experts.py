@@ -1,9 +1,10 @@
 """Mixture of experts (Shazeer et al. 2017): each position takes the few experts that its router likes best.
 
-Positions are put into the experts' order once, and every expert multiplies its own. Only what backward needs
-is kept, which is neither what experts are given nor what they give (Guo et al. 2025, "SonicMoE", section 4),
-nor, in mixed precision, copies of their matrices. Parameters: `router.weight`, `gate_up` (experts, 2 x inner,
-hidden), `down` (experts, hidden, inner).
+Positions are put into the experts' order once, and every expert multiplies its own, all in one grouped
+product where there is one (`worker/kernels/grouped.py`). Only what backward needs is kept, which is neither
+what experts are given nor what they give (Guo et al. 2025, "SonicMoE", section 4), nor, in mixed precision,
+copies of their matrices. Parameters: `router.weight`, `gate_up` (experts, 2 x inner, hidden), `down`
+(experts, hidden, inner).
 
 None is dropped, so a position's result does not depend on the others'; nor does anything push the router to
 balance. A job may ask for either while it trains: `tile` (`rounded`) and `balance` (`unevenness`).
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import ExpertsSpec
+from worker.kernels.grouped import Ways, way
 from worker.model.layer import ModelError, State, blank
 from worker.model.mixer import Mixer
 from worker.model.parts import Linear
@@ -36,7 +38,7 @@ class Routes(NamedTuple):
     weights_RW: Tensor
     places_n: Tensor
     """Into the flat weights, in the order of experts and then of rows."""
-    counts: list[int]
+    counts_E: Tensor
     """Rows of each expert."""
 
 
@@ -47,6 +49,7 @@ class Experts(Mixer):
         super().__init__()
         width, inner = model.hidden, options.inner_in(model)
         self.top, self.tile, self.balance = options.top, options.tile, options.balance
+        self.kernel = options.kernel
         self.router = Linear(width, options.experts, bias=False)
         self.gate_up = blank(options.experts, 2 * inner, width)
         self.down = blank(options.experts, width, inner)
@@ -68,19 +71,26 @@ class Experts(Mixer):
         if torch.is_autocast_enabled(x_BTD.device.type):
             narrow = torch.get_autocast_dtype(x_BTD.device.type)
             x_RD, weights_RW = x_RD.to(narrow), weights_RW.to(narrow)
+        ways = way(self.kernel, x_RD, self.down.shape[1:])
+        if ways is None:
+            raise ModelError(
+                f"found experts kernel={self.kernel} for {x_RD.dtype} on {x_RD.device}; required a device and"
+                " a type that it takes (torch: rows of whole 16 bytes; triton: a GPU that Triton knows and"
+                " at most float32), or kernel=auto"
+            )
         y_RD: Tensor = _Chosen.apply(  # type: ignore[no-untyped-call]
-            routes.places_n, routes.counts, x_RD, weights_RW, self.gate_up, self.down
+            ways, routes.places_n, routes.counts_E, x_RD, weights_RW, self.gate_up, self.down
         )
         return y_RD.view_as(x_BTD), state
 
     def dense(self, x_BTD: Tensor) -> Tensor:
         """Every expert for every position, those not chosen weighing nothing."""
-        weights_RW, places_n, counts = self._routed(self.router(x_BTD))
+        weights_RW, places_n, counts_E = self._routed(self.router(x_BTD))
         x_RD = x_BTD.flatten(0, 1)
-        experts_n = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        experts_n = torch.arange(len(counts_E)).repeat_interleave(counts_E)
         taken_n = weights_RW.flatten()[places_n]
         rows_n = places_n // weights_RW.shape[1]
-        weights_RE = x_RD.new_zeros(len(x_RD), len(counts)).index_put((rows_n, experts_n), taken_n)
+        weights_RE = x_RD.new_zeros(len(x_RD), len(counts_E)).index_put((rows_n, experts_n), taken_n)
         gate, up = (x_RD @ self.gate_up.mT).chunk(2, dim=-1)
         y_ERD = (gate * gate.sigmoid() * up) @ self.down.mT
         return torch.einsum("re,erd->rd", weights_RE, y_ERD).view_as(x_BTD)
@@ -91,8 +101,9 @@ class Experts(Mixer):
         if self.tile and is_training() and len(logits_RE) >= self.tile:
             return rounded(logits_RE, chosen_RK, self.tile)
         order = chosen_RK.flatten().argsort(stable=True)
-        counts = chosen_RK.flatten().bincount(minlength=logits_RE.shape[1]).tolist()
-        return Routes(liked_RK.softmax(-1), order, counts)
+        counts_E = order.new_zeros(logits_RE.shape[1])
+        counts_E.scatter_add_(0, chosen_RK.flatten(), torch.ones_like(order))
+        return Routes(liked_RK.softmax(-1), order, counts_E)
 
 
 def rounded(logits_RE: Tensor, chosen_RK: Tensor, tile: int) -> Routes:
@@ -120,7 +131,7 @@ def rounded(logits_RE: Tensor, chosen_RK: Tensor, tile: int) -> Routes:
     lowest = torch.finfo(logits_RE.dtype).min
     weights_RE = logits_RE.masked_fill(~taken_RE, lowest).softmax(-1) * taken_RE
     experts_n, rows_n = taken_RE.mT.nonzero().unbind(1)
-    return Routes(weights_RE, rows_n * logits_RE.shape[1] + experts_n, counts_E.tolist())
+    return Routes(weights_RE, rows_n * logits_RE.shape[1] + experts_n, counts_E)
 
 
 def unevenness(logits_BTE: Tensor, top: int) -> Tensor:
@@ -147,43 +158,38 @@ class _Chosen(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        ways: Ways,
         places_n: Tensor,
-        counts: list[int],
+        counts_E: Tensor,
         x_RD: Tensor,
         weights_RW: Tensor,
         gate_up: Tensor,
         down: Tensor,
     ) -> Tensor:
-        y_RD = torch.zeros_like(x_RD)
-        inner = []
-        for e, mine in enumerate(torch.split(places_n, counts)):
-            rows = mine // weights_RW.shape[1]
-            inner.append(x_RD[rows] @ gate_up[e].mT.to(x_RD.dtype))
-            gate, up = inner[-1].chunk(2, dim=-1)
-            y = (F.silu(gate) * up) @ down[e].mT.to(x_RD.dtype)
-            y_RD.index_add_(0, rows, y * weights_RW.flatten()[mine, None])
-        ctx.save_for_backward(x_RD, weights_RW, gate_up, down, places_n, torch.cat(inner))
-        ctx.counts = counts
-        return y_RD
+        rows_n = places_n // weights_RW.shape[1]
+        inner = ways.product(x_RD, gate_up.mT, counts_E, rows_n)
+        gate, up = inner.chunk(2, dim=-1)
+        y_nD = ways.product(F.silu(gate) * up, down.mT, counts_E)
+        ctx.save_for_backward(x_RD, weights_RW, gate_up, down, places_n, counts_E, inner)
+        ctx.ways = ways
+        return ways.collect(y_nD, places_n, weights_RW, weighed=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_RD: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of a choice's weight is dy . y = (down^T dy) . a, so no y is needed."""
-        x_RD, weights_RW, gate_up, down, places_n, inner = ctx.saved_tensors
-        dx, dweights = torch.zeros_like(x_RD), torch.zeros_like(weights_RW).flatten()
-        dgate_up, ddown = torch.empty_like(gate_up), torch.empty_like(down)
-        places = zip(places_n.split(ctx.counts), inner.split(ctx.counts), strict=True)
-        for e, (mine, values) in enumerate(places):
-            rows, weights = mine // weights_RW.shape[1], weights_RW.flatten()[mine, None]
-            gate, up = values.chunk(2, dim=-1)
-            sigma = gate.sigmoid()
-            a, dy = gate * sigma * up, dy_RD[rows]
-            da = dy @ down[e].to(dy.dtype)
-            dweights[mine] = (da * a).sum(-1)
-            da = da * weights
-            ddown[e] = (dy * weights).mT @ a
-            dvalues = torch.cat((da * up * sigma * (1 + gate * (1 - sigma)), da * gate * sigma), dim=-1)
-            dgate_up[e] = dvalues.mT @ x_RD[rows]
-            dx.index_add_(0, rows, dvalues @ gate_up[e].to(dvalues.dtype))
-        return None, None, dx, dweights.view_as(weights_RW), dgate_up, ddown
+        x_RD, weights_RW, gate_up, down, places_n, counts_E, inner = ctx.saved_tensors
+        ways: Ways = ctx.ways
+        rows_n, weights_n1 = places_n // weights_RW.shape[1], weights_RW.flatten()[places_n, None]
+        gate, up = inner.chunk(2, dim=-1)
+        sigma = gate.sigmoid()
+        a = gate * sigma * up
+        da = ways.product(dy_RD, down, counts_E, rows_n)
+        dweights = torch.zeros_like(weights_RW)
+        dweights.view(-1)[places_n] = (da * a).sum(-1)
+        da = da * weights_n1
+        ddown = ways.outer(dy_RD, a * weights_n1, counts_E, down.dtype, left_at_n=rows_n)
+        dinner = torch.cat((da * up * sigma * (1 + gate * (1 - sigma)), da * gate * sigma), dim=-1)
+        dgate_up = ways.outer(dinner, x_RD, counts_E, gate_up.dtype, right_at_n=rows_n)
+        dx = ways.collect(ways.product(dinner, gate_up, counts_E), places_n, weights_RW, weighed=False)
+        return None, None, None, dx, dweights, dgate_up, ddown

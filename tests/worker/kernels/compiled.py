@@ -12,7 +12,14 @@ from triton.compiler import ASTSource, compile
 
 from compression import kernels_triton
 from compression.grid import BLOCK
-from worker.kernels import adamw_triton, flash_triton, gates_triton, norm_triton, rotary_triton
+from worker.kernels import (
+    adamw_triton,
+    flash_triton,
+    gates_triton,
+    grouped_triton,
+    norm_triton,
+    rotary_triton,
+)
 
 Compiled = tuple[Any, dict[str, str], dict[str, Any]]
 """A kernel, the types of its arguments, its constants."""
@@ -48,6 +55,28 @@ def attention() -> list[Compiled]:
     ]
 
 
+def experts() -> list[Compiled]:
+    """Grouped products of bf16 rows with float32 matrices, as in mixed precision; strides are a constant
+    where they are 1."""
+    tile = {"ROWS": grouped_triton.ROWS, "COLUMNS": grouped_triton.COLUMNS, "DEPTH": grouped_triton.DEPTH}
+    places = dict.fromkeys(
+        ("at", "left_at", "right_at", "groups", "firsts", "ends", "counts", "taken"), "*i64"
+    )
+    rows = dict.fromkeys(("x", "y", "left", "right", "weights"), "*bf16")
+    types = {**places, **rows, "matrices": "*fp32", "sums": "*fp32"}
+    return [
+        *(
+            of(grouped_triton._product, types, **tile, GATHER=gather, **{stride: 1})
+            for gather, stride in ((True, "of_input"), (False, "of_output"))
+        ),
+        *(
+            of(grouped_triton._outer, types, **tile, LEFT_AT=left, RIGHT_AT=not left)
+            for left in (True, False)
+        ),
+        of(grouped_triton._collect, types | {"sums": "*bf16"}, WEIGHED=True, WIDTH=grouped_triton.WIDTH),
+    ]
+
+
 def kernels() -> list[Compiled]:
     codec = {
         "x_at": "*fp32", "memory_at": "*fp16", "scales_at": "*i16", "packed_at": "*u8", "largest_at": "*i32",
@@ -80,11 +109,11 @@ def kernels() -> list[Compiled]:
     decode = [
         of(kernels_triton._decode, codec, BITS=3, BRAIN=False, ADD=add, SIZE=BLOCK) for add in (True, False)
     ]
-    return [*attention(), *around, *gates, *turns, *adamw, *encode, *decode]
+    return [*attention(), *experts(), *around, *gates, *turns, *adamw, *encode, *decode]
 
 
 def main() -> None:
-    for capability, some in ((80, kernels()), (90, attention())):
+    for capability, some in ((80, kernels()), (90, [*attention(), *experts()])):
         for kernel, types, constants in some:
             source = ASTSource(fn=kernel, signature=types, constexprs=constants)
             made = compile(source, target=GPUTarget("cuda", capability, 32))

@@ -3,8 +3,6 @@ gives and takes the same state with either."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +14,6 @@ from worker.kernels import choice
 from worker.model import Layer
 from worker.optimizer import StageOptimizer
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import pytest
@@ -13,7 +12,6 @@ from scheduler.mixers import AttentionSpec, Sight
 from tests.worker.model.shapes import spec
 from worker.model.attention import Attention, attend
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +13,6 @@ from tests.worker.model.shapes import layers_of, spec
 from worker.kernels import choice
 from worker.model.rotary import _table, rotate
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

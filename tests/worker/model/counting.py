@@ -43,6 +43,13 @@ def _solved_again(a: Any, _: Any, b: Any, **__: Any) -> float:
     return float(prod(a[:-2]) * solve_flops(a[-1], b[-1], factored=True))
 
 
+def _grouped(a: Any, b: Any, *_: Any, out_shape: Any, **__: Any) -> float:
+    """Rows of groups with a matrix each, or of each group's rows the sum: what is taken of `a` meets each
+    column of `b` once."""
+    del out_shape
+    return float(2 * prod(a) * b[-1])
+
+
 _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothing for the CPU's
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _COUNT.sdpa_flop_count(
         q, (*q[:2], *k[2:]), (*q[:2], *v[2:])
@@ -53,6 +60,7 @@ _UNKNOWN = {  # the counter knows the GPU's attention kernels, and counts nothin
     _ATEN._fft_r2c: _real_to_complex,  # and no transforms
     _ATEN._fft_c2r: _complex_to_real,
     _ATEN._fft_c2c: _complex_to_complex,
+    _ATEN._grouped_mm: _grouped,
     _ATEN._linalg_solve_ex: _solved,  # and no systems
     _ATEN.linalg_lu_solve: _solved_again,
 }

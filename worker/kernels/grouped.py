@@ -1,0 +1,172 @@
+"""Products of rows that stand in the order of their groups, each group with a matrix of its own: what a
+mixture's experts do. Knows neither routers nor experts.
+
+Three ways of one signature. `LOOP`: a product a group, the reference and what a CPU is fastest with. `TORCH`:
+PyTorch's grouped product. `grouped_triton.TRITON`: this project's kernel, which gathers rows as it reads them
+and narrows matrices tile by tile.
+
+Shapes: E groups, n rows in the groups' order, the first counts_E[0] of the first group and so on; R rows that
+these n are taken of, W places a row, of which some are taken; I inputs, O outputs, L and M widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.kernels import choice
+
+Kernel = Literal["auto", "torch", "triton"]
+
+
+class Ways(Protocol):
+    def product(
+        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
+    ) -> Tensor:
+        """(n,O), in x's type: x[at_n[i]] (x[i] without) times the matrix of the group of row i."""
+        ...
+
+    def outer(
+        self,
+        left_L: Tensor,
+        right_M: Tensor,
+        counts_E: Tensor,
+        dtype: torch.dtype,
+        left_at_n: Tensor | None = None,
+        right_at_n: Tensor | None = None,
+    ) -> Tensor:
+        """(E,L,M): of each group the sum over its rows i of left[i]^T right[i], each taken at `at` where
+        given; 0 for a group without rows."""
+        ...
+
+    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
+        """(R,O): of each row the sum of the y at its places, times their weights if `weighed`. `places_n`
+        are places in weights_RW laid flat, none twice. The same bits each time, on a GPU too."""
+        ...
+
+
+class _Loop:
+    def product(
+        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
+    ) -> Tensor:
+        counts = counts_E.tolist()
+        parts = torch.split(x_RI if at_n is None else at_n, counts)
+        taken = parts if at_n is None else (x_RI[part] for part in parts)
+        return torch.cat([x @ m.to(x.dtype) for x, m in zip(taken, matrices_EIO, strict=True)])
+
+    def outer(
+        self,
+        left_L: Tensor,
+        right_M: Tensor,
+        counts_E: Tensor,
+        dtype: torch.dtype,
+        left_at_n: Tensor | None = None,
+        right_at_n: Tensor | None = None,
+    ) -> Tensor:
+        counts = counts_E.tolist()
+        sums = left_L.new_empty(len(counts), left_L.shape[1], right_M.shape[1], dtype=dtype)
+        lefts = torch.split(left_L if left_at_n is None else left_at_n, counts)
+        rights = torch.split(right_M if right_at_n is None else right_at_n, counts)
+        for total, left, right in zip(sums, lefts, rights, strict=True):
+            left = left if left_at_n is None else left_L[left]
+            right = right if right_at_n is None else right_M[right]
+            total.copy_(left.mT @ right)
+        return sums
+
+    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
+        rows_n = places_n // weights_RW.shape[1]
+        if weighed:
+            y_nO = y_nO * weights_RW.flatten()[places_n, None]
+        return y_nO.new_zeros(len(weights_RW), y_nO.shape[1]).index_add_(0, rows_n, y_nO)
+
+
+class _Torch:
+    def product(
+        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
+    ) -> Tensor:
+        x_nI = x_RI.contiguous() if at_n is None else x_RI[at_n]
+        if not len(x_nI):
+            return x_nI.new_empty(0, matrices_EIO.shape[2])
+        y: Tensor = _grouped()(x_nI, matrices_EIO.to(x_nI.dtype), offs=_ends(counts_E))
+        return y
+
+    def outer(
+        self,
+        left_L: Tensor,
+        right_M: Tensor,
+        counts_E: Tensor,
+        dtype: torch.dtype,
+        left_at_n: Tensor | None = None,
+        right_at_n: Tensor | None = None,
+    ) -> Tensor:
+        left_nL = left_L.contiguous() if left_at_n is None else left_L[left_at_n]
+        right_nM = right_M.contiguous() if right_at_n is None else right_M[right_at_n]
+        if not len(left_nL):
+            return left_L.new_zeros(len(counts_E), left_L.shape[1], right_M.shape[1], dtype=dtype)
+        sums: Tensor = _grouped()(left_nL.mT, right_nM, offs=_ends(counts_E))
+        # What it leaves in groups without rows is not 0 on every GPU (pytorch issue 172439).
+        return sums.to(dtype).masked_fill_((counts_E == 0)[:, None, None], 0)
+
+    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
+        """Sums of neighbours: adding to rows where they lie would go in any order on a GPU."""
+        order_n = places_n.argsort()
+        y_nO, places_n = y_nO[order_n], places_n[order_n]
+        if weighed:
+            y_nO = y_nO * weights_RW.flatten()[places_n, None]
+        taken_RW = torch.zeros_like(weights_RW, dtype=torch.int64)
+        taken_RW.view(-1)[places_n] = 1
+        return torch.segment_reduce(y_nO, "sum", lengths=taken_RW.sum(1), axis=0, unsafe=True)
+
+
+LOOP: Ways = _Loop()
+TORCH: Ways = _Torch()
+
+
+def way(kernel: Kernel, x: Tensor, widths: tuple[int, ...]) -> Ways | None:
+    """Which way `x` goes through matrices of these widths; None: it cannot go the one asked for. `auto`: on a
+    GPU PyTorch's where it takes bfloat16 there, else the project's for 16 bits; else the loop, whose products
+    are the fastest in float32."""
+    if kernel == "auto" and (not x.is_cuda or x.element_size() > 2):
+        return LOOP
+    if kernel != "triton" and (kernel == "torch" or x.dtype == torch.bfloat16) and _fits(x, widths):
+        return TORCH
+    if kernel != "torch" and (choice.runs_here(x) or (kernel == "triton" and choice.interprets(x))):
+        from worker.kernels.grouped_triton import TRITON
+
+        return TRITON
+    return LOOP if kernel == "auto" else None
+
+
+def _fits(x: Tensor, widths: tuple[int, ...]) -> bool:
+    """It wants rows of whole 16 bytes."""
+    aligned = all(width * x.element_size() % 16 == 0 for width in widths)
+    return aligned and _takes(str(x.device), x.dtype)
+
+
+@cache
+def _takes(device: str, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's grouped product works there: tried on two small groups, whatever the versions say."""
+    try:
+        ones = torch.ones(16, 16, device=device, dtype=dtype)
+        ends = torch.tensor([4, 16], device=device, dtype=torch.int32)
+        matrices = torch.stack((ones, 2 * ones))
+        forward = _grouped()(ones, matrices.mT, offs=ends)
+        sums = _grouped()(ones.mT, ones, offs=ends)
+        return forward[[3, 4], 0].tolist() == [16, 32] and sums[:, 0, 0].tolist() == [4, 12]
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+
+
+def _grouped() -> Callable[..., Tensor]:
+    """PyTorch's function, which had another name before 2.10."""
+    function: Callable[..., Tensor] | None = getattr(F, "grouped_mm", None)
+    return function or torch._grouped_mm
+
+
+def _ends(counts_E: Tensor) -> Tensor:
+    return counts_E.cumsum(0, dtype=torch.int32)
