@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.cost import predict
 from scheduler.job import JobSpec
-from scheduler.neighbours import Keeper, copying_s, keepers, price, what_lacks
+from scheduler.neighbours import Keeper, arrange, copying_s, price
 from scheduler.plan import Plan, PlanError
 from scheduler.planner import describe as describe_plan
 from scheduler.planner import make_plan
@@ -137,12 +137,15 @@ def with_keepers(job: JobSpec, planning: Planning) -> Planning:
     if not every or plan.local_steps:  # replicas that step alone have no state that others could go on with
         return planning
     model, topology = planning.request.model, planning.topology
-    found = keepers(plan, model, topology)
-    if lacks := what_lacks(found, plan, model, topology):
+    arranged = arrange(plan, model, topology)
+    found = arranged.keepers
+    if arranged.lacks:
         if planning.way is None:
-            raise PlanError(lacks)
+            raise PlanError(arranged.lacks)
         found = ()  # a run that was interrupted rather goes on
-    says = f"No copies: {lacks}." if lacks else price(found, topology, every, plan.predicted_step_s)
+        says = f"No copies: {arranged.lacks}."
+    else:
+        says = price(found, topology, every, plan.predicted_step_s)
     return replace(_saying(planning, says), keepers=found, copying_s=copying_s(found, topology))
 
 

@@ -64,8 +64,8 @@ class RunOptions:
     """How much faster another plan must look."""
 
 
-def options_of(job: JobSpec, run: RunOptions) -> Options:
-    """What the state machine needs of the job and the command line."""
+def options_of(job: JobSpec, run: RunOptions, check_key: bytes = b"") -> Options:
+    """What the state machine needs of the job and the command line. `check_key`: see `records.Options`."""
     return Options(
         steps=job.steps,
         global_batch=job.global_batch,
@@ -84,6 +84,7 @@ def options_of(job: JobSpec, run: RunOptions) -> Options:
         neighbours_every=job.checkpoint.neighbours_every,
         checks_every=job.checks.every,
         check_tolerance=job.checks.tolerance,
+        check_key=check_key,
     )
 
 
@@ -108,11 +109,11 @@ async def run(
     planner: Planner = make,
 ) -> ExitCode:
     """Drive the run to its end. Raises PortInUse if the address cannot be listened on."""
-    state = start(options_of(job, options), opened.restore, opened.taken_up, opened.plan_version)
+    key = check_key(opened.state_dir) if job.checks.every else b""
+    machine = options_of(job, options, key)
+    state = start(machine, opened.restore, opened.taken_up, opened.plan_version)
     conduct, quarantined = opened.store.last_conduct()
     state = replace(state, conduct=conduct, quarantined=quarantined)
-    if job.checks.every:
-        state = replace(state, options=replace(state.options, check_key=check_key(opened.state_dir)))
     driver = Driver(job, opened, state, planner, while_heard(say), options.patience, options.lease_s)
     tokens = Tokens(opened.state_dir)
     beside = ExitStack()

@@ -10,7 +10,7 @@ Pure: knows plans and links; copies nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -37,11 +37,20 @@ class Keeper:
     """Of one copy."""
 
 
-def keepers(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Keeper, ...]:
-    """One for each stage, in their order; none for a plan of one stage, whose every holder has all layers.
-    Who has room for it goes before who has not."""
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Who keeps what, one keeper for each stage, in their order."""
+
+    keepers: tuple[Keeper, ...] = ()
+    lacks: str = ""
+    """'' or on which device the copies do not fit, and what to do."""
+
+
+def arrange(plan: Plan, model: ModelProfile, topology: Topology) -> Arrangement:
+    """Keepers for `plan`; none for a plan of one stage, whose every holder has all layers. Who has room for
+    it goes before who has not."""
     if plan.n_stages < 2:
-        return ()
+        return Arrangement()
     room = _room(plan, model, topology)
     kept_bytes: Counter[str] = Counter()
     hosts = {d.name: d.host or d.name for d in topology.devices}
@@ -68,7 +77,7 @@ def keepers(plan: Plan, model: ModelProfile, topology: Topology) -> tuple[Keeper
         kept[keeper] += 1
         kept_bytes[keeper] += SETS * n_bytes
         found.append(Keeper(holder, keeper, n_bytes))
-    return tuple(found)
+    return Arrangement(tuple(found), _what_lacks(room, kept_bytes, plan, model, topology))
 
 
 def _room(plan: Plan, model: ModelProfile, topology: Topology) -> dict[str, int]:
@@ -85,14 +94,11 @@ def _room(plan: Plan, model: ModelProfile, topology: Topology) -> dict[str, int]
     }
 
 
-def what_lacks(found: Sequence[Keeper], plan: Plan, model: ModelProfile, topology: Topology) -> str:
-    """'' or on which device the copies do not fit, and what to do."""
-    if not found:
-        return ""
-    kept: Counter[str] = Counter()
-    for k in found:
-        kept[k.keeper] += SETS * k.n_bytes
-    lacking = {name: kept[name] - left for name, left in _room(plan, model, topology).items()}
+def _what_lacks(
+    room: Mapping[str, int], kept: Counter[str], plan: Plan, model: ModelProfile, topology: Topology
+) -> str:
+    """Of the device that lacks most; '' if none does. `kept`: bytes of others' copies, by device."""
+    lacking = {name: kept[name] - left for name, left in room.items()}
     name = max(lacking, key=lambda n: (lacking[n], n), default="")
     if not name or lacking[name] <= 0:
         return ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from scheduler.layer_sources import Holding, holdings_of
-from scheduler.neighbours import Keeper, keepers
+from scheduler.neighbours import Keeper, arrange
 from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
 from scheduler.topology import Topology
@@ -35,7 +35,7 @@ class Copies:
         """Another plan runs: its stages are kept from now on, what was under way is not waited for."""
         self._coming = {}
         if self.every and not plan.local_steps:
-            self._keepers = keepers(plan, model, topology)
+            self._keepers = arrange(plan, model, topology).keepers
 
     def begin(
         self, plan: Plan, done: int, now_s: float, takes_s: Callable[[Sequence[Send]], float]

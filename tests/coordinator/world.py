@@ -18,7 +18,7 @@ from coordinator.records import OVER, Options, Restore, State, TakenUp, Transiti
 from coordinator.state import handle, start
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo, weights_file
-from scheduler.neighbours import keepers
+from scheduler.neighbours import arrange
 from scheduler.plan import Plan
 from scheduler.profile import DeviceProfile, LayerProfile
 from scheduler.recovery import Gather, GoOn, adopt, recover
@@ -271,7 +271,7 @@ class World:
 
     def _to_take(self, request: c.MakePlan, plan: Plan, way: GoOn | None = None) -> e.Planned:
         wanted = self.state.options.neighbours_every > 0
-        found = keepers(plan, request.model, topology_of(request)) if wanted else ()
+        found = arrange(plan, request.model, topology_of(request)).keepers if wanted else ()
         return e.Planned(plan, way, found)
 
     def settle(self, *, until: str = "", limit: int = 10_000) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scheduler.bottleneck import headroom
-from scheduler.neighbours import SETS, keepers, what_lacks
+from scheduler.neighbours import SETS, arrange
 from scheduler.plan import Plan
 from scheduler.profile import LayerProfile, ModelProfile
 from scheduler.topology import Device, Topology
@@ -37,10 +37,10 @@ def needed(plan: Plan, name: str) -> int:
 
 def test_who_has_room_keeps_them_and_not_who_is_next() -> None:
     plan = a_plan(("a", "b", "c"))
-    anywhere = {k.holder: k.keeper for k in keepers(plan, MODEL, a_topology(plan, {}))}
+    anywhere = {k.holder: k.keeper for k in arrange(plan, MODEL, a_topology(plan, {})).keepers}
     assert anywhere["a"] == "b"
     tight = {"b": needed(plan, "b") + SETS * COPY}
-    found = {k.holder: k.keeper for k in keepers(plan, MODEL, a_topology(plan, tight))}
+    found = {k.holder: k.keeper for k in arrange(plan, MODEL, a_topology(plan, tight)).keepers}
     assert "b" not in found.values()
 
 
@@ -49,7 +49,7 @@ def test_copies_count_to_the_byte_and_what_lacks_is_said(spare: int, fits: bool)
     plan = a_plan(("a", "b"))
     memory = {n: needed(plan, n) + spare for n in ("a", "b")}
     topology = a_topology(plan, memory)
-    said = what_lacks(keepers(plan, MODEL, topology), plan, MODEL, topology)
+    said = arrange(plan, MODEL, topology).lacks
     assert (said == "") == fits
     if not fits:
         assert "do not fit on b" in said
@@ -60,6 +60,6 @@ def test_copies_count_to_the_byte_and_what_lacks_is_said(spare: int, fits: bool)
 def test_a_gpus_memory_is_not_where_copies_are_and_what_is_unknown_is_enough() -> None:
     plan = a_plan(("a", "b"))
     of_gpus = a_topology(plan, {"a": 1, "b": 1}, cores=0)
-    assert what_lacks(keepers(plan, MODEL, of_gpus), plan, MODEL, of_gpus) == ""
+    assert arrange(plan, MODEL, of_gpus).lacks == ""
     unknown = a_topology(plan, {})
-    assert what_lacks(keepers(plan, MODEL, unknown), plan, MODEL, unknown) == ""
+    assert arrange(plan, MODEL, unknown).lacks == ""
