@@ -114,10 +114,10 @@ def _require_safe(bind: str, tls: ServerTls | None, insecure: bool, as_json: boo
 
 def default_min_workers(job: JobSpec) -> tuple[int, str]:
     """How many workers to wait for when nobody said, and why."""
-    if job.parallelism == "auto":
+    if job.asked_shape is None:
         return 1, "parallelism is `auto`: begins with the first worker; pass --min-workers N to wait for N"
-    n = job.parallelism.stages * job.parallelism.replicas
-    return n, f"waits for {n} workers: {job.parallelism.stages} stages x {job.parallelism.replicas} replicas"
+    stages, replicas = job.asked_shape
+    return stages * replicas, f"waits for {stages * replicas} workers: {stages} stages x {replicas} replicas"
 
 
 def _show(as_json: bool, logs: LogLines | None) -> Show:

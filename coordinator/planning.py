@@ -90,8 +90,8 @@ def go_on(job: JobSpec, request: MakePlan, standing: Standing, planner: Planner)
             planned: Plan | str = planner(job, _of_those_who_stay(request, standing)).plan
         except ValueError as error:
             planned = str(error)
-        if job.parallelism != "auto":
-            standing = replace(standing, shape=(job.parallelism.stages, job.parallelism.replicas))
+        if job.asked_shape is not None:
+            standing = replace(standing, shape=job.asked_shape)
         found = recover(standing, planned, measured, request.version)
     if isinstance(found, Gather):
         raise PlanError(found.reason)

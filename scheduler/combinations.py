@@ -39,23 +39,7 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
             f"{job.global_batch}, which micro_batch {job.micro_batch} does not divide",
             f"a multiple of {job.micro_batch}",
         )
-    if job.parallelism != "auto":
-        most, replicas = job.most_replicas, job.parallelism.replicas
-        if replicas > most and job.split == "batch":
-            yield (
-                ("parallelism", "replicas"),
-                f"{replicas} replicas for {most} micro-batches a step",
-                f"at most {most} (global_batch / micro_batch), so that each has work",
-            )
-        elif replicas > most:
-            found = f"{replicas} replicas for sequences of {most} positions"
-            yield ("parallelism", "replicas"), found, f"at most {most}, so that each has one"
-        if job.parallelism.stages > model.depth + 2:
-            yield (
-                ("parallelism", "stages"),
-                f"{job.parallelism.stages} stages for {model.depth + 2} layers",
-                f"at most {model.depth + 2}: the embedding, {model.depth} blocks, the head",
-            )
+    yield from _impossible_parallelism(model, job)
     yield from _impossible_shape(model, job)
     yield from _impossible_split(model, job)
     yield from misfits(job.compression, (job.profiled_micro_batch, job.sequence_length, model.hidden))
@@ -66,8 +50,43 @@ def impossible(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
         yield ("data", key), f"0 although eval_every is {job.eval_every}", "more than 0, or eval_every: 0"
 
 
+def _impossible_parallelism(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:
+    if job.asked_shape is None:
+        if job.parallelism != "auto" and "replicas" in job.parallelism.model_fields_set:
+            yield ("parallelism", "replicas"), "replicas without stages", "both, or neither: then all is open"
+        return
+    stages, replicas = job.asked_shape
+    split = job.splits[-1]  # of two the one that allows more
+    most = job.sharing(split).most_replicas
+    if replicas > most and split == "batch":
+        yield (
+            ("parallelism", "replicas"),
+            f"{replicas} replicas for {most} micro-batches a step",
+            f"at most {most} (global_batch / micro_batch), so that each has work",
+        )
+    elif replicas > most:
+        found = f"{replicas} replicas for sequences of {most} positions"
+        yield ("parallelism", "replicas"), found, f"at most {most}, so that each has one"
+    if stages > model.depth + 2:
+        yield (
+            ("parallelism", "stages"),
+            f"{stages} stages for {model.depth + 2} layers",
+            f"at most {model.depth + 2}: the embedding, {model.depth} blocks, the head",
+        )
+
+
+def why_undivided(job: JobSpec) -> str:
+    """Why the job's replicas cannot share sequences, each at its own positions; '': they can."""
+    for number, block in enumerate(job.shape.blocks):
+        if misfit := next((part for part in block if part.undivided), None):
+            return f"block.{number:02d} has {misfit.text!r}, which {misfit.undivided}"
+    if job.data.documents == "apart":
+        return "its documents are kept apart"
+    return "replicas step alone (local_steps)" if job.local_steps is not None else ""
+
+
 def _impossible_split(model: ModelSpec, job: JobSpec) -> Iterator[tuple[Path, str, str]]:
-    if job.split == "batch":
+    if job.split == "batch":  # or left open
         return
     for number, block in enumerate(model.blocks):
         if misfit := next((part for part in block if part.undivided), None):
@@ -112,7 +131,7 @@ def _impossible_momentum(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
             f"{momentum.warmup_steps} for a run of {job.steps} steps, which so never compresses",
             f"at most {job.steps - 1}; a sixth of the run, {max(1, job.steps // 6)}, is a good start",
         )
-    if job.parallelism != "auto" and job.parallelism.replicas == 1:
+    if job.asked_shape is not None and job.asked_shape[1] == 1:
         yield (
             path,
             "it with parallelism.replicas 1, which exchanges no gradients of weights",
@@ -130,7 +149,7 @@ def _impossible_local_steps(job: JobSpec) -> Iterator[tuple[Path, str, str]]:
             f"{local.every} for a run of {job.steps} steps, in which most weights are never exchanged",
             f"at most {job.steps}, and better a tenth of it",
         )
-    if job.parallelism != "auto" and job.parallelism.replicas == 1:
+    if job.asked_shape is not None and job.asked_shape[1] == 1:
         yield (
             ("local_steps",),
             "it with parallelism.replicas 1, whose steps are local anyway",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from scheduler.combinations import BYTE_VOCAB, impossible
+from scheduler.combinations import BYTE_VOCAB, impossible, why_undivided
 from scheduler.job_compression import CompressionSpec
 from scheduler.marked_yaml import Marked, MarkedYamlError, Path, Problem, dotted, load_marked
 from scheduler.names import nearest
@@ -130,11 +130,14 @@ class OptimizerSpec(_Strict):
 
 
 class ParallelismSpec(_Strict):
-    stages: Annotated[int, Field(ge=1)]
+    stages: Annotated[int, Field(ge=1)] | None = None
+    """Left out: the planner chooses stages and replicas, as `parallelism: auto` has it."""
     replicas: Annotated[int, Field(ge=1)] = 1
-    split: Split = "batch"
+    split: Literal["auto", "batch", "sequence"] = "batch"
     """What the replicas of a stage share. `sequence`: each holds a part of the positions of every sample, for
-    contexts too long for one device; attention's keys and values pass from each replica to the next."""
+    contexts too long for one device; attention's keys and values pass from each replica to the next. `auto`:
+    the planner plans both and takes the shorter step. `parallelism: auto` has them share the batch, and
+    sequences only where no plan fits in memory otherwise."""
 
 
 class ScheduleSpec(_Strict):
@@ -227,9 +230,32 @@ class JobSpec(_Strict):
         return self.global_batch // self.profiled_micro_batch
 
     @property
+    def asked_shape(self) -> tuple[int, int] | None:
+        """(stages, replicas) that the job asks for; None: the planner chooses."""
+        if self.parallelism == "auto" or self.parallelism.stages is None:
+            return None
+        return self.parallelism.stages, self.parallelism.replicas
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """What the replicas of a stage may share: where the job leaves it open both, if its model can be
+        divided."""
+        asked = "batch" if self.parallelism == "auto" else self.parallelism.split
+        if asked != "auto":
+            return (asked,)
+        return ("batch",) if why_undivided(self) else ("batch", "sequence")
+
+    @property
     def split(self) -> Split:
-        """What the replicas of a stage share."""
-        return "batch" if self.parallelism == "auto" else self.parallelism.split
+        """What the replicas of a stage share; the batch, where that is left open."""
+        return self.splits[0]
+
+    def sharing(self, split: Split) -> JobSpec:
+        """The job whose replicas share just that."""
+        if self.splits == (split,):
+            return self
+        given = ParallelismSpec() if self.parallelism == "auto" else self.parallelism
+        return self.model_copy(update={"parallelism": given.model_copy(update={"split": split})})
 
     @property
     def most_replicas(self) -> int:
@@ -345,7 +371,7 @@ def _problem(marked: Marked, located: tuple[Path, Any]) -> Problem:
         return Problem(line, key, "no such key", "a value for it")
     required = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value should be ")
     if key == "parallelism":
-        required = "'auto', or a mapping with stages and replicas"
+        required = "'auto', or a mapping with stages, replicas and split"
     required = _EITHER.get(path, required)
     return Problem(line, key, _shown(error["input"]), required)
 

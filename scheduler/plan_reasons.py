@@ -94,14 +94,14 @@ def _shards(ways: Ways, plan: Plan) -> Iterator[str]:
 
 
 def _left_out(ways: Ways, chosen: Chosen) -> Iterator[str]:
-    if ways.job.parallelism != "auto":
+    if ways.job.asked_shape is not None:
         yield "The job asks for this number of stages and replicas."
     used = {name for pipeline in chosen.plan.placement for name in pipeline}
     names = [p.device for p in ways.devices if p.device not in used]
     if not names:
         return
     listed = ", ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
-    if ways.job.parallelism != "auto":
+    if ways.job.asked_shape is not None:
         yield f"Left out: {listed}; the job needs no more."
         return
     more = [f for f in chosen.others if f.case.n_stages * f.case.n_replicas > len(used)]
@@ -213,7 +213,7 @@ def _faster_link(ways: Ways, chosen: Chosen, link: tuple[str, str] | None) -> It
 def _one_more(ways: Ways, chosen: Chosen) -> Iterator[str]:
     """What a copy of the fastest device would bring, placed as the structured layouts would have it."""
     case = chosen.found.case
-    if ways.job.parallelism != "auto" or not case.pricing.exact:
+    if ways.job.asked_shape is not None or not case.pricing.exact:
         return
     p, n = case.prices, len(case.pricing.names)
     best = int(np.argmin(case.grounds.speeds))

@@ -20,6 +20,7 @@ from scheduler.plan import Plan, PlanError, split_micro_batches, stage_of_layers
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.remembered import remembering, without_choosing_it
+from scheduler.split_choice import Searched, search_splits
 from scheduler.topology import Topology
 from scheduler.units import count
 
@@ -61,16 +62,17 @@ def make_plan(
     from scheduler.step_search import StepSearchOptions
 
     options = StepSearchOptions(actions=QUICK_ACTIONS)
-    ways, chosen = search_for(job, model, devices, topology, version, options)
-    return explained(ways, chosen)
+    return explained(search_for(job, model, devices, topology, version, options))
 
 
-def explained(ways: Ways, chosen: Chosen) -> Plan:
+def explained(searched: Searched) -> Plan:
     """The chosen plan with its codecs and its reasons."""
     from scheduler.plan_reasons import reasons
 
+    ways, chosen, why = searched
     plan = _relaxed(ways, chosen.found, chosen.plan)
-    return replace(plan, reasons=(*reasons(ways, replace(chosen, plan=plan)), *plan.reasons))
+    shape, *others = reasons(ways, replace(chosen, plan=plan))
+    return replace(plan, reasons=(shape, *filter(None, (why,)), *others, *plan.reasons))
 
 
 def _relaxed(ways: Ways, found: Found, plan: Plan) -> Plan:
@@ -101,26 +103,34 @@ def search_for(
     options: StepSearchOptions,
     map_tasks: MapTasks = map,
     should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[Ways, Chosen]:
-    """`make_plan` with the effort chosen, and everything that the plan was chosen from."""
-    from scheduler.plan_search import Ways, search_plan, shapes
-
+) -> Searched:
+    """`make_plan` with the effort chosen, and everything that the plan was chosen from. Where what replicas
+    share is open, each of the two searches has that effort."""
     _require_inputs(job, model, devices, topology)
     ordered = tuple(sorted(devices, key=lambda p: p.device))
     links = _ordered(topology, ordered)
+
+    def search(sharing: JobSpec) -> tuple[Ways, Chosen]:
+        return _search(sharing, model, ordered, links, version, options, map_tasks, should_stop)
+
+    return search_splits(job, search)
+
+
+def _search(
+    job: JobSpec,
+    model: ModelProfile,
+    ordered: tuple[DeviceProfile, ...],
+    links: Topology,
+    version: int,
+    options: StepSearchOptions,
+    map_tasks: MapTasks,
+    should_stop: Callable[[], bool],
+) -> tuple[Ways, Chosen]:
+    """The plan of a job that says what replicas share."""
+    from scheduler.plan_search import Ways, search_plan
+
     ways = Ways(job, remembering(job, model, links), ordered, links)
-    if job.parallelism == "auto":
-        wanted = shapes(len(devices), len(model.layers), job.most_replicas)
-    else:
-        stages, replicas = job.parallelism.stages, job.parallelism.replicas
-        required = stages * replicas
-        if len(devices) < required:
-            raise PlanError(
-                f"found {count(len(devices), 'device')}, required {required} for {stages} stages x "
-                f"{replicas} replicas; let {required - len(devices)} more join or set parallelism: auto"
-            )
-        _require_shape(job, model, stages, replicas)
-        wanted = [(stages, replicas)]
+    wanted = _wanted(job, model, len(ordered))
     plain = without_choosing_it(job, model)
     if plain is None:
         return ways, search_plan(ways, wanted, version, options, map_tasks, should_stop)
@@ -135,6 +145,28 @@ def search_for(
     if known.plan.predicted_step_s < chosen.plan.predicted_step_s:
         return fewer, replace(known, bound_s=bound_s)
     return ways, replace(chosen, bound_s=bound_s)
+
+
+def _wanted(job: JobSpec, model: ModelProfile, n_devices: int) -> list[tuple[int, int]]:
+    """The (stages, replicas) to search. PlanError where there is none."""
+    from scheduler.plan_search import shapes
+
+    if job.asked_shape is None:
+        found = shapes(n_devices, len(model.layers), job.most_replicas)
+        if job.split == "sequence":
+            found = [(s, r) for s, r in found if r > 1]
+        if not found:
+            raise PlanError("found 1 device, required 2 at least to share sequences; let more join")
+        return found
+    stages, replicas = job.asked_shape
+    required = stages * replicas
+    if n_devices < required:
+        raise PlanError(
+            f"found {count(n_devices, 'device')}, required {required} for {stages} stages x "
+            f"{replicas} replicas; let {required - n_devices} more join or set parallelism: auto"
+        )
+    _require_shape(job, model, stages, replicas)
+    return [(stages, replicas)]
 
 
 def _ordered(topology: Topology, devices: Sequence[DeviceProfile]) -> Topology:

@@ -248,7 +248,8 @@ def read_job(given: JobInput) -> JobSpec:
     changes: dict[str, Any] = {}
     if given.stages is not None:
         shape = {"stages": given.stages, "replicas": given.replicas}
-        changes["parallelism"] = shape if job.split == "batch" else {**shape, "split": job.split}
+        asked = "batch" if job.parallelism == "auto" else job.parallelism.split
+        changes["parallelism"] = shape if asked == "batch" else {**shape, "split": asked}
     if given.schedule:
         changes["schedule"] = {**job.schedule.model_dump(exclude_unset=True), "name": given.schedule}
     if given.streams:

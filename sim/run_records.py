@@ -47,12 +47,11 @@ class RunOptions:
     @classmethod
     def of(cls, job: JobSpec, steps: int) -> RunOptions:
         """With what the job says; all else by default."""
-        asked = job.parallelism
         return cls(
             steps,
             job.global_batch * job.sequence_length,
             copy_every=job.checkpoint.neighbours_every,
-            shape=None if asked == "auto" else (asked.stages, asked.replicas),
+            shape=job.asked_shape,
         )
 
 

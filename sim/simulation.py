@@ -80,10 +80,7 @@ def planner_of(job: JobSpec, work: Work, objective: str = "step", seed: int = 0)
         there = topology.subset([topology.index(p.device) for p in profiles])
         if objective == "step":
             return make_plan(job, work.model, profiles, there, version)
-        given = (
-            (None, None) if job.parallelism == "auto" else (job.parallelism.stages, job.parallelism.replicas)
-        )
-        shape = shape_for(len(there), *given)
+        shape = shape_for(len(there), *(job.asked_shape or (None, None)))
         found = contend("dtfm", Field(job, Work(work.model, tuple(profiles)), there, shape, seed))
         if found.plan is None:
             raise PlanError(found.why_not)

@@ -85,8 +85,8 @@ def plan_step(
         options = replace(options, actions=evaluations * ACTIONS_AN_EVALUATION)
     with spread(processes, ray) as map_tasks:
         seeded = job.model_copy(update={"seed": seed})
-        ways, chosen = search_for(seeded, work.model, work.profiles, topology, 1, options, map_tasks, over)
-    plan = explained(ways, chosen)
+        searched = search_for(seeded, work.model, work.profiles, topology, 1, options, map_tasks, over)
+    plan, chosen = explained(searched), searched.chosen
     return StepPlanned(
         job,
         work,

@@ -13,6 +13,9 @@ from torch import Tensor
 from scheduler.job import JobSpec
 from worker.model.ring import Shard
 
+OPEN_SHARDS = 4
+"""Of which one is timed, where the planner chooses how many there are."""
+
 
 class _Nobody:
     """An exchange that takes everything and gives what is as good as keys: their values change no time."""
@@ -34,10 +37,12 @@ class _Nobody:
 
 
 def shard_length(job: JobSpec) -> int:
-    """Positions of the largest shard; the whole sequence, where replicas share the batch."""
-    if job.parallelism == "auto" or job.split == "batch":
+    """Positions of the largest shard; the whole sequence, where replicas share the batch. Where the planner
+    may choose sequences, too, it is timed with what fits either way."""
+    if "sequence" not in job.splits:
         return job.sequence_length
-    return -(-job.sequence_length // job.parallelism.replicas)
+    shards = OPEN_SHARDS if job.asked_shape is None else job.asked_shape[1]
+    return -(-job.sequence_length // shards)
 
 
 def lone_shard(length: int, before: int, device: torch.device) -> Shard:

@@ -45,8 +45,7 @@ def row(network: str, links: Topology, max_error: float, batch: int) -> tuple[st
     work = inputs.read_work(asked, links.devices, gpus)
     options = StepSearchOptions(actions=EFFORT)
     began = time.process_time()
-    ways, chosen = search_for(asked, work.model, work.profiles, links, 1, options)
-    joint = explained(ways, chosen)
+    joint = explained(search_for(asked, work.model, work.profiles, links, 1, options))
     seconds = time.process_time() - began
     before = search_for(plain, work.model, work.profiles, links, 1, options)[1].plan
     after = plan_for(before.placement, asked, work.model, work.profiles, links, 1)

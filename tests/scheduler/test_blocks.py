@@ -24,7 +24,8 @@ def found(
 ) -> tuple[Ways, Chosen]:
     devices = profiles(names(topology), seconds=0.02)
     job = a_job(batch=batch, shape=shape)
-    return search_for(job, a_model(boundary=MB), devices, topology, 1, replace(OPTIONS, blocks=blocks))
+    searched = search_for(job, a_model(boundary=MB), devices, topology, 1, replace(OPTIONS, blocks=blocks))
+    return searched.ways, searched.chosen
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def profiles(model: ModelProfile, speeds: list[float]) -> list[DeviceProfile]:
 
 
 def a_plan(job: JobSpec, recompute: bool = False) -> Plan:
-    assert job.parallelism != "auto"
-    stages, replicas = job.parallelism.stages, job.parallelism.replicas
+    assert job.asked_shape is not None
+    stages, replicas = job.asked_shape
     cuts = [job.n_layers * s // stages for s in range(stages + 1)]
     rows = tuple(tuple(f"d{r * stages + s}" for s in range(stages)) for r in range(replicas))
     shares = (job.micro_batches,) * replicas
@@ -101,7 +101,8 @@ def test_a_split_that_cannot_be_is_refused() -> None:
         a_job(1, 9, 8)
     with pytest.raises(JobError, match=r"local_steps: found it beside parallelism.split sequence"):
         a_job(more="local_steps: {every: 2}")
-    with pytest.raises(JobError, match=r"parallelism.split: found .samples.; required 'batch' or 'sequence'"):
+    said = r"parallelism.split: found .samples.; required 'auto', 'batch' or 'sequence'"
+    with pytest.raises(JobError, match=said):
         parse_job(JOB.replace("split: sequence", "split: samples").replace("LAYERS", "2"), "t.yaml")
 
 

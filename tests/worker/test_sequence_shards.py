@@ -17,6 +17,7 @@ from scheduler.cost import durations, stage_memory
 from scheduler.job import ModelSpec
 from scheduler.plan import Plan
 from scheduler.topology import Device, Topology
+from tests.scheduler.test_split_choice import a_job_of
 from tests.worker.pipelines import (
     VOCAB,
     Rank,
@@ -32,6 +33,7 @@ from tests.worker.pipelines import (
 from tests.worker.test_compressed import compressed
 from tests.worker.test_equality import assert_replicas_agree_bitwise, assert_same_training, plainly
 from tests.worker.test_measured_bytes import n_bytes_of
+from worker.lone_shard import shard_length
 from worker.step import run_eval
 from worker.transport import TransportAborted, TransportTimeout
 
@@ -259,3 +261,17 @@ def test_a_shard_holds_what_its_profile_says(family: str) -> None:
         said = stage_memory(own, *plan.partition[rank.context.stage]).saved_bytes
         (saved,) = found["saved"]
         assert (1.0 if family == "gpt2" else 0.9) * said <= saved <= said + 4
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "length"),
+    [
+        ("auto", 512),
+        ("{stages: 2, replicas: 3}", 512),
+        ("{stages: 2, replicas: 3, split: sequence}", 171),
+        ("{stages: 1, replicas: 4, split: auto}", 128),
+        ("{split: auto}", 128),
+    ],
+)
+def test_layers_are_timed_with_what_fits_however_replicas_share(parallelism: str, length: int) -> None:
+    assert shard_length(a_job_of(parallelism)) == length
