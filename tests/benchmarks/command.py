@@ -21,10 +21,14 @@ def run(
     parser.add_argument("--quick", action="store_true", help=quick_help)
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     options = parser.parse_args(arguments)
-    lines, missed = benchmark(options.quick)
+    return ended(*benchmark(options.quick), options.out)
+
+
+def ended(lines: Sequence[str], missed: bool, out: Path | None) -> int:
+    """Print the lines, also to `out` if there is one. The exit code: 1 if a goal was missed."""
     print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+    if out is not None:
+        out.write_text("\n".join(lines) + "\n")
     return 1 if missed else 0
 
 

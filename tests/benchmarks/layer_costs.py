@@ -6,6 +6,8 @@ a GPU as the allocator counts. Knows no particular layer.
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +23,12 @@ REPETITIONS, LONG_S = 3, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`seconds` (CPU or GPU): the least of three, or of one where one takes more than two seconds."""
+    """`seconds` (CPU or GPU): the least of three, or of one where one takes more than two seconds.
+    `process_bytes`: the most that this process has held in memory so far, on a CPU."""
 
     seconds: float
     peak_bytes: int
+    process_bytes: int = 0
 
 
 def measured(forward: Callable[[Tensor], Tensor], x: Tensor) -> Run:
@@ -42,7 +46,16 @@ def measured(forward: Callable[[Tensor], Tensor], x: Tensor) -> Run:
         begin = time.process_time()
         once()
         seconds.append(time.process_time() - begin)
-    return Run(min(seconds), max(accumulate(memory_changes(once))))  # a profiler takes time: not timed
+    held = process_bytes()
+    x.grad = None  # the profiler knows nothing of what was there before it
+    # A profiler takes time and memory, so these are measured before.
+    return Run(min(seconds), max(accumulate(memory_changes(once))), held)
+
+
+def process_bytes() -> int:
+    """The most physical memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _on_a_gpu(once: Callable[[], None]) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import sqrt
 
 import torch
@@ -15,10 +15,11 @@ from worker.model.fft_conv import fft_conv
 
 HIDDEN, HEADS = 64, 2
 LENGTHS = tuple(512 << k for k in range(8))
+ATTENTION, WINDOW, BUTTERFLY = "attention", "attention window=128", "attention butterfly=128"
 PARTS = (
-    "attention",
-    "attention window=128",
-    "attention butterfly=128",
+    ATTENTION,
+    WINDOW,
+    BUTTERFLY,
     "h3",
     "s4d",
     "lssl state=16",
@@ -38,6 +39,8 @@ FUSED, NAIVE = "torch's fused attention, alone", "attention, scores whole, alone
 FAST_CONV, WHOLE_CONV = "convolution by Fourier transforms, alone", "convolution as a whole matrix, alone"
 STEPS = {f"{part} step by step": part for part in ("h3", "ssd", "delta")}
 NAIVELY = {NAIVE, WHOLE_CONV, *STEPS}
+FORMS = (*PARTS, FUSED, NAIVE, FAST_CONV, WHOLE_CONV, *STEPS)
+"""Every row."""
 
 
 def heads_of(x_BTD: Tensor) -> Tensor:
@@ -95,21 +98,25 @@ def block_of(part: str) -> Block:
 def by_steps(block: Block) -> Callable[[Tensor], Tensor]:
     def forward(x_BTD: Tensor) -> Tensor:
         state, y_t = block.begin(), []
-        for t in range(x_BTD.shape[1]):
-            y, state = block.step(x_BTD[:, t], state)
+        for x_BD in x_BTD.unbind(1):
+            y, state = block.step(x_BD, state)
             y_t.append(y)
         return torch.stack(y_t, 1)
 
     return forward
 
 
-def forms() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Every row: its name and its forward."""
-    for part in PARTS:
-        yield part, lambda x, block=block_of(part): block(x)[0]  # type: ignore[misc]
-    yield FUSED, fused
-    yield NAIVE, naive
-    yield FAST_CONV, lambda x: fft_conv(x, fading(x.shape[1]))
-    yield WHOLE_CONV, by_a_matrix
-    for name, part in STEPS.items():
-        yield name, by_steps(block_of(part))
+def forward_of(form: str) -> Callable[[Tensor], Tensor]:
+    """(1,T,D) to the form's output, of one of FORMS."""
+    if form in STEPS:
+        return by_steps(block_of(STEPS[form]))
+    if form in PARTS:
+        block = block_of(form)
+        return lambda x: block(x)[0]
+    others: dict[str, Callable[[Tensor], Tensor]] = {
+        FUSED: fused,
+        NAIVE: naive,
+        FAST_CONV: lambda x: fft_conv(x, fading(x.shape[1])),
+        WHOLE_CONV: by_a_matrix,
+    }
+    return others[form]

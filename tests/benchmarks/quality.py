@@ -28,6 +28,8 @@ import torch
 
 from scheduler.job import job_to_json
 from scheduler.presets import PRESETS
+from tests.benchmarks.command import ended
+from tests.benchmarks.pictures import panels
 from tests.benchmarks.quality_runs import PROMPT, SETTINGS, Outcome, Setting, Size, job_of, trained
 from worker.data import open_dataset
 
@@ -157,14 +159,7 @@ def written(found: Losses) -> list[str]:
 
 def plot(found: Losses, path: Path) -> None:
     """A dot a seed and a bar at their mean; beside it the curves of what is judged."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (axes, curves) = pyplot.subplots(
-        1, 2, figsize=(13, 0.3 * len(found) + 1.5), layout="constrained", width_ratios=(2, 1)
-    )
+    figure, (axes, curves) = panels(13, 0.3 * len(found) + 1.5, (2, 1))
     names = list(found)[::-1]
     for i, name in enumerate(names):
         off = differences(found, name)
@@ -182,7 +177,7 @@ def plot(found: Losses, path: Path) -> None:
     if curves.lines:
         curves.legend()
     curves.set(xlabel="epochs, 2 stages", ylabel="held-out loss, mean of seeds")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def _head(options: argparse.Namespace, size: Size, found: Losses) -> list[str]:
@@ -220,12 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = {name: [round(o.loss, 4) for o in outcomes] for name, outcomes in found.items()}
     summary = json.dumps({"benchmark": "quality", "passed": not missed, "held_out": figures})
     lines = [*_head(options, size, found), *table(found), "", *said, "", *written(found), "", summary]
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
     if options.plot:
         plot(found, options.plot)
-    return 1 if missed else 0
+    return ended(lines, missed, options.out)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import numpy as np
 
 from sim.spread import spread
 from tests.benchmarks.cells import filled, kept
+from tests.benchmarks.pictures import panels
 from tests.benchmarks.scheduler_runs import DTFM, SHORT, STEP, TRIALS, Case, Run, Setting, cases, run
 from tests.benchmarks.scheduler_runs import settings as settings_of
 
@@ -186,16 +187,11 @@ def _read(fields: dict[str, Any]) -> Run:
 
 def _draw(lines: Sequence[Line], path: Path) -> None:
     """How the best seed of each network of the paper's came to its cost."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     inks = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222", "#999999")
     titles = {DTFM: "DT-FM's objective", STEP: "step time"}
     shown = [(x, title) for x, title in titles.items() if any(line.case.objective == x for line in lines)]
-    figure = Figure(figsize=(1 + 5.5 * len(shown), 4.8), dpi=140)
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, (objective, title) in zip(panels, shown, strict=True):
+    figure, row = panels(1 + 5.5 * len(shown), 4.8, [1] * len(shown))
+    for axes, (objective, title) in zip(row, shown, strict=True):
         own = [x for x in lines if x.case.objective == objective and len(x.best.curve) > 1]
         own = [x for x in own if x.case.devices == 64 and (x.case.activations, x.case.gradients) == (1, 1)]
         drawn = [x for x in own if objective == DTFM or not x.case.stages]
@@ -217,7 +213,6 @@ def _draw(lines: Sequence[Line], path: Path) -> None:
         axes.set_ylabel("best so far above the final, %")
         axes.set_title(f"Convergence, {title}", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     figure.savefig(path)
 
 
