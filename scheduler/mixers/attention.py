@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from scheduler.job import ModelSpec
 
 
+TILE = 64
+"""Positions of a tile of `kernel=triton`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """Which earlier (or, unless `causal`, later) positions a position sees."""
@@ -54,6 +58,15 @@ class Sight:
             return None
         n = -(-length // self.block)
         return n if n > len(self.key_blocks(n)[0]) else None
+
+    def pairs_in_tiles(self, length: int) -> int:
+        """Pairs of positions in the tiles of `kernel=triton` that hold a pair in the window."""
+        tiles = 0
+        for first in range(0, length, TILE):
+            begin = max(0, first - (self.window or length) + 1) // TILE * TILE
+            end = min(length, first + TILE + (0 if self.causal else (self.window or length) - 1))
+            tiles += -(-(end - begin) // TILE)
+        return tiles * TILE**2
 
     def pairs(self, length: int) -> int:
         """Pairs of positions that are multiplied among `length`."""
@@ -137,26 +150,31 @@ class AttentionSpec(MixerSpec):
         positions are rotated, values keep alive the whole product they are a view of. Computed in blocks,
         they are gathered first: queries, keys, values and the output are copies; the mask is a value a pair.
         Of documents apart queries, keys and values are kept, and forward's products made again, but by the
-        project's kernel, which needs no mask.
+        project's kernel, which needs no mask. That kernel gathers nothing. In a window it multiplies the
+        tiles that hold a pair in it, and in backward makes scores and their gradients twice: seven products.
         """
         heads, kv_heads = self.heads_in(model)
         head_width = model.hidden // heads
         joint = (heads + 2 * kv_heads) * head_width
         bias = model.family == "gpt2"
         rotated = (heads + kv_heads) * head_width if self.rotates_in(model) else 0
-        masked = self._masks(sizes)
-        whole = masked or self.sight.blocks_of(sizes.length) is None
-        kept = 2 * model.hidden + (joint + rotated if whole else 0)
+        masked, in_tiles = self._masks(sizes), self.kernel == "triton" and self.window is not None
+        if self.kernel == "triton":  # the output is kept as it is made and as the last product takes it
+            kept = 3 * model.hidden + joint
+        else:
+            whole = masked or self.sight.blocks_of(sizes.length) is None
+            kept = 2 * model.hidden + (joint + rotated if whole else 0)
         linears = sizes.linear(model.hidden, joint, bias, kept=kept)
         linears += sizes.linear(model.hidden, model.hidden, bias, kept=0)
-        pairs = 4.0 * sizes.batch * self.sight.pairs(sizes.length) * model.hidden
+        n_pairs = (self.sight.pairs_in_tiles if in_tiles else self.sight.pairs)(sizes.length)
+        pairs = 4.0 * sizes.batch * n_pairs * model.hidden
         pairs_kept = self._kept_of_pairs(sizes, model.hidden, heads, kv_heads)
         seen = min(sizes.length + 1, self.window or sizes.length + 1)
         held = min(sizes.length, self.window - 1) if self.window else sizes.length
         return linears + Cost(
             0,
             pairs,
-            (3.5 if masked else 2.5) * pairs,
+            (3.5 if masked or in_tiles else 2.5) * pairs,
             0 if masked else pairs_kept,
             pairs_kept if masked else 0,
             step_flops=4.0 * sizes.batch * seen * model.hidden,
@@ -172,6 +190,8 @@ class AttentionSpec(MixerSpec):
     def _kept_of_pairs(self, sizes: Sizes, hidden: int, heads: int, kv_heads: int) -> int:
         """What the product of pairs keeps beside queries, keys, values and output as they are."""
         n, block = self.sight.blocks_of(sizes.length), self.sight.block
+        if self.kernel == "triton":
+            return sizes.rows * heads * FLOAT_BYTES
         if n is None or block is None:
             masks = sizes.batch if self._masks(sizes) else int(block is not None and sizes.length > 1)
             return sizes.rows * heads * FLOAT_BYTES + masks * sizes.length**2 * sizes.value_bytes

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scheduler.mixers import Sight
+from scheduler.mixers.attention import TILE
 
-TILE = 64
 NOWHERE = 1 << 30
 """A window that is wider than any text."""
 
@@ -127,7 +127,7 @@ def _forward(
     total = tl.zeros([TILE], tl.float32)
     summed = tl.zeros([TILE, WIDTH], tl.float32)
     begin = tl.maximum(first - window + 1, 0) // TILE * TILE
-    end = tl.minimum(length, first + TILE if CAUSAL else first + TILE + window)
+    end = tl.minimum(length, first + TILE if CAUSAL else first + TILE + window - 1)
     for start in range(begin, end, TILE):
         k_tile = _tile_of(k + theirs, start, length, WIDTH, TILE)
         v_tile = _tile_of(v + theirs, start, length, WIDTH, TILE)
@@ -175,7 +175,7 @@ def _backward_q(
     dy_tile = _tile_of(dy + mine, first, length, WIDTH, TILE)
     summed = tl.zeros([TILE, WIDTH], tl.float32)
     begin = tl.maximum(first - window + 1, 0) // TILE * TILE
-    end = tl.minimum(length, first + TILE if CAUSAL else first + TILE + window)
+    end = tl.minimum(length, first + TILE if CAUSAL else first + TILE + window - 1)
     for start in range(begin, end, TILE):
         k_tile = _tile_of(k + theirs, start, length, WIDTH, TILE)
         v_tile = _tile_of(v + theirs, start, length, WIDTH, TILE)
@@ -202,7 +202,7 @@ def _backward_kv(
     dk_tile = tl.zeros([TILE, WIDTH], tl.float32)
     dv_tile = tl.zeros([TILE, WIDTH], tl.float32)
     begin = first if CAUSAL else tl.maximum(first - window + 1, 0) // TILE * TILE
-    end = tl.minimum(length, first + TILE + window)
+    end = tl.minimum(length, first + TILE + window - 1)
     for member in range(group):  # the heads that read these keys
         head = kv // kv_heads * heads + kv % kv_heads * group + member
         mine = head * length * WIDTH

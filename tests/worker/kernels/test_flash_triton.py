@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from scheduler.layer_cost import Sizes
 from scheduler.mixers import AttentionSpec, Sight
-from tests.worker.model.shapes import spec
+from tests.worker.model.shapes import kept, spec
 from worker.model.attention import Attention, attend
 
 pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
@@ -81,6 +83,53 @@ def test_it_keeps_inputs_output_and_a_number_a_row(twin: ModuleType) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         twin.flash_attention(q, k, v, Sight())
     assert sum(x.nbytes for x in saved) == 4 * (2 * q.numel() + k.numel() + v.numel() + q.numel() // 16)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the interpreter's products are counted")
+@pytest.mark.parametrize("length", [64, 150])
+@pytest.mark.parametrize(
+    "sight", [Sight(window=w, causal=c) for w in (1, 65, 66, 200) for c in (True, False)], ids=str
+)
+def test_in_a_window_the_price_is_what_is_multiplied(
+    twin: ModuleType, monkeypatch: pytest.MonkeyPatch, sight: Sight, length: int
+) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counted: list[int] = []
+    product = InterpreterBuilder.create_dot
+
+    def counting(builder: object, a: Any, b: Any, *more: object) -> object:
+        counted.append(2 * a.data.size * b.data.shape[-1])
+        return product(builder, a, b, *more)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counting)
+    model = spec(family="llama", hidden=32, heads=2, kv_heads=1)
+    options = AttentionSpec(window=sight.window, causal=sight.causal, kernel="triton")
+    sizes = Sizes(1, length, 4, 4)
+    price, products = options.cost(model, sizes), sizes.product(32, 64) + sizes.product(32, 32)
+    shapes = ((1, 2, length, 16), (1, 1, length, 16), (1, 1, length, 16))
+    y = twin.flash_attention(*(torch.zeros(s, requires_grad=True) for s in shapes), sight)
+    forward = sum(counted)
+    torch.autograd.backward(y.sum())
+    assert price.forward_flops - products == forward
+    assert price.backward_flops - 2 * products == sum(counted) - forward
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"window": 40, "positions": "none"}], ids=str)
+@pytest.mark.parametrize("length", [16, 70])
+def test_what_it_keeps_is_what_the_price_says(twin: ModuleType, options: Any, length: int) -> None:
+    del twin
+    model = spec(family="llama", hidden=32, heads=2, kv_heads=1)
+    options = AttentionSpec(**options, kernel="triton")
+    mixer = Attention(model, options).to(DEVICE)
+    for parameter in mixer.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.zeros(2, length, 32, device=DEVICE, requires_grad=True)
+    mixer(x)  # tables that are made once
+    _, size = kept(lambda: mixer(x)[0], list(mixer.parameters()))
+    expected = options.cost(model, Sizes(2, length, 4, 4)).saved_bytes
+    shared = 2 * 256 * 8 * 4  # rotations
+    assert expected <= size <= expected + shared
 
 
 def test_a_job_may_ask_for_it(twin: ModuleType) -> None:
