@@ -87,6 +87,7 @@ def plan_to_message(plan: Plan) -> pb.PlanMsg:
         streams=plan.streams,
         local_steps=plan.local_steps,
         split_sequence=plan.split == "sequence",
+        shard_sizes=plan.shard_sizes,
         predicted_step_s=plan.predicted_step_s,
         reasons=plan.reasons,
         activation_codecs=chain(*plan.codecs.activation),
@@ -126,6 +127,12 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         raise ConvertError(
             f"plan.micro_batches: found {found} of replicas that share every sequence; required one number"
         )
+    parts = len(m.placement) if m.split_sequence else 0
+    if m.shard_sizes and (len(m.shard_sizes) != parts or min(m.shard_sizes) < 1):
+        raise ConvertError(
+            f"plan.shard_sizes: found {len(m.shard_sizes)}, the least {min(m.shard_sizes)}; required none, or"
+            " of replicas that share every sequence one each, 1 or more"
+        )
     return Plan(
         version=m.version,
         placement=placement,
@@ -138,6 +145,7 @@ def plan_from_message(m: pb.PlanMsg) -> Plan:
         streams=m.streams,
         local_steps=m.local_steps,
         split="sequence" if m.split_sequence else "batch",
+        shard_sizes=tuple(m.shard_sizes),
         predicted_step_s=_finite("plan.predicted_step_s", m.predicted_step_s),
         reasons=tuple(m.reasons),
         codecs=_codecs_from_message(m),

@@ -412,7 +412,7 @@ class MeasureLinks(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., probe_bytes: _Optional[int] = ..., streams: _Optional[int] = ...) -> None: ...
 
 class PlanMsg(_message.Message):
-    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams", "activation_codecs", "gradient_codecs", "reduce_codecs", "local_steps", "split_sequence")
+    __slots__ = ("version", "placement", "partition", "micro_batches", "schedule", "warmup_extra", "predicted_step_s", "reasons", "micro_batch", "recompute", "streams", "activation_codecs", "gradient_codecs", "reduce_codecs", "local_steps", "split_sequence", "shard_sizes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
@@ -429,6 +429,7 @@ class PlanMsg(_message.Message):
     REDUCE_CODECS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     SPLIT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SHARD_SIZES_FIELD_NUMBER: _ClassVar[int]
     version: int
     placement: _containers.RepeatedCompositeFieldContainer[Placement]
     partition: _containers.RepeatedCompositeFieldContainer[Range]
@@ -445,7 +446,8 @@ class PlanMsg(_message.Message):
     reduce_codecs: _containers.RepeatedScalarFieldContainer[str]
     local_steps: int
     split_sequence: bool
-    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ..., activation_codecs: _Optional[_Iterable[str]] = ..., gradient_codecs: _Optional[_Iterable[str]] = ..., reduce_codecs: _Optional[_Iterable[str]] = ..., local_steps: _Optional[int] = ..., split_sequence: bool = ...) -> None: ...
+    shard_sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., placement: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., partition: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., micro_batches: _Optional[_Iterable[int]] = ..., schedule: _Optional[str] = ..., warmup_extra: _Optional[int] = ..., predicted_step_s: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., micro_batch: _Optional[int] = ..., recompute: bool = ..., streams: _Optional[int] = ..., activation_codecs: _Optional[_Iterable[str]] = ..., gradient_codecs: _Optional[_Iterable[str]] = ..., reduce_codecs: _Optional[_Iterable[str]] = ..., local_steps: _Optional[int] = ..., split_sequence: bool = ..., shard_sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("device",)

@@ -6,7 +6,7 @@ ignore does not.
 
 from __future__ import annotations
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 SESSION_METADATA = "isthmus-session"
 """Key of the metadata that carries the session id of JoinReply, on Session, PutLayer and GetLayer."""

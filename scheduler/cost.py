@@ -195,19 +195,21 @@ def durations(
         (_at(by_name[plan.device(r)], model, plan.replica_of(r)), plan.partition[plan.stage_of(r)])
         for r in range(plan.n_ranks)
     ]
-    boundaries = [model.layers[stop - 1].boundary_bytes for _, stop in plan.partition[:-1]]
     cuts = tuple(enumerate(plan.partition))
+    held = [model.of_replica(r) for r in range(plan.n_replicas)] if model.bounds else [model]
 
     @cache
-    def crossing(name: str, boundary: int) -> int:
-        price = wire_bytes_of(codec_spec(name), model, model.value_bytes, plan.batch_shares)
-        return price(boundaries[boundary])
+    def crossing(name: str, boundary: int, part: int) -> int:
+        price = wire_bytes_of(codec_spec(name), held[part], model.value_bytes, plan.batch_shares)
+        return price(held[part].layers[plan.partition[boundary][1] - 1].boundary_bytes)
 
     def sent(kind: str, rank: int) -> int:
         boundary = plan.stage_of(rank) - (kind == "gradient")
-        if not 0 <= boundary < len(boundaries):
+        if not 0 <= boundary < plan.n_stages - 1:
             return 0
-        return crossing(plan.codecs.of_boundary(kind, plan.replica_of(rank), boundary), boundary)
+        replica = plan.replica_of(rank)
+        name = plan.codecs.of_boundary(kind, replica, boundary)
+        return crossing(name, boundary, replica if model.bounds else 0)
 
     def reduced(stage: int, n_bytes: int) -> int:
         spec = codec_spec(plan.codecs.of_stage(stage))

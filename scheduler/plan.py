@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scheduler.plan_codecs import NO_CODECS, PlanCodecs
 from scheduler.schedule import Actions
-from scheduler.sequence import Split, shard_bounds
+from scheduler.sequence import Split, bounds_of, shard_bounds
 
 
 class PlanError(ValueError):
@@ -46,6 +46,8 @@ class Plan:
     exchanged in every step."""
     split: Split = "batch"
     """What replicas share. `sequence`: replica r of R has the r-th of R parts of every sequence."""
+    shard_sizes: tuple[int, ...] = ()
+    """Positions of each replica's part; (): as equal as can be."""
     codecs: PlanCodecs = NO_CODECS
     predicted_step_s: float = 0.0
     reasons: tuple[str, ...] = ()
@@ -102,8 +104,15 @@ class Plan:
         return self.n_replicas if self.split == "sequence" else 1
 
     def shard_bounds(self, sequence_length: int) -> tuple[tuple[int, int], ...]:
-        """[start, stop) of the positions of each sequence shard."""
-        return tuple(shard_bounds(sequence_length, self.sequence_shards))
+        """[start, stop) of the positions of each sequence shard. PlanError for sizes of another length."""
+        if not self.shard_sizes:
+            return tuple(shard_bounds(sequence_length, self.sequence_shards))
+        if sum(self.shard_sizes) != sequence_length:
+            raise PlanError(
+                f"found shards of {', '.join(map(str, self.shard_sizes))} positions for sequences of"
+                f" {sequence_length}; required shards that add up to them: make the plan again for this job"
+            )
+        return bounds_of(self.shard_sizes)
 
     @property
     def n_micro_batches(self) -> int:

@@ -82,12 +82,21 @@ def _local_steps(ways: Ways, chosen: Chosen) -> Iterator[str]:
 def _shards(ways: Ways, plan: Plan) -> Iterator[str]:
     if plan.sequence_shards == 1:
         return
-    costs = durations(plan, ways.model, ways.devices, taking_part(ways.topology, plan))
+    there = taking_part(ways.topology, plan)
+    costs = durations(plan, ways.model, ways.devices, there)
     assert costs.rows is not None
     most = max(b - a for a, b in costs.rows.bounds)
+    shards = f"shards of {most} positions"
+    if plan.shard_sizes:
+        equal_s = predict(replace(plan, shard_sizes=()), ways.model, ways.devices, there).duration_s
+        listed = ", ".join(map(str, plan.shard_sizes[:TOLD])) + (" …" if plan.n_replicas > TOLD else "")
+        shards = (
+            f"shards of {listed} positions, longer where each costs less; equal ones would take"
+            f" {duration(equal_s)}"
+        )
     last = [costs.rows.handed_on_bytes(s, plan.n_replicas - 2) for s in range(plan.n_stages)]
     yield (
-        f"Replicas share every sequence: shards of {most} positions; to the last of them go {size(max(last))}"
+        f"Replicas share every sequence: {shards}; to the last of them go {size(max(last))}"
         " of keys and values a micro-batch, and as much comes back. The search took all shards to be alike;"
         " which pipeline holds which was then timed."
     )

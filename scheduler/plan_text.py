@@ -11,7 +11,7 @@ from scheduler.plan_codecs import codecs_from_json
 from scheduler.schedule import NAMES
 from scheduler.sequence import Split
 
-_NESTED = ("placement", "partition", "micro_batches", "reasons")
+_NESTED = ("placement", "partition", "micro_batches", "shard_sizes", "reasons")
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -84,6 +84,13 @@ def _check(plan: Plan, source: str) -> None:
         raise PlanError(
             f"{source}: split: found {plan.split!r} with micro_batches {mbs}; required batch, or sequence,"
             " whose replicas all take every micro-batch"
+        )
+    sizes = plan.shard_sizes
+    whole = isinstance(sizes, tuple) and all(isinstance(n, int) and n >= 1 for n in sizes)
+    if not whole or (sizes and (plan.split != "sequence" or len(sizes) != len(rows))):
+        raise PlanError(
+            f"{source}: shard_sizes: found {sizes!r}; required none, or with split sequence the positions of"
+            " each replica's part, 1 or more"
         )
     for name in ("version", "warmup_extra", "micro_batch", "streams", "local_steps"):
         value = getattr(plan, name)

@@ -20,6 +20,7 @@ from scheduler.plan import Plan, PlanError, split_micro_batches, stage_of_layers
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.remembered import remembering, without_choosing_it
+from scheduler.shard_sizes import with_best_sizes
 from scheduler.split_choice import Searched, search_splits
 from scheduler.topology import Topology
 from scheduler.units import count
@@ -133,18 +134,38 @@ def _search(
     wanted = _wanted(job, model, len(ordered))
     plain = without_choosing_it(job, model)
     if plain is None:
-        return ways, search_plan(ways, wanted, version, options, map_tasks, should_stop)
+        return ways, _sized(ways, search_plan(ways, wanted, version, options, map_tasks, should_stop))
     # Another codec makes another landscape, where a search may end worse: it begins where one ends without.
     fewer = Ways(job, remembering(job, plain, links), ordered, links)
     known = search_plan(fewer, wanted, version, options, map_tasks, should_stop)
     try:
         chosen = search_plan(ways, wanted, version, options, map_tasks, should_stop, (fewer, known))
     except DoesNotFit:  # buffers want memory, too
-        return fewer, known
+        return fewer, _sized(fewer, known)
     bound_s = min(chosen.bound_s, known.bound_s)
     if known.plan.predicted_step_s < chosen.plan.predicted_step_s:
-        return fewer, replace(known, bound_s=bound_s)
-    return ways, replace(chosen, bound_s=bound_s)
+        return fewer, _sized(fewer, replace(known, bound_s=bound_s))
+    return ways, _sized(ways, replace(chosen, bound_s=bound_s))
+
+
+def _sized(ways: Ways, chosen: Chosen) -> Chosen:
+    """With shards of sequences, where replicas share them, as long as suits the devices."""
+    return replace(chosen, plan=_with_sizes(ways, chosen.plan))
+
+
+def _with_sizes(ways: Ways, plan: Plan) -> Plan:
+    from scheduler.plan_search import taking_part
+    from scheduler.recovery import fits
+
+    there = taking_part(ways.topology, plan)
+
+    def able(trial: Plan) -> bool:
+        return fits(trial, ways.model, there)
+
+    def engine_s(trial: Plan) -> float:
+        return step_time_s(trial, ways.model, ways.devices, there)
+
+    return with_best_sizes(plan, ways.model, ways.devices, there, engine_s, able)
 
 
 def _wanted(job: JobSpec, model: ModelProfile, n_devices: int) -> list[tuple[int, int]]:
@@ -209,7 +230,8 @@ class Placed:
         """Timed by the engine."""
         setting = self.ways.setting(self.found.case)
         why = (f"Run so because {setting.reason}.",) if setting.reason else ()
-        return _relaxed(self.ways, self.found, replace(self.ways.plan(self.found, version), reasons=why))
+        plan = _with_sizes(self.ways, self.ways.plan(self.found, version))
+        return _relaxed(self.ways, self.found, replace(plan, reasons=why))
 
 
 class Placing:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from scheduler.codec_speed import CodecSpeed
 from scheduler.layer_cost import Keys
-from scheduler.sequence import earlier_shards, shard_bounds
+from scheduler.sequence import bounds_of, earlier_shards, shard_bounds
 from scheduler.visits import UNKNOWN, Visits
 
 
@@ -154,14 +154,16 @@ class ModelProfile:
         )
         return replace(self, layers=layers, micro_batch=micro_batch)
 
-    def sharded(self, shards: int) -> ModelProfile:
+    def sharded(self, shards: int, sizes: tuple[int, ...] = ()) -> ModelProfile:
         """For replicas that each hold one of `shards` parts of every sequence: the largest part's tensors.
+        `sizes`: the parts' positions; (): as equal as can be.
 
         A shard keeps, beside its part, its keys and those it was sent; every shard is taken to keep as much
-        as the one that keeps most. `keys` stay those of all positions, flops those of a mean shard.
+        as the one that keeps most keys. `keys` stay those of all positions, flops those of a mean shard.
         """
-        length, bounds = self.sequence_length, tuple(shard_bounds(self.sequence_length, shards))
-        most = -(-length // shards)
+        length = self.sequence_length
+        bounds = bounds_of(sizes) if sizes else tuple(shard_bounds(length, shards))
+        most = max(stop - start for start, stop in bounds)
 
         def part(n_bytes: int) -> int:
             return -(-n_bytes * most // length)
@@ -180,15 +182,24 @@ class ModelProfile:
         return replace(self, layers=layers, sequence_length=most, bounds=bounds)
 
     def of_replica(self, replica: int) -> ModelProfile:
-        """With the keys that this replica's shard keeps; as it is where replicas share the batch."""
+        """With the positions of this replica's shard and the keys that it keeps; as it is where replicas
+        share the batch."""
         if not self.bounds:
             return self
+        start, stop = self.bounds[replica]
+        positions = stop - start
+
+        def part(n_bytes: int) -> int:
+            return -(-n_bytes * positions // self.sequence_length)
 
         def saved(x: LayerProfile) -> int:
             kept = [_keys_kept(x, self.bounds, d) for d in range(len(self.bounds))]
-            return x.saved_bytes - max(kept) + kept[replica]
+            return part(x.saved_bytes - max(kept)) + kept[replica]
 
-        return replace(self, layers=tuple(replace(x, saved_bytes=saved(x)) for x in self.layers))
+        layers = tuple(
+            replace(x, boundary_bytes=part(x.boundary_bytes), saved_bytes=saved(x)) for x in self.layers
+        )
+        return replace(self, layers=layers, sequence_length=positions)
 
 
 def _keys_kept(layer: LayerProfile, bounds: Sequence[tuple[int, int]], shard: int) -> int:

@@ -29,6 +29,7 @@ from scheduler.remembered import kept_bytes
 from scheduler.replan import Measured
 from scheduler.schedule import in_flight
 from scheduler.settings import Setting, priced
+from scheduler.shard_sizes import with_best_sizes
 from scheduler.topology import Topology
 from scheduler.units import count, duration, size
 
@@ -173,7 +174,7 @@ def repaired(standing: Standing, now: Measured, version: int) -> Iterator[Plan]:
         best = min(able, key=lambda s: (_step_s(tried[s], now), s))
         filled = _replaced(filled, {place: best})
         spares.remove(best)
-    yield filled
+    yield sized(filled, now) if lost else filled
 
 
 def with_fewer_replicas(standing: Standing, now: Measured, version: int) -> Iterator[Plan]:
@@ -191,10 +192,25 @@ def with_fewer_replicas(standing: Standing, now: Measured, version: int) -> Iter
     shares = running.shares_of(len(pipelines))
     codecs = running.codecs.of_replicas([*whole, *broken[: len(joined)]])
     plan = replace(
-        running, version=version, placement=pipelines, micro_batches=shares, reasons=(), codecs=codecs
+        running,
+        version=version,
+        placement=pipelines,
+        micro_batches=shares,
+        shard_sizes=(),
+        reasons=(),
+        codecs=codecs,
     )
     if fits(plan, now.model, now.topology):
-        yield plan
+        yield sized(plan, now)
+
+
+def sized(plan: Plan, now: Measured) -> Plan:
+    """The plan with shards of sequences, where there are any, as long as suits its devices."""
+
+    def able(trial: Plan) -> bool:
+        return fits(trial, now.model, now.topology)
+
+    return with_best_sizes(plan, now.model, now.devices, now.topology, lambda p: _step_s(p, now), able)
 
 
 def fits(plan: Plan, model: ModelProfile, topology: Topology) -> bool:

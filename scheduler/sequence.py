@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Literal
 
 Split = Literal["batch", "sequence"]
@@ -12,6 +13,11 @@ Split = Literal["batch", "sequence"]
 def shard_bounds(n: int, shards: int) -> list[tuple[int, int]]:
     """[start, stop) of each shard of `n`: contiguous, all of them, sizes that differ by at most 1."""
     return [(n * j // shards, n * (j + 1) // shards) for j in range(shards)]
+
+
+def bounds_of(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """[start, stop) of contiguous shards of these sizes."""
+    return tuple(pairwise(accumulate(sizes, initial=0)))
 
 
 def earlier_shards(bounds: Sequence[tuple[int, int]], index: int, window: int = 0) -> range:

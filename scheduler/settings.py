@@ -35,6 +35,7 @@ class Knobs(TypedDict):
     streams: int
     local_steps: int
     split: Split
+    shard_sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,15 @@ class Setting:
     shards: int = 1
     """Replicas that share every sequence; 1: they share the batch."""
     reason: str = field(default="", compare=False)
+    shard_sizes: tuple[int, ...] = ()
+    """Positions of each shard; (): as equal as can be."""
 
     @staticmethod
     def of(plan: Plan) -> Setting:
         """The setting that `plan` runs under."""
         p = plan
         knobs = p.schedule, p.warmup_extra, p.micro_batch, p.recompute, p.streams, p.local_steps
-        return Setting(*knobs, p.sequence_shards)
+        return Setting(*knobs, p.sequence_shards, shard_sizes=p.shard_sizes)
 
     @property
     def knobs(self) -> Knobs:
@@ -71,6 +74,7 @@ class Setting:
             "streams": self.streams,
             "local_steps": self.local_steps,
             "split": "sequence" if self.shards > 1 else "batch",
+            "shard_sizes": self.shard_sizes,
         }
 
 
@@ -96,7 +100,7 @@ def priced(
         ratio = setting.micro_batch / model.micro_batch
         model, devices = model.scaled(setting.micro_batch), [d.scaled(ratio) for d in devices]
     if setting.shards > 1 and not model.bounds:
-        model = model.sharded(setting.shards)
+        model = model.sharded(setting.shards, setting.shard_sizes)
     if setting.recompute and not model.recompute:
         model, devices = replace(model, recompute=True), [d.recomputing() for d in devices]
     if setting.local_steps:

@@ -40,12 +40,18 @@ def plans(draw: st.DrawFn) -> Plan:
     splits: tuple[Split, ...] = get_args(Split)
     split = draw(st.sampled_from(splits))
     shares = [draw(st.integers(1, 99)) for _ in range(1 if split == "sequence" else n_replicas)]
+    sizes = (
+        tuple(draw(st.integers(1, 2**20)) for _ in range(n_replicas))
+        if split == "sequence" and draw(st.booleans())
+        else ()
+    )
     return Plan(
         version=draw(st.integers(0, 2**40)),
         placement=tuple(tuple(f"w{r}-{s}" for s in range(n_stages)) for r in range(n_replicas)),
         partition=tuple(zip([0, *stops[:-1]], stops, strict=True)),
         micro_batches=tuple(shares * (n_replicas // len(shares))),
         split=split,
+        shard_sizes=sizes,
         schedule=draw(st.sampled_from(["gpipe", "1f1b"])),
         warmup_extra=draw(st.integers(0, 9)),
         micro_batch=draw(st.integers(1, 99)),

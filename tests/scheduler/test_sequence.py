@@ -206,10 +206,14 @@ def test_keys_that_take_long_delay_who_needs_them() -> None:
     st.integers(1, 4),
     st.sampled_from(["4", "[[attention window=200, mlp], [attention, attention window=3, mlp]]"]),
     st.booleans(),
+    st.booleans(),
 )
-def test_the_engine_moves_what_the_plan_says(stages: int, replicas: int, layers: str, again: bool) -> None:
+def test_the_engine_moves_what_the_plan_says(
+    stages: int, replicas: int, layers: str, again: bool, unequal: bool
+) -> None:
     job = a_job(stages, replicas, layers=layers)
-    model, plan = job_profile(job), a_plan(job, again)
+    sizes = (512 - 100 * (replicas - 1), *(100,) * (replicas - 1)) if unequal and replicas > 1 else ()
+    model, plan = job_profile(job), replace(a_plan(job, again), shard_sizes=sizes)
     n = stages * replicas
     costs = durations(plan, model, profiles(model, [1e12] * n), a_network(n))
     network = Counted(steady(0.1, 1e6))
@@ -237,7 +241,8 @@ def test_a_job_that_divides_sequences_is_planned_and_told() -> None:
     assert plan.predicted_step_s == pytest.approx(step_time_s(plan, model, devices, network))
     text = describe(plan, model, network, devices)
     assert "sequences in 3 shards, 4 micro-batches of 2 samples a step" in text
-    assert "Replicas share every sequence: shards of 171 positions" in plan.explain()
+    sizes = ", ".join(map(str, plan.shard_sizes))
+    assert f"Replicas share every sequence: shards of {sizes} positions, longer where each" in plan.explain()
     assert "No plan of the shapes" not in plan.explain()
     slow = a_network(6, bandwidth_Bps=1e5)
     told = make_plan(job, model, devices, slow, 1).explain()

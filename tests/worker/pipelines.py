@@ -83,12 +83,18 @@ def make_plan(
 
 
 def sequence_plan(
-    job: JobSpec, stages: int, shards: int, schedule: str = "1f1b", recompute: bool = False
+    job: JobSpec,
+    stages: int,
+    shards: int,
+    schedule: str = "1f1b",
+    recompute: bool = False,
+    sizes: tuple[int, ...] = (),
 ) -> Plan:
-    """Every replica takes every micro-batch, of its own positions."""
+    """Every replica takes every micro-batch, of its own positions; `sizes`: how many, () for equal parts."""
     plan = make_plan(job, stages, (job.micro_batches,), schedule, recompute)
     placement = tuple(tuple(f"d{r}.{s}" for s in range(stages)) for r in range(shards))
-    return replace(plan, placement=placement, micro_batches=(job.micro_batches,) * shards, split="sequence")
+    shares = (job.micro_batches,) * shards
+    return replace(plan, placement=placement, micro_batches=shares, split="sequence", shard_sizes=sizes)
 
 
 def tokens_of(job: JobSpec, step: int) -> Tensor:

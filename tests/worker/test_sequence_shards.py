@@ -15,7 +15,7 @@ from torch import Tensor
 from scheduler.analytic import device_profile, job_profile
 from scheduler.cost import durations, stage_memory
 from scheduler.job import ModelSpec
-from scheduler.plan import Plan
+from scheduler.plan import Plan, PlanError
 from scheduler.topology import Device, Topology
 from tests.scheduler.test_split_choice import a_job_of
 from tests.worker.pipelines import (
@@ -58,6 +58,23 @@ def test_sequence_shards_train_as_one_process_does(
     run = train(job, sequence_plan(job, stages, shards, schedule))
     assert_same_training(run, *plainly(family))
     assert_replicas_agree_bitwise(run)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("sizes", [(5, 2, 1), (1, 6, 1), (6, 2)])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_unequal_shards_train_as_one_process_does(family: str, sizes: tuple[int, ...], stages: int) -> None:
+    job = make_job(family)
+    run = train(job, sequence_plan(job, stages, len(sizes), sizes=sizes))
+    assert_same_training(run, *plainly(family))
+    assert_replicas_agree_bitwise(run)
+
+
+def test_shards_of_another_length_than_the_sequences_are_refused() -> None:
+    plan = sequence_plan(make_job(), 1, 2, sizes=(5, 2))
+    assert plan.shard_bounds(7) == ((0, 5), (5, 7))
+    with pytest.raises(PlanError, match="found shards of 5, 2 positions for sequences of 8; required shards"):
+        plan.shard_bounds(8)
 
 
 @pytest.mark.parametrize("extra", [1, 3])
@@ -209,7 +226,10 @@ def test_keys_travel_along_the_row_of_shards_and_their_gradients_back() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_price_of_sharing_sequences_is_what_workers_send(family: str, recompute: bool) -> None:
+@pytest.mark.parametrize("sizes", [(), (3, 1, 2, 2)], ids=["equal", "unequal"])
+def test_the_price_of_sharing_sequences_is_what_workers_send(
+    family: str, recompute: bool, sizes: tuple[int, ...]
+) -> None:
     """Bytes of every kind to every peer, to the byte."""
     model = make_job(family).model.model_copy(
         update={
@@ -221,7 +241,7 @@ def test_the_price_of_sharing_sequences_is_what_workers_send(family: str, recomp
         }
     )
     job = make_job(family, model=model)
-    plan = sequence_plan(job, 2, 4, recompute=recompute)
+    plan = sequence_plan(job, 2, 4, recompute=recompute, sizes=sizes)
     profile = job_profile(job)
     devices = [device_profile(profile, name, 1e12) for name in plan.devices]
     n = plan.n_ranks
@@ -248,13 +268,14 @@ def test_the_price_of_sharing_sequences_is_what_workers_send(family: str, recomp
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_shard_holds_what_its_profile_says(family: str) -> None:
+@pytest.mark.parametrize("sizes", [(), (24, 20, 12, 8)], ids=["equal", "unequal"])
+def test_a_shard_holds_what_its_profile_says(family: str, sizes: tuple[int, ...]) -> None:
     """Its part, and the keys that it was sent: the last shard most. Rotated keys and values are held once,
     where the closed form of whole sequences has the product that they are views of, too."""
     job = make_job(family, sequence_length=64)
     job = job.model_copy(update={"model": job.model.model_copy(update={"max_positions": 64})})
-    plan = sequence_plan(job, 2, 4)
-    shard = job_profile(job).sharded(4)
+    plan = sequence_plan(job, 2, 4, sizes=sizes)
+    shard = job_profile(job).sharded(4, sizes)
     ranks = make_ranks(job, plan)
     for rank, found in zip(ranks, in_threads(ranks, n_bytes_of), strict=True):
         own = shard.of_replica(rank.context.replica)
