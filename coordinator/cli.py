@@ -23,6 +23,7 @@ from scheduler.lease import LEASE_S
 from scheduler.liveness import SILENCE
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
+from scheduler.reasons import reason_of
 
 from .access import certs, tokens_app
 from .certs import CA, TLS_DIR, ServerTls, server_tls, tls_files
@@ -78,7 +79,7 @@ def _read_job(path: Path, as_json: bool) -> JobSpec:
     try:
         return parse_job(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as e:
-        _end(ExitCode.JOB_INVALID, f"{path}: found no job to read ({e})", as_json)
+        _end(ExitCode.JOB_INVALID, f"{path}: found no job to read ({reason_of(e)})", as_json)
     except JobError as e:
         _end(ExitCode.JOB_INVALID, str(e), as_json)
 
@@ -87,7 +88,7 @@ def _read_plan(path: Path, as_json: bool) -> Plan:
     try:
         return plan_of_document(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as e:  # a plan that cannot be is a ValueError too
-        _end(ExitCode.USAGE, f"--plan {path}: {e}", as_json)
+        _end(ExitCode.USAGE, f"--plan {path}: {reason_of(e)}", as_json)
 
 
 def _split_bind(bind: str, as_json: bool, option: str = "--bind") -> tuple[str, int]:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, job_from_json, job_to_json
 from scheduler.lease import LEASE_S
+from scheduler.reasons import reason_of
 
 from .checkpoints import CheckpointCorrupt, CheckpointError, CheckpointStore
 from .records import OVER, Restore, TakenUp
@@ -239,7 +240,8 @@ def read_token(path: Path) -> str:
     try:
         found = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as e:
-        raise OpenError(ExitCode.TOKEN, f"{path}: found no token to read ({e}); pass --token-file") from e
+        reason = f"{path}: found no token to read ({reason_of(e)}); pass --token-file"
+        raise OpenError(ExitCode.TOKEN, reason) from e
     if len(found) < 16:
         raise OpenError(
             ExitCode.TOKEN, f"{path}: found {len(found)} characters, required a token of at least 16"

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from coordinator.options import end
 from deploy.local import LinkOptions, LocalOptions
 from deploy.on_ray.cli import app as ray_app
 from deploy.options import ChosenBackend
 from deploy.over_ssh.cli import app as ssh_app
 from deploy.processes import ProcessFailed
+from scheduler.exit_codes import ExitCode, from_wire
+from scheduler.trace import TraceError
 
 app = typer.Typer(
     help="Start whole runs: coordinator, workers and links, each by its own command.",
@@ -58,7 +61,8 @@ def local(
     queue_bytes: QueueBytes = 0,
     link_seed: LinkSeed = 0,
     state_dir: Annotated[
-        Path, typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR")
+        Path,
+        typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR", file_okay=False),
     ] = Path("runs/local"),
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
     fresh: Annotated[bool, typer.Option(help="Forget the run that --state-dir holds.")] = False,
@@ -75,6 +79,7 @@ def local(
 ) -> None:
     """Train JOB on this machine: a coordinator, WORKERS processes, and links shaped like a trace's."""
     from deploy.run_local import run_local
+    from sim.report import ReportError
 
     if backend == "switch" and links is None:
         raise typer.BadParameter("found switch without --links TRACE, required the links to be like")
@@ -96,8 +101,11 @@ def local(
     try:
         code = run_local(job, options, fresh=fresh, report=report, export=export, as_json=as_json)
     except ProcessFailed as failure:
-        typer.echo(f"error: {failure}", err=True)
-        raise typer.Exit(failure.code) from None
+        end(from_wire(failure.code), str(failure), as_json)
+    except TraceError as error:
+        end(ExitCode.USAGE, f"--links: {error}", as_json)
+    except ReportError as error:
+        end(ExitCode.USAGE, str(error), as_json)
     raise typer.Exit(code)
 
 
@@ -110,7 +118,7 @@ def supervise(
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; wants --log.")] = False,
 ) -> None:
     """Keep COMMAND running: start it again when it fails, unless trying again cannot help."""
-    from deploy.supervise import AlreadySupervised
+    from deploy.supervise import AlreadySupervised, CannotSupervise
     from deploy.supervise import supervise as keep
 
     if detach and log is None:
@@ -120,6 +128,8 @@ def supervise(
     except AlreadySupervised as held:
         typer.echo(str(held))
         return
+    except CannotSupervise as error:
+        end(ExitCode.USAGE, str(error), as_json=False)
     raise typer.Exit(code if code >= 0 else 128 - code)
 
 

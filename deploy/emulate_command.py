@@ -12,11 +12,15 @@ from typing import Annotated
 
 import typer
 
+from coordinator.options import end
 from deploy.emulate import Emulation, outcomes, table
 from deploy.emulate_report import write_emulated
+from deploy.job_file import read_job
 from deploy.options import ChosenBackend
 from deploy.processes import ProcessFailed
-from scheduler.job import parse_job
+from scheduler.exit_codes import from_wire
+from sim.refusing import refuse
+from sim.report import make_directory
 
 
 def emulate(
@@ -38,7 +42,9 @@ def emulate(
     measured, for several placements."""
     found = []
     try:
-        spec = parse_job(job.read_text(encoding="utf-8"), str(job))
+        spec = read_job(job)
+        if report is not None:
+            make_directory(report)
         emulation = Emulation(
             job,
             tuple(trace),
@@ -55,10 +61,11 @@ def emulate(
             line = {"trace": o.trace, "placement": o.placement, "predicted_s": o.predicted_s}
             line |= {"measured_s": o.measured_s, "error": o.error, "kinds": o.kinds}
             typer.echo(json.dumps(line) if as_json else table([o]).splitlines()[1])
-    except (OSError, ValueError, ProcessFailed) as failure:
-        typer.echo(f"error: {failure}", err=True)
-        raise typer.Exit(1) from None
-    if report is not None:
-        typer.echo(f"report: {write_emulated(report, found)}", err=True)
+        if report is not None:
+            typer.echo(f"report: {write_emulated(report, found)}", err=True)
+    except ProcessFailed as failure:
+        end(from_wire(failure.code), str(failure), as_json)
+    except (OSError, ValueError) as error:
+        refuse("error", error)
     if not as_json:
         typer.echo("\n" + table(found))

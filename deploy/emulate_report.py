@@ -13,7 +13,7 @@ from sim.report import Contents, Step, Table, write_report
 
 
 def write_emulated(directory: Path, found: Sequence[Outcome]) -> Path:
-    """Write the page and its pictures into `directory`; the page's path. Raises OSError."""
+    """Write the page and its pictures into `directory`; the page's path. Raises ReportError."""
     return write_report(directory, contents(found))
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from deploy.processes import Child, Event, ProcessFailed, command, free_port
 from deploy.steps import Step, step_of
 from scheduler.exit_codes import ExitCode, describe
+from scheduler.reasons import reason_of
 
 if TYPE_CHECKING:  # to start a run nobody waits for what reads it
     from coordinator.history import History
@@ -172,6 +173,14 @@ class LocalCluster:
 
     def _start(self) -> None:
         places = self._places()
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ProcessFailed(
+                f"{self.options.state_dir}: found that it cannot be written ({reason_of(error)}); "
+                "give another --state-dir",
+                ExitCode.STATE_DIR,
+            ) from error
         self.names = tuple(f"w{i}-{place.lower()}" if place else f"w{i}" for i, place in enumerate(places))
         self.coordinator = self._child("coordinator", self.coordinator_argv())
         listening = self.coordinator.wait_for("listening", START_TIMEOUT_S, "finished")
@@ -344,6 +353,7 @@ def forget(state_dir: Path) -> None:
     if not any((state_dir / mark).exists() for mark in ("logs", "run.sqlite", "checkpoints")):
         raise ProcessFailed(
             f"{state_dir} exists and holds no run (found neither logs/ nor checkpoints/); "
-            "remove it yourself or name another --state-dir"
+            "remove it yourself or name another --state-dir",
+            ExitCode.STATE_DIR,
         )
     shutil.rmtree(state_dir)

@@ -80,6 +80,7 @@ class Child:
     def wait_for(self, kind: str, timeout_s: float, or_kind: str = "") -> Event:
         """The next event whose `event` is `kind` or `or_kind`. Raises ProcessFailed if the child ends or is
         silent."""
+        error = ""
         while True:
             try:
                 event = self._events.get(timeout=timeout_s)
@@ -89,12 +90,13 @@ class Child:
                 ) from None
             if event is None:
                 code = self.process.wait()
-                raise ProcessFailed(
-                    f"{self.name} ended with exit code {code} before {kind!r}; its log ends:\n{self.tail()}",
-                    code if code > 0 else ExitCode.INTERNAL,
-                )
+                log = f"ended with exit code {code} before {kind!r}; its log ends:\n{self.tail()}"
+                reason = f"{self.name}: {error}" if error else f"{self.name} {log}"
+                raise ProcessFailed(reason, code if code > 0 else ExitCode.INTERNAL)
             if event.get("event") in (kind, or_kind):
                 return event
+            if event.get("event") == "error":
+                error = str(event.get("reason", ""))
 
     @property
     def running(self) -> bool:

@@ -17,7 +17,7 @@ from sim.trace import load
 
 
 def write_report(history: History, directory: Path, options: LocalOptions, sample: str) -> Path:
-    """Write the page, its pictures and traces into `directory`; returns the page's path."""
+    """Write the page, its pictures and traces into `directory`; its path. Raises ReportError."""
     return report.write_report(directory, contents(history, options, sample))
 
 

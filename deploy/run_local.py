@@ -16,11 +16,13 @@ from rich.console import Console
 
 from coordinator.history import read_history
 from coordinator.progress import Bar, JsonLines, Show
+from deploy.job_file import read_job
 from deploy.local import LocalCluster, LocalOptions, forget
 from deploy.processes import Event, ProcessFailed, command
 from deploy.report import write_report
-from scheduler.exit_codes import ExitCode
-from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.exit_codes import ExitCode, describe
+from scheduler.job import JobSpec
+from sim.report import make_directory
 
 SAMPLE_TOKENS = 200
 
@@ -28,13 +30,12 @@ SAMPLE_TOKENS = 200
 def run_local(
     job: Path, options: LocalOptions, *, fresh: bool, report: Path | None, export: Path | None, as_json: bool
 ) -> int:
-    """Train `job` on this machine and return the exit code. Raises ProcessFailed when a part cannot start."""
+    """Train `job` on this machine and return the exit code. Raises ProcessFailed when a part cannot start,
+    TraceError for links of no trace, ReportError for a report that cannot be written."""
     console = Console(stderr=False)
-    try:
-        spec = parse_job(job.read_text(encoding="utf-8"), str(job))  # before any process is started
-    except JobError as error:
-        console.print(str(error), markup=False, style="red")
-        return int(ExitCode.JOB_INVALID)
+    spec = read_job(job)
+    if report is not None:
+        make_directory(report)
     if fresh:
         forget(options.state_dir)
     if options.links.backend == "switch" and not as_json:
@@ -49,8 +50,8 @@ def run_local(
             show(event)
             checkpoint = _checkpoint(event) or checkpoint
         code = cluster.wait()
-    if code != ExitCode.OK:
-        console.print(f"logs: {options.state_dir / 'logs'}", markup=False)
+    if code != ExitCode.OK and not as_json:
+        console.print(f"{describe(code)}\nlogs: {options.state_dir / 'logs'}", markup=False, soft_wrap=True)
     sample, failed = "", None
     if checkpoint and code == ExitCode.OK:
         try:
@@ -96,7 +97,8 @@ def _worker(name: str, *arguments: str) -> str:
     """Run a worker command to its end and return what it printed. Raises ProcessFailed with its words."""
     done = subprocess.run(command("worker", name, *arguments), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ProcessFailed(f"worker {name} ended with exit code {done.returncode}:\n{done.stderr.strip()}")
+        said = done.stderr.strip().removeprefix("error: ")
+        raise ProcessFailed(f"worker {name}: {said}", done.returncode)
     return done.stdout.strip()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from types import FrameType
 from typing import IO
 
 from scheduler.exit_codes import ExitCode, describe
+from scheduler.reasons import reason_of
 
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
@@ -54,6 +56,10 @@ def restart_after(code: int, ran_s: float, failures: int) -> Restart | None:
 
 class AlreadySupervised(Exception):
     """Another supervisor holds the name: says which process."""
+
+
+class CannotSupervise(Exception):
+    """There is no such command, or no room for the name or the log: says what to do."""
 
 
 class Supervisor:
@@ -109,11 +115,22 @@ class Supervisor:
 
 def supervise(name: str, argv: Sequence[str], run_dir: Path, log: Path | None, detach: bool) -> int:
     """Supervise `argv` under `name`, which one supervisor of `run_dir` may hold. With `detach` the caller
-    goes on at once and the log is the only voice. Raises AlreadySupervised."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = _hold(run_dir / f"{name}.lock", name)
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
+    goes on at once and the log is the only voice. Raises AlreadySupervised, CannotSupervise."""
+    if shutil.which(argv[0]) is None:
+        raise CannotSupervise(
+            f"{argv[0]}: found no such command; required one on PATH or by its path, after `--`"
+        )
+    try:
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.open("a").close()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = _hold(run_dir / f"{name}.lock", name)
+    except OSError as error:
+        raise CannotSupervise(
+            f"{error.filename}: found that it cannot be written ({reason_of(error)}); "
+            "give another --run-dir or --log"
+        ) from error
     if detach and not _leave_terminal():
         return int(ExitCode.OK)
     lock.seek(0)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from scheduler.reasons import reason_of
 from sim.faults import Faults, Rate
 
 
@@ -63,7 +64,7 @@ def read_script(path: Path, devices: Sequence[str], regions: Sequence[str]) -> S
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise FaultError(f"{path}: cannot be read: {e}") from e
+        raise FaultError(f"{path}: cannot be read: {reason_of(e)}") from e
     if not isinstance(document, dict) or not set(document) <= {"faults", "rate"}:
         raise FaultError(f"{path}: found {document!r}, required a mapping with the keys faults and rate")
     faults = Faults()

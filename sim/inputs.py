@@ -18,9 +18,10 @@ import yaml
 from scheduler.analytic import accelerator_profile, device_profile, model_profile
 from scheduler.combinations import BYTE_VOCAB
 from scheduler.gpus import ACCELERATORS, ACHIEVABLE, Accelerator, Precision, accelerator
-from scheduler.job import JobSpec, job_from_json, job_to_json, parse_job
+from scheduler.job import JobError, JobSpec, job_from_json, job_to_json, parse_job
 from scheduler.presets import PRESETS
 from scheduler.profile import DeviceProfile, ModelProfile
+from scheduler.reasons import reason_of
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.topology import Device, Topology
 from scheduler.units import MBIT_BPS
@@ -263,8 +264,15 @@ def read_job(given: JobInput) -> JobSpec:
         changes["compression"] = compression
     if not changes:
         return job
-    document = json.loads(job_to_json(job)) | changes
-    return job_from_json(json.dumps(document), "the job with the command's options")
+    return _from_options(json.loads(job_to_json(job)) | changes, "the job with the command's options")
+
+
+def _from_options(document: Mapping[str, Any], source: str) -> JobSpec:
+    """A job that no file has: what cannot be is the command line's fault."""
+    try:
+        return job_from_json(json.dumps(document), source)
+    except JobError as e:
+        raise InputError(str(e)) from e
 
 
 def _codec(text: str) -> dict[str, dict[str, Any]]:
@@ -281,7 +289,7 @@ def _base_job(given: JobInput) -> JobSpec:
         try:
             return parse_job(given.job.read_text(encoding="utf-8"), str(given.job))
         except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"--job {given.job}: cannot be read: {e}") from e
+            raise InputError(f"--job {given.job}: cannot be read: {reason_of(e)}") from e
     assert given.model is not None
     document: dict[str, Any] = {
         "name": given.model,
@@ -293,7 +301,7 @@ def _base_job(given: JobInput) -> JobSpec:
         "steps": 1,
         "schedule": {"name": "auto", "warmup_extra": "auto"},  # nobody asked for an order: the plan has one
     }
-    job = job_from_json(json.dumps(document), "--model")
+    job = _from_options(document, "--model")
     return job.model_copy(update={"model": job.shape})
 
 

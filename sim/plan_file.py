@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scheduler.plan import Plan, PlanError
 from scheduler.plan_text import plan_of_document
+from scheduler.reasons import reason_of
 
 MAX_FILE_BYTES = 64 << 20
 
@@ -18,7 +19,7 @@ def read_plan(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8") if size <= MAX_FILE_BYTES else ""
         document = json.loads(text) if text else None
     except (OSError, ValueError) as e:
-        raise PlanError(f"{path}: cannot be read as a plan: {e}") from e
+        raise PlanError(f"{path}: cannot be read as a plan: {reason_of(e)}") from e
     if document is None:
         raise PlanError(f"{path}: found {size} bytes, required a plan as JSON of at most {MAX_FILE_BYTES}")
     return plan_of_document(document, str(path))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from scheduler.reasons import reason_of
 from scheduler.topology import Device
 
 HOUR_S, GB = 3600.0, 1e9
@@ -101,7 +102,7 @@ def read_prices(path: Path) -> Prices:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise PriceError(f"{path}: cannot be read: {e}") from e
+        raise PriceError(f"{path}: cannot be read: {reason_of(e)}") from e
     known = ("currency", "device_hour", "egress_gb", "watts")
     if not isinstance(document, dict) or not set(document) <= set(known):
         found = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__

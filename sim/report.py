@@ -6,14 +6,18 @@ values came from (a real run, an emulation, a simulation).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from scheduler.reasons import reason_of
 from scheduler.shares import time_shares
 from scheduler.timeline import Timeline, chrome_trace
 from scheduler.trace import Trace
@@ -246,21 +250,44 @@ def page(contents: Contents) -> str:
     )
 
 
+class ReportError(ValueError):
+    """The report cannot be written: names its directory and why."""
+
+
+def make_directory(directory: Path) -> None:
+    """Where a report will be: made before the work that it is to show. Raises ReportError."""
+    with _as_report_error(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _as_report_error(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise ReportError(
+            f"--report {directory}: found that it cannot be written ({reason_of(e)}); name another directory"
+        ) from e
+
+
 def write_report(directory: Path, contents: Contents, pictures: bool = True) -> Path:
     """Write `index.html`, a Chrome trace of each step and, with `pictures`, each picture as SVG and PNG.
 
-    Returns the page's path. PNG needs matplotlib; without it there are SVGs only. Raises OSError.
+    Returns the page's path. PNG needs matplotlib; without it there are SVGs only. Raises ReportError.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    for step in contents.steps:
-        trace = json.dumps(chrome_trace(step.timeline, step.labels), separators=(",", ":"))
-        (directory / f"timeline-{_slug(step.name)}.trace.json").write_text(trace, encoding="utf-8")
-    for plate in [p for _, drawn in plates(contents) for p in drawn] if pictures else []:
-        save(directory / f"{plate.name}.svg", plate.wide)
-        if _can_raster():
-            save(directory / f"{plate.name}.png", plate.wide)
-    target = directory / "index.html"
-    target.write_text(page(contents), encoding="utf-8")
+    make_directory(directory)
+    with _as_report_error(directory):
+        for step in contents.steps:
+            trace = json.dumps(chrome_trace(step.timeline, step.labels), separators=(",", ":"))
+            (directory / f"timeline-{_slug(step.name)}.trace.json").write_text(trace, encoding="utf-8")
+        for plate in [p for _, drawn in plates(contents) for p in drawn] if pictures else []:
+            save(directory / f"{plate.name}.svg", plate.wide)
+            if _can_raster():
+                save(directory / f"{plate.name}.png", plate.wide)
+        target = directory / "index.html"
+        target.write_text(page(contents), encoding="utf-8")
     return target
 
 

@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from scheduler.reasons import reason_of
+
 CONNECT_S = 5.0
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,7 +55,8 @@ def _ray_map(address: str) -> Iterator[MapTasks]:
     where: dict[str, Any] = {"address": address}
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "//" not in host:
-        _require_listener(address, host, int(port))
+        if why := why_nobody_answers(address):
+            raise SpreadError(f"--ray {address}: {why}")
         if host in ("127.0.0.1", "localhost"):
             where["_node_ip_address"] = "127.0.0.1"  # else Ray looks for it at this machine's outer address
     if address == HERE:
@@ -87,12 +90,13 @@ def _ray_map(address: str) -> Iterator[MapTasks]:
         ray.shutdown()
 
 
-def _require_listener(address: str, host: str, port: int) -> None:
-    """Ray itself takes minutes to say that nobody is there."""
+def why_nobody_answers(address: str) -> str:
+    """'' or why there is no cluster at HOST:PORT or ray://HOST:PORT. Ray itself takes minutes to say so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return ""
     try:
-        socket.create_connection((host, port), CONNECT_S).close()
-    except OSError as e:
-        raise SpreadError(
-            f"--ray {address}: nobody answers there ({e.strerror or e}); "
-            "required the head of a cluster (ray start --head)"
-        ) from e
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as e:
+        return f"nobody answers there ({reason_of(e)}); required the head of a cluster (ray start --head)"
+    return ""

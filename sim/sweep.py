@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from scheduler.names import nearest
+from scheduler.reasons import reason_of
 from sim.simulation import Settings, document, simulate
 
 MAX_POINTS = 1_000_000
@@ -57,7 +58,7 @@ def read_sweep(path: Path) -> Sweep:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise SweepError(f"{path}: cannot be read: {e}") from e
+        raise SweepError(f"{path}: cannot be read: {reason_of(e)}") from e
     known = {"out": str, "base": dict, "grid": dict, "points": list}
     if not isinstance(raw, dict) or not set(raw) <= set(known):
         found = ", ".join(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
+from scheduler.reasons import reason_of
 from scheduler.topology import Device, Matrix, Topology, TopologyError
 from scheduler.trace import TraceError
 from sim.network import TraceNetwork
@@ -53,7 +54,7 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise TopologyError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as e:
-        raise TopologyError(f"{path}: cannot be read: {e}") from e
+        raise TopologyError(f"{path}: cannot be read: {reason_of(e)}") from e
 
 
 def _json(path: Path) -> Any:

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from deploy.job_file import read_job
 from deploy.on_ray.clouds import CloudError
+from deploy.processes import ProcessFailed
 from scheduler.exit_codes import ExitCode
-from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.job import JobSpec
 
 app = typer.Typer(
     help="Isthmus on Ray: rent machines in regions, or run on a cluster that is there.",
@@ -26,10 +28,10 @@ Name = Annotated[str, typer.Option(help="Of the run on the cluster; several can 
 
 def _job(path: Path) -> JobSpec:
     try:
-        return parse_job(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, JobError) as error:
+        return read_job(path)
+    except ProcessFailed as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(int(ExitCode.JOB_INVALID)) from None
+        raise typer.Exit(error.code) from None
 
 
 @app.command()

@@ -23,6 +23,7 @@ from rich.console import Console
 from coordinator.progress import Bar, JsonLines, Show
 from deploy.on_ray.actors import NAMESPACE, CoordinatorActor, WorkerActor, coordinator_name
 from scheduler.exit_codes import ExitCode
+from sim.spread import why_nobody_answers
 
 READY_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 120.0
@@ -68,6 +69,8 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if why := why_nobody_answers(address):
+        raise LaunchFailed(f"--address {address}: {why}", ExitCode.UNREACHABLE)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, RuntimeError, ValueError) as error:

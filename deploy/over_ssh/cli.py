@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from deploy.over_ssh import script
 from deploy.over_ssh.hosts import Host, Hosts, HostsError, read_hosts
 from scheduler.exit_codes import ExitCode
+from scheduler.reasons import reason_of
 
 app = typer.Typer(
     help="Workers on machines that are reached by ssh; see docs/deploy/ssh.md for the hosts file.",
@@ -30,9 +32,24 @@ def _read(path: Path) -> Hosts:
         raise typer.Exit(int(ExitCode.USAGE)) from None
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        typer.echo(f"error: {path}: cannot be read ({reason_of(error)})", err=True)
+        raise typer.Exit(int(ExitCode.USAGE)) from None
+
+
 def _say(hosts: Hosts, of_host: Callable[[Host], str], timeout_s: float) -> None:
     from deploy.over_ssh.shell import say
 
+    if shutil.which("ssh") is None:
+        typer.echo(
+            "error: found no program `ssh` on this machine, required OpenSSH's client; install it "
+            "(Debian: apt install openssh-client), or start the workers by hand with `worker join`",
+            err=True,
+        )
+        raise typer.Exit(int(ExitCode.USAGE))
     failed = 0
     for answer in say(hosts, of_host, timeout_s):
         failed += answer.code != 0
@@ -51,8 +68,8 @@ def _say(hosts: Hosts, of_host: Callable[[Host], str], timeout_s: float) -> None
 def up(file: File) -> None:
     """Install, leave the token, and start the workers that do not run yet."""
     hosts = _read(file)
-    token = hosts.token_file.read_text(encoding="utf-8")
-    ca = hosts.ca.read_text(encoding="utf-8") if hosts.ca is not None else None
+    token = _text(hosts.token_file)
+    ca = _text(hosts.ca) if hosts.ca is not None else None
     _say(hosts, lambda host: script.up(hosts, host, token, ca), INSTALL_TIMEOUT_S)
 
 

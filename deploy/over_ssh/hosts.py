@@ -7,6 +7,10 @@ from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from scheduler.names import nearest
+from scheduler.reasons import reason_of
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$|^\[[0-9a-fA-F:]+\]:[0-9]{1,5}$")]
@@ -84,11 +88,10 @@ def read_hosts(path: Path) -> Hosts:
             raise HostsError(f"{path}: found {path.stat().st_size} bytes, required at most {MAX_BYTES}")
         found = Hosts.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HostsError(f"{path}: found no hosts to read ({error})") from None
+        raise HostsError(f"{path}: found no hosts to read ({reason_of(error)})") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise HostsError(f"{path}: {where}: {first['msg']}; found {str(first.get('input'))[:80]!r}") from None
+        problems = error.errors(include_url=False)
+        raise HostsError("\n".join(f"{path}: {_problem(p)}" for p in problems)) from None
     at = path.resolve().parent
     update = {"token_file": at / found.token_file, "ca": at / found.ca if found.ca is not None else None}
     update["identity"] = at / found.identity.expanduser() if found.identity is not None else None
@@ -96,3 +99,21 @@ def read_hosts(path: Path) -> Hosts:
         if file is not None and not file.is_file():
             raise HostsError(f"{path}: {key}: found no file {file}; required one")
     return found.model_copy(update=update)
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One of pydantic's, as `key: found …, required …`."""
+    at = error["loc"]
+    key = ".".join(map(str, at)) or "the file"
+    match error["type"]:
+        case "missing":
+            return f"{key}: found no such key, required a value for it"
+        case "extra_forbidden":
+            known = list((Host if len(at) > 1 else Hosts).model_fields)
+            near = nearest(str(at[-1]), known)
+            return f"{key}: found an unknown key{near}, required one of: {', '.join(known)}"
+        case "value_error":
+            return f"{key}: {error['ctx']['error']}"
+        case _:
+            required = error["msg"].removeprefix("Input should be ")
+            return f"{key}: found {str(error['input'])[:80]!r}, required {required}"

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scheduler.cost import durations
-from scheduler.exit_codes import ExitCode
 from scheduler.gpus import ACHIEVABLE
 from scheduler.job import JobSpec
 from scheduler.tensor_parallel import all_reduce_bytes
@@ -24,8 +23,9 @@ from sim import inputs as i
 from sim.comparison import Row, contents, document, table
 from sim.contenders import NAMES, Contender, Field, contend, shape_for
 from sim.network import NetworkOverTime
+from sim.refusing import refuse
 from sim.replay import replay_at
-from sim.report import write_report
+from sim.report import make_directory, write_report
 from sim.spread import spread
 from sim.tensor_network import TensorNetwork
 
@@ -124,6 +124,8 @@ def compare(
     """Put placements, codecs and schedules side by side: the same job, network and engine for all."""
     options = {**locals(), "schedule": "", "codec": "", "gradient_codec": ""}
     try:
+        if report_dir is not None:
+            make_directory(report_dir)
         unknown = sorted(set(placement or ()) - set(NAMES))
         if unknown:
             raise i.InputError(
@@ -141,11 +143,10 @@ def compare(
             i.read_work(spec, read.network.devices[:1], gpus)  # refused before anything is planned
             tasks += [Task(p, spec, read.network, gpus, start_s, shape, seed) for p in placement or NAMES]
         rows = rows_of(tasks, processes)
+        if report_dir is not None:
+            typer.echo(f"report: {write_report(report_dir, contents(read, rows))}", err=True)
     except ValueError as e:
-        typer.echo(f"sim compare: {e}", err=True)
-        raise typer.Exit(int(ExitCode.USAGE)) from e
-    if report_dir is not None:
-        typer.echo(f"report: {write_report(report_dir, contents(read, rows))}", err=True)
+        refuse("sim compare", e)
     if as_json:
         typer.echo(json.dumps({"network": read.name, "rows": [document(r) for r in rows]}))
     else:

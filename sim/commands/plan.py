@@ -21,6 +21,7 @@ from scheduler.dtfm_blocks import search_any
 from scheduler.encoding import places_of
 from scheduler.explain_placement import bottleneck_device, bottleneck_hops, explain
 from scheduler.gpus import ACHIEVABLE
+from scheduler.reasons import reason_of
 from scheduler.scenarios import NAMES, POSITIONS, scenario
 from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult
 from scheduler.topology import Topology, TopologyError
@@ -28,12 +29,10 @@ from scheduler.units import duration
 from sim import inputs as i
 from sim.placed import Placed, placed_by, placed_of
 from sim.plot import draw_placement
+from sim.refusing import refuse
 from sim.spread import HERE, spread
 from sim.step_plan import StepPlanned, plan_step
 from sim.topology_file import Positions, read_topology
-
-BAD_INPUT = 2
-"""Exit code of a usage error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +193,12 @@ def plan(
                 topology, positions, stages, replicas, volumes, seed, budget, options, processes, ray
             )
     except ValueError as e:  # TopologyError is one
-        typer.echo(f"sim plan: {e}", err=True)
-        raise typer.Exit(BAD_INPUT) from e
+        refuse("sim plan", e)
     if plot is not None:
         try:
             draw_placement(plot, *_picture(found, positions))
         except (OSError, ValueError) as e:
-            typer.echo(f"sim plan: --plot {plot}: {e}", err=True)
-            raise typer.Exit(BAD_INPUT) from e
+            refuse("sim plan", i.InputError(f"--plot {plot}: {reason_of(e)}"))
     if as_json:
         typer.echo(json.dumps(found.document()))
     else:

@@ -21,6 +21,8 @@ from scheduler.timeline import Timeline, use_by_rank
 from scheduler.units import count, duration, size
 from sim import inputs as i
 from sim.codec_curve import throughput
+from sim.refusing import refuse
+from sim.report import make_directory
 from sim.run_report import write_report
 from sim.simulation import Settings, Simulation, document, simulate
 
@@ -89,6 +91,8 @@ def run(
     """Simulate steps of a job on a network: how long they take, why, and what they cost."""
     settings = i.chosen(Settings, {**locals(), "gpu": tuple(gpu or ())})
     try:
+        if report_dir is not None:
+            make_directory(report_dir)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("planning", total=None)
             found = simulate(
@@ -96,14 +100,13 @@ def run(
                 lambda _: bar.update(task, description="steps", total=steps, completed=0),
                 lambda done: bar.update(task, completed=done),
             )
+        if report_dir is not None:
+            links = found.read.network.topology(start_s)
+            curves = throughput(found.result.plans[0], found.work, links, found.tokens_a_step)
+            page = write_report(report_dir, found.read, found.result, figures(found), curves)
+            typer.echo(f"report: {page}", err=True)
     except ValueError as e:  # every error of the core and of the inputs is one
-        typer.echo(f"sim run: {e}", err=True)
-        raise typer.Exit(int(ExitCode.USAGE)) from e
-    if report_dir is not None:
-        links = found.read.network.topology(start_s)
-        curves = throughput(found.result.plans[0], found.work, links, found.tokens_a_step)
-        page = write_report(report_dir, found.read, found.result, figures(found), curves)
-        typer.echo(f"report: {page}", err=True)
+        refuse("sim run", e)
     typer.echo(json.dumps(document(found)) if as_json else report(found))
     raise typer.Exit(int(found.result.code))
 

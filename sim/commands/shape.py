@@ -12,6 +12,7 @@ import typer
 
 from scheduler.trace import Trace, TraceError
 from sim.emulate import LinkShaper, ShapedNode, ShapeOptions
+from sim.refusing import refuse
 from sim.trace import load
 
 
@@ -38,9 +39,8 @@ def shape(
     try:
         nodes = [parse_node(n) for n in node]
         asyncio.run(_serve(load(trace), nodes, options, map_file, as_json))
-    except TraceError as e:
-        typer.echo(f"error: {e}", err=True)
-        raise typer.Exit(2) from None
+    except (OSError, TraceError) as e:
+        refuse("error", e)
 
 
 async def _serve(

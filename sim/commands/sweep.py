@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from scheduler.exit_codes import ExitCode
-from sim.report import write_report
+from sim.refusing import refuse
+from sim.report import make_directory, write_report
 from sim.spread import HERE, spread
 from sim.sweep import append, done_before, outcome, read_sweep, results
 from sim.sweep_report import contents
@@ -31,6 +31,8 @@ def sweep(
 ) -> None:
     """Run every simulation of SPEC that its results file does not hold yet; stop it and go on at will."""
     try:
+        if report_dir is not None:
+            make_directory(report_dir)
         found = read_sweep(spec)
         before = done_before(found.out)
         left = [p for p in found.points if p.key not in before]
@@ -43,13 +45,12 @@ def sweep(
             lines = append(found.out, map_tasks(outcome, left))
             for line in bar.track(lines, total=len(left), description="simulating"):
                 failed += "error" in line
-    except ValueError as e:
-        typer.echo(f"sim sweep: {e}", err=True)
-        raise typer.Exit(int(ExitCode.USAGE)) from e
-    if report_dir is not None:
-        keys = {p.key for p in found.points}
-        lines_now = [x for x in results(found.out) if x["key"] in keys]
-        page = write_report(report_dir, contents(f"Swept: {spec.stem}", lines_now))
-        typer.echo(f"report: {page}", err=True)
+        if report_dir is not None:
+            keys = {p.key for p in found.points}
+            lines_now = [x for x in results(found.out) if x["key"] in keys]
+            page = write_report(report_dir, contents(f"Swept: {spec.stem}", lines_now))
+            typer.echo(f"report: {page}", err=True)
+    except (OSError, ValueError) as e:
+        refuse("sim sweep", e)
     known = len(found.points) - len(left)
     typer.echo(f"{len(left)} computed, {known} known before, {failed} without a result: {found.out}")

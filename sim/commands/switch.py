@@ -20,6 +20,7 @@ from sim.door import Door
 from sim.emulate import ShapeOptions
 from sim.namespaces import Namespaces, SwitchUnavailable
 from sim.packet_switch import PacketSwitch
+from sim.refusing import refuse
 from sim.switched_links import QueueOptions, switched_links
 from sim.trace import load
 
@@ -81,9 +82,8 @@ def switch(
     except SwitchUnavailable as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(int(ExitCode.NO_NAMESPACES)) from None
-    except ValueError as e:  # TraceError is one
-        typer.echo(f"error: {e}", err=True)
-        raise typer.Exit(int(ExitCode.USAGE)) from None
+    except (OSError, ValueError) as e:  # TraceError is one
+        refuse("error", e)
 
 
 def _serve(

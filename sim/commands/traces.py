@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
 
+from scheduler.reasons import reason_of
 from scheduler.trace import Sampler, Trace, TraceError
 from sim.importers.kinds import KINDS, import_trace
+from sim.refusing import refuse
 from sim.svg import save as save_picture
 from sim.trace import load, save, shipped
 from sim.weather import link_matrix, weather
@@ -22,16 +24,11 @@ MAX_SHOWN = 60
 """Links that `show` prints one by one."""
 
 
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(2) from None
-
-
 def _load(name: str) -> Trace:
     try:
         return load(name)
     except TraceError as e:
-        _fail(e)
+        refuse("error", e)
 
 
 def summary(trace: Trace) -> str:
@@ -98,7 +95,7 @@ def show(
         try:
             save_picture(plot, weather(trace) if trace.duration_s else link_matrix(trace, at))
         except (OSError, ValueError) as e:
-            _fail(TraceError(f"--plot {plot}: {e}"))
+            refuse("error", TraceError(f"--plot {plot}: {reason_of(e)}"))
         typer.echo(f"drawn: {plot}")
 
 
@@ -138,6 +135,6 @@ def import_files(
             if resample is not None:
                 trace = trace.resampled(resample)
             written = save(trace, output)
-    except TraceError as e:
-        _fail(e)
+    except (OSError, TraceError) as e:
+        refuse("error", e)
     typer.echo(f"{written}: {summary(trace)}")

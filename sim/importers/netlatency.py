@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.reasons import reason_of
 from scheduler.trace import About, LinkSeries, Node, Trace, TraceError, Vector
 from scheduler.trace_text import MAX_ROWS
 from sim.importers.readings import check_size, read_text
@@ -82,7 +83,7 @@ def _npz(path: Path) -> Slices:
         with np.load(path, allow_pickle=False) as arrays:
             found = arrays["rtt_10ms"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise TraceError(f"{path}: found {e}, required an npz with the array rtt_10ms") from e
+        raise TraceError(f"{path}: found {reason_of(e)}, required an npz with the array rtt_10ms") from e
     if found.dtype != np.uint16 or found.ndim != 3 or found.shape[1] != found.shape[2] or not found.size:
         raise TraceError(
             f"{path}: rtt_10ms: found {found.dtype} {list(found.shape)}, required uint16 [slice, n, n]"

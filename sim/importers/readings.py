@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import median
 
+from scheduler.reasons import reason_of
 from scheduler.trace import About, Node, Pair, Row, Trace, TraceError, series
 from scheduler.trace_text import MAX_FILE_BYTES, MAX_NODES, MAX_ROWS, shifted
 
@@ -122,7 +123,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise TraceError(f"{path}: cannot be read: {e}") from e
+        raise TraceError(f"{path}: cannot be read: {reason_of(e)}") from e
 
 
 def check_size(path: Path) -> None:
@@ -130,7 +131,7 @@ def check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError as e:
-        raise TraceError(f"{path}: cannot be read: {e.strerror}") from e
+        raise TraceError(f"{path}: cannot be read: {reason_of(e)}") from e
     if size > MAX_FILE_BYTES:
         raise TraceError(f"{path}: found {size} bytes, required at most {MAX_FILE_BYTES}")
 

@@ -82,3 +82,13 @@ def test_forget_removes_an_earlier_run(tmp_path: Path) -> None:
     forget(state)
     assert not state.exists()
     forget(state)  # nothing there is nothing to do
+
+
+def test_a_child_that_said_why_it_ends_is_quoted_and_not_its_log(tmp_path: Path) -> None:
+    told = '{"event": "error", "code": 20, "reason": "s: found a run"}'
+    words = [sys.executable, "-c", f"import sys; print('{{}}'); print('{told}'); sys.exit(20)"]
+    child = Child("c", words, tmp_path / "c.log")
+    with pytest.raises(ProcessFailed) as failed:
+        child.wait_for("listening", 20)
+    assert (str(failed.value), failed.value.code) == ("c: s: found a run", 20)
+    child.stop()

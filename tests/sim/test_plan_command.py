@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from scheduler.exit_codes import ExitCode
 from scheduler.scenarios import scenario
 from scheduler.topology import Topology, TopologyError
 from sim.commands.plan import plan, shape_of
@@ -256,7 +257,7 @@ def test_a_model_that_fits_nowhere_says_what_lacks_and_where(tmp_path: Path) -> 
         d["memory_bytes"] = 10**9
     path = write(tmp_path / "t.json", document)
     result = runner.invoke(app, ["--topology", path, "--model", "gpt3-xl-24", "--batch", "4"])
-    assert result.exit_code == 2
+    assert result.exit_code == ExitCode.NO_PLAN
     assert "are missing" in result.stderr
     assert " on d" in result.stderr
     assert "a device with more memory" in result.stderr

@@ -45,10 +45,11 @@ def test_a_host_has_a_worker_for_each_device(tmp_path: Path) -> None:
         (("token_file: token", "token_file: nowhere"), "token_file: found no file"),
         (("name: lab", "name: gpu-1"), "found the worker name 'gpu-1' twice"),
         (("port: 2222", "port: 0"), "hosts.1.port"),
-        (("user: ana", "usr: ana"), "usr: Extra inputs"),
+        (("user: ana", "usr: ana"), "usr: found an unknown key .did you mean 'user'"),
         (('"cuda:0"', '"gpu"'), "hosts.0.devices.0"),
         (("host: 10.0.0.7", 'host: "-oProxyCommand=x"'), "hosts.1.host"),
-        (("29520", ""), "coordinator"),
+        ((":29520", ""), "coordinator: found .*, required"),
+        (("token_file: token", ""), "token_file: found no such key"),
         (("hosts:", "hosts: ["), "found no hosts to read"),
     ],
 )
