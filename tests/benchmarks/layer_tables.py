@@ -48,10 +48,11 @@ def peak_exponent(row: Row) -> float | None:
     return exponent(row, lambda run: run.peak_bytes)
 
 
-def process_share(row: Row) -> float:
-    """How many times as much the process's memory grew, up to the longest length, as its tensors held."""
+def process_share(row: Row, free_bytes: int = 0) -> float:
+    """How many times as much the process grew, up to the longest length, as its tensors took there, but for
+    `free_bytes`."""
     run = row.runs[max(row.runs)]
-    return (run.process_bytes - row.begun_bytes) / run.peak_bytes
+    return max(0, run.process_bytes - row.begun_bytes - free_bytes) / run.peak_bytes
 
 
 def tables(found: Rows, lengths: Sequence[int]) -> Iterator[str]:
@@ -73,10 +74,10 @@ def tables(found: Rows, lengths: Sequence[int]) -> Iterator[str]:
     yield "The most MiB that tensors take at once at each length, beside parameters and input."
     yield ""
     yield from _by_length(found, lengths, mib, "peak MiB")
-    yield f"The e with which time, and peak memory, grow as length^e over the {LONGEST} longest lengths (1:"
-    yield "in proportion). How many times as much the process grew, up to the longest, as its tensors took"
-    yield "there: allocators keep pieces apart, and libraries take some 100 MiB. And the length from which on"
-    yield "it costs less time than attention."
+    yield f"The e with which time, and peak memory, grow as length^e over the {LONGEST} longest lengths"
+    yield "(1: in proportion). How many times as much the process grew, up to the longest, as its tensors"
+    yield "took there: allocators keep pieces, libraries and the profiler some 100 MiB. And the length from"
+    yield "which on it costs less time than attention."
     yield ""
     yield "| | ms ~ length^ | peak ~ length^ | process / tensors | costs less from |"
     yield "|---|---:|---:|---:|---:|"

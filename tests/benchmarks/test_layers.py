@@ -92,6 +92,8 @@ def test_exponents_are_of_the_longest_lengths() -> None:
 
 def test_a_process_is_weighed_by_what_it_grew() -> None:
     assert process_share(Row({512: Run(1, 5, 90), 1024: Run(1, 10, 130)}, "", 100)) == 3
+    assert process_share(Row({512: Run(1, 10, 130)}, "", 100), 10) == 2
+    assert process_share(Row({512: Run(1, 10, 130)}, "", 100), 99) == 0
 
 
 def test_naive_forms_say_what_the_fast_ones_do() -> None:

@@ -73,15 +73,13 @@ def _up_the_tree(chunks: DeltaChunks, weights_BcHQM: Tensor) -> Tensor:
         half = 1 << level
         # Pairs of neighbouring stretches: chunks in the right one read the left one, one after the other.
         left, right = in_pairs(stretches, 1).squeeze(3).unbind(2)
-        # Unbound at once: the gradient of `asking[:, :, i]` is as large as all chunks' together, for each i.
-        asking = in_pairs(queries, half)[:, :, 1].unbind(2)
-        overs = () if over is None else in_pairs(over, half)[:, :, 1].unbind(2)
-        read = []
-        for i in range(half):
-            read.append(asking[i] @ left)
-            if i + 1 < half or level + 1 < levels:
-                left = overs[i] @ left
-        taken = torch.stack(read, 2) * in_pairs(weights_BcHQM[..., first + level, None], half)[:, :, 1]
+        # Unbound at once: the gradient of `over[:, :, i]` is as large as all chunks' together, for each i.
+        steps = () if over is None else in_pairs(over, half)[:, :, 1].unbind(2)
+        before = [left]
+        for step in steps[: half if level + 1 < levels else half - 1]:
+            before.append(step @ before[-1])
+        read = in_pairs(queries, half)[:, :, 1] @ torch.stack(before[:half], 2)
+        taken = read * in_pairs(weights_BcHQM[..., first + level, None], half)[:, :, 1]
         y = y + torch.stack((torch.zeros_like(taken), taken), 2).flatten(1, 3)
-        stretches = left + right
+        stretches = before[-1] + right
     return y

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from worker.model.layer import blank
 
@@ -30,20 +33,8 @@ class ShortConv(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         before = self.begin().to(x_BTD.dtype) if state is None else state
         padded = torch.cat((before.expand(len(x_BTD), -1, -1), x_BTD), dim=1)
-        length = x_BTD.shape[1]
-        y = self._taken(padded, 0, length, documents_BT)
-        for tap in range(1, self.taps):
-            y = y + self._taken(padded, tap, length, documents_BT)
-        return y, padded[:, length:]
-
-    def _taken(self, padded: Tensor, tap: int, length: int, documents_BT: Tensor | None) -> Tensor:
-        """What each position takes by one tap, if need be from its own document alone."""
-        taken = padded[:, tap : tap + length] * self.weight[tap]
-        back = self.taps - 1 - tap
-        if documents_BT is None or not back:
-            return taken
-        there = F.pad(documents_BT, (back, 0), value=-1)[:, :length]
-        return taken * (there == documents_BT)[..., None]
+        y: Tensor = _Taps.apply(padded, self.weight, documents_BT)  # type: ignore[no-untyped-call]
+        return y, padded[:, x_BTD.shape[1] :]
 
     def initial(self, rng: torch.Generator) -> Tensor:
         """Uniform within 1 / sqrt(taps), as PyTorch's depthwise convolutions begin."""
@@ -57,3 +48,50 @@ class ShortConv(nn.Module):
             for t in range(back, length):
                 matrix[:, t, t - back] = self.weight[tap]
         return matrix
+
+
+class _Taps(torch.autograd.Function):
+    """y_t = sum_w weight[w] padded[t + w], all terms made in one place.
+
+    Autograd would make each anew, and for each tap a gradient as large as `padded`; bytes written are most of
+    what this costs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, documents_BT: Tensor | None) -> Tensor:
+        ctx.save_for_backward(padded, weight, documents_BT)
+        y, term = None, None
+        for tap, (given, same) in enumerate(_given(padded, len(weight), documents_BT)):
+            term = torch.mul(given, weight[tap], out=term)
+            if same is not None:
+                term *= same
+            if y is None:
+                y, term = term, torch.empty_like(term)
+            else:
+                y += term
+        assert y is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTD: Tensor) -> tuple[Tensor | None, ...]:
+        padded, weight, documents = ctx.saved_tensors
+        dpadded, dweight = dy_BTD.new_zeros(padded.shape), torch.empty_like(weight)
+        term = torch.empty_like(dy_BTD)
+        for tap, (given, same) in reversed([*enumerate(_given(padded, len(weight), documents))]):
+            dy = dy_BTD if same is None else dy_BTD * same
+            dpadded[:, tap : tap + dy.shape[1]] += torch.mul(dy, weight[tap], out=term)
+            dweight[tap] = torch.mul(dy, given, out=term).sum((0, 1))
+        return dpadded.to(padded.dtype), dweight, None
+
+
+def _given(padded: Tensor, taps: int, documents_BT: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """What each tap is given, (B,T,D), and whether that is of the position's own document, (B,T,1); None: all
+    of it is."""
+    length = padded.shape[1] - taps + 1
+    for tap in range(taps):
+        back, same = taps - 1 - tap, None
+        if documents_BT is not None and back:
+            there = F.pad(documents_BT, (back, 0), value=-1)[:, :length]
+            same = (there == documents_BT)[..., None]
+        yield padded[:, tap : tap + length], same
