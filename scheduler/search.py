@@ -43,7 +43,8 @@ class SearchOptions:
     """Placements an island."""
     generations: int = 10
     patience: int = 3
-    """Generations without a gain after which the search ends: a settled population walks in place."""
+    """Generations without a gain after which the search ends: a settled population walks in place. It goes on
+    where no two devices are alike: there are too many costs for a population to settle."""
     exchange_every: int = 5
     """Generations after which islands hand their best on."""
     hot: float = 0.02
@@ -130,7 +131,7 @@ def search(
         return SearchResult(best, len(named), "bound met", seeds_s, ((len(named), best.cost_s),))
     islands = _settle(objective, options, named, seed)
     curve = [(len(named), min(seeds_s.values()))]
-    stopped = False
+    stopped, settles = False, len(np.unique(objective.kinds)) < objective.n_devices
     for generation in range(options.generations):
         stopped = generation > 0 and should_stop()
         if stopped:
@@ -141,7 +142,7 @@ def search(
         if curve[-1][1] <= floor_s * (1 + 1e-12):
             break
         past = [cost for _, cost in curve[-1 - options.patience :]]
-        if len(past) > options.patience and past[0] <= past[-1] * (1 + 1e-12):
+        if settles and len(past) > options.patience and past[0] <= past[-1] * (1 + 1e-12):
             break
         if (generation + 1) % options.exchange_every == 0:
             _migrate(islands)

@@ -70,6 +70,16 @@ def test_under_noise_the_search_improves_on_every_seed() -> None:
     assert costs[-1] == min(costs) == result.placement.cost_s
 
 
+def test_a_search_gives_up_only_where_devices_are_alike() -> None:
+    plain = scenario("spot", n_devices=16)
+    options = SearchOptions(evaluations=20_000, islands=1, population=10, generations=10, patience=1)
+    judged = []
+    for topology in (plain, with_noise(plain, 0.3, np.random.default_rng(1))):
+        objective = DtfmObjective(topology, 4, 4)
+        judged.append(found(objective, topology, 0, options).evaluations)
+    assert judged[0] < 10_000 < 20_000 <= judged[1]
+
+
 def test_128_devices_in_16_stages() -> None:
     topology = scenario("worldwide", n_devices=128)
     objective = DtfmObjective(topology, 16, 8)
