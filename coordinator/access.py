@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from scheduler.exit_codes import ExitCode
+from scheduler.reasons import reason_of
 
 from . import certs as make_certs
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir, end
@@ -47,6 +49,8 @@ def certs(
         new, names = make_certs.make(directory, hosts or [], days, datetime.now(UTC))
     except make_certs.TlsError as e:
         end(ExitCode.USAGE, str(e), as_json)
+    except OSError as e:
+        end(ExitCode.STATE_DIR, _not_writable(state_dir, e), as_json)
     except ImportError as e:
         end(ExitCode.USAGE, f"found no package `cryptography` ({e}); pip install cryptography", as_json)
     ca = directory / make_certs.CA
@@ -58,13 +62,17 @@ def certs(
     typer.echo(f"{'new authority' if new else 'authority as before'}; copy to the workers: {ca}")
 
 
+def _not_writable(state_dir: Path, error: Exception) -> str:
+    return f"{state_dir}: found that it cannot be written ({reason_of(error)}); give another --state-dir"
+
+
 @contextmanager
 def _open(state_dir: StateDir, as_json: bool) -> Iterator[Tokens]:
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         tokens = Tokens(state_dir)
     except (OSError, sqlite3.Error) as e:
-        end(ExitCode.STATE_DIR, f"{state_dir}: found {e}, required a folder that can be written", as_json)
+        end(ExitCode.STATE_DIR, _not_writable(state_dir, e), as_json)
     try:
         yield tokens
     except TokenError as e:
@@ -124,8 +132,11 @@ def list_tokens(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: AsJson = False
     """Show every token: its id, what is left of it, and who came with it."""
     now_s = time.time()
     with _open(state_dir, as_json) as tokens:
-        for t in tokens.list():
+        found = tokens.list()
+        for t in found:
             typer.echo(json.dumps(asdict(t) | {"state": t.state(now_s)}) if as_json else _line(t, now_s))
+    if not found and not as_json:
+        typer.echo(f"{state_dir}: found no token but the run's own; `coordinator tokens create` makes one")
 
 
 def _line(t: TokenInfo, now_s: float) -> str:

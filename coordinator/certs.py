@@ -45,24 +45,21 @@ class ServerTls:
 def make(directory: Path, hosts: Sequence[str], days: int, now: datetime) -> tuple[bool, tuple[str, ...]]:
     """Write the coordinator's certificate for `hosts`, and the authority if there is none.
 
-    Returns (whether the authority is new, what the certificate names). Raises TlsError.
+    Returns (whether the authority is new, what the certificate names). Raises TlsError, OSError.
     """
     if not 1 <= days <= MAX_DAYS:
         raise TlsError(f"--days: found {days}, required 1 to {MAX_DAYS}")
     names = tuple(dict.fromkeys((*(_checked(h) for h in hosts), *ALWAYS)))
     if len(names) > MAX_HOSTS:
         raise TlsError(f"--host: found {len(names)} names, required at most {MAX_HOSTS}")
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        present = [(directory / f).exists() for f in (CA, CA_KEY)]
-        if any(present) and not all(present):
-            found, lacks = (CA, CA_KEY) if present[0] else (CA_KEY, CA)
-            raise TlsError(f"{directory}: found {found} without {lacks}; restore it, or remove {found}")
-        if not all(present):
-            _new_authority(directory, now)
-        _new_server(directory, names, days, now)
-    except OSError as e:
-        raise TlsError(f"{directory}: cannot be written ({e.strerror or e})") from None
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    present = [(directory / f).exists() for f in (CA, CA_KEY)]
+    if any(present) and not all(present):
+        found, lacks = (CA, CA_KEY) if present[0] else (CA_KEY, CA)
+        raise TlsError(f"{directory}: found {found} without {lacks}; restore it, or remove {found}")
+    if not all(present):
+        _new_authority(directory, now)
+    _new_server(directory, names, days, now)
     return not all(present), names
 
 

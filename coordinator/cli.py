@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from protos.address import AddressError, split_host_port
 from protos.log_lines import LogLines
 from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
@@ -92,12 +93,10 @@ def _read_plan(path: Path, as_json: bool) -> Plan:
 
 
 def _split_bind(bind: str, as_json: bool, option: str = "--bind") -> tuple[str, int]:
-    host, _, port = bind.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        _end(
-            ExitCode.USAGE, f"{option}: found {bind!r}, required HOST:PORT with a port of 0 .. 65535", as_json
-        )
-    return host, int(port)
+    try:
+        return split_host_port(bind, option)
+    except AddressError as e:
+        _end(ExitCode.USAGE, str(e), as_json)
 
 
 def _require_safe(bind: str, tls: ServerTls | None, insecure: bool, as_json: bool) -> None:
@@ -373,7 +372,9 @@ def _where(
     address: str | None, token_file: Path | None, ca: Path | None, state_dir: Path, as_json: bool
 ) -> Coordinator:
     """Whom to ask, from the options or the state directory."""
-    if address is None:
+    if address is not None:
+        _split_bind(address, as_json, "--address")
+    else:
         path = state_dir / ADDRESS_FILE
         try:
             address = path.read_text().strip()

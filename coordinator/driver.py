@@ -440,7 +440,7 @@ class Driver:
                     members=len(now.connected),
                     needed=now.options.min_workers,
                 )
-            case e.SaveFailed() | e.Failed() | e.Drain():
+            case e.SaveFailed() | e.Failed() | e.Drain() if now.phase not in OVER or reason != now.reason:
                 self.tell("warning", reason=reason)
             case e.Saved() if now.save_failed_at != before.save_failed_at:
                 self.tell("warning", reason=reason)

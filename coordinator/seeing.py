@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protos.address import AddressError, split_host_port
 from scheduler.exit_codes import ExitCode
 
 from .access import seconds
@@ -70,6 +71,10 @@ def _where(page: Page, state_dir: Path) -> Where:
     except ImportError as error:
         reason = f"--dashboard: found no package for it ({error}); pip install 'isthmus[dashboard]'"
         raise DashboardRefused(ExitCode.USAGE, reason) from error
+    try:
+        split_host_port(page.bind, "--dashboard")
+    except AddressError as error:
+        raise DashboardRefused(ExitCode.USAGE, str(error)) from error
     where = Where(page.bind, page.tls)
     if page.runs_dir is not None:
         where = replace(where, below=Below(page.runs_dir))

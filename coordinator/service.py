@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import socket
 import time
 from collections.abc import AsyncIterator
 from statistics import median
@@ -20,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import orchestrator_pb2 as pb
 from protos import orchestrator_pb2_grpc
+from protos.address import split_host_port
 from protos.convert import (
     ConvertError,
     PeerInfo,
@@ -34,6 +36,7 @@ from protos.version import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, SESSION_METADATA
 from scheduler.checkpoint_layout import MAX_FILE_BYTES
 from scheduler.exit_codes import ExitCode
 from scheduler.job import job_to_json
+from scheduler.reasons import reason_of
 
 from . import events as e
 from .certs import ServerTls
@@ -386,8 +389,19 @@ async def serve(
     except RuntimeError as error:
         await server.stop(None)
         raise PortInUse(
-            f"{bind}: the address cannot be listened on ({error}); another process has the port, or the "
-            "host is not this machine's; stop it or give another --bind"
+            f"{bind}: the address cannot be listened on ({_why_not(bind) or error}); another process has the "
+            "port, or the host is not this machine's; stop it or give another --bind"
         ) from error
     await server.start()
     return server, port
+
+
+def _why_not(bind: str) -> str:
+    """What the system says to who listens at `bind`, which gRPC keeps to itself; '' if it could be."""
+    host, port = split_host_port(bind)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        return reason_of(error)
+    return ""

@@ -23,10 +23,11 @@ from scheduler.exit_codes import ExitCode
 from scheduler.lease import Lease, renewed, take
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
+from scheduler.reasons import reason_of
 from scheduler.samples import Ledger
 
 from .commands import RecordConduct, RecordEval, RecordStep
-from .database import DatabaseError, Row, open_database
+from .database import Database, DatabaseError, Row, open_database
 from .records import TakenUp
 
 DATABASE = "run.sqlite"
@@ -81,13 +82,39 @@ class Superseded(Exception):
 
 
 def keep_elsewhere(state_dir: Path, where: str) -> None:
-    """Have the directory's history be at `where`, for this command and all that come. Raises StoreError."""
-    state_dir.mkdir(parents=True, exist_ok=True)
+    """Have the directory's history be at `where`, if it can be, for this command and all that come. Raises
+    StoreError."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise _not_writable(state_dir, e) from e
     path = state_dir / ELSEWHERE
     if path.exists() and path.read_text().strip() != where:
         raise StoreError(f"{path}: found that the run's history is elsewhere already; give the same --store")
+    _open(where, read_only=False).close()
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         out.write(f"{where}\n")
+
+
+def _not_writable(state_dir: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{state_dir}: found that it cannot be written ({reason_of(error)}); give another --state-dir"
+    )
+
+
+def _shown(where: str) -> str:
+    """Without a password."""
+    return where.rpartition("@")[2] if "://" in where else where
+
+
+def _open(where: str, read_only: bool) -> Database:
+    """Raises StoreError."""
+    try:
+        return open_database(where, read_only)
+    except DatabaseError as e:
+        is_file = "://" not in where
+        required = "a database that isthmus wrote" if is_file else "a database that answers; check --store"
+        raise StoreError(f"{_shown(where)}: found {e}, required {required}") from e
 
 
 def lock_state_dir(state_dir: Path) -> IO[str]:
@@ -99,9 +126,7 @@ def lock_state_dir(state_dir: Path) -> IO[str]:
         state_dir.mkdir(parents=True, exist_ok=True)
         held = (state_dir / LOCK).open("a+")
     except OSError as e:
-        raise StoreError(
-            f"{state_dir}: found that it cannot be written ({e.strerror}); give another --state-dir"
-        ) from e
+        raise _not_writable(state_dir, e) from e
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
@@ -125,13 +150,13 @@ class Store:
     def __init__(self, state_dir: Path, *, read_only: bool = False) -> None:
         elsewhere = state_dir / ELSEWHERE
         where = elsewhere.read_text().strip() if elsewhere.exists() else str(state_dir / DATABASE)
-        shown = where.rpartition("@")[2] if "://" in where else where
+        shown = _shown(where)
         self.lease: Lease | None = None
         """Under which this store is written to; None: nobody else could."""
         if read_only and "://" not in where and not Path(where).exists():
             raise StoreError(f"{state_dir}: found no {DATABASE}, required the state directory of a run")
+        self._db = _open(where, read_only)
         try:
-            self._db = open_database(where, read_only)
             if not read_only:
                 for statement in _SCHEMA.split(";"):
                     if statement.strip():

@@ -129,8 +129,9 @@ def explain(address: str, authority: Authority | None, timeout_s: float = EXPLAI
         if authority is None:
             return ""
         return (
-            f"{address} does not speak TLS and --ca was given; start the coordinator with a certificate "
-            "(`coordinator certs`), or leave --ca out"
+            f"{address} does not speak TLS, and {authority.path or 'an authority'} was given for it (by "
+            "--ca, or found in the state directory); start the coordinator with a certificate "
+            "(`coordinator certs`), or do without"
         )
     except (OSError, ValueError):
         return ""

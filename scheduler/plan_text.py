@@ -26,10 +26,15 @@ def plan_of_document(document: Any, source: str) -> Plan:
         document = document["plan"]
     known = {f.name: f for f in fields(Plan)}
     needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    if not isinstance(document, dict) or not needed <= set(document) <= set(known):
-        found = ", ".join(document) if isinstance(document, dict) else type(document).__name__
+    if not isinstance(document, dict):
+        raise PlanError(f"{source}: found a {type(document).__name__}, required a plan as a JSON object")
+    if lacks := sorted(needed - set(document)):
         raise PlanError(
-            f"{source}: found {found}; required {', '.join(sorted(needed))}, of {', '.join(known)}"
+            f"{source}: found no {', '.join(lacks)}; required of a plan, as `sim run --json` prints it"
+        )
+    if unknown := sorted(set(document) - set(known)):
+        raise PlanError(
+            f"{source}: found an unknown key {unknown[0]!r}, required some of: {', '.join(known)}"
         )
     plan = Plan(**{k: _value(k, v, source) for k, v in document.items()})
     _check(plan, source)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import zmq
 
+from protos.address import split_host_port
+
 DEAD_LINK_S = 15
 """Seconds of silence, in which TCP had something to hear, that end a connection."""
 
@@ -31,14 +33,6 @@ class PeerAddress:
 
     host_port: str
     curve_public_key: bytes = b""
-
-
-def split_host_port(text: str) -> tuple[str, int]:
-    """("host", port) of "host:port" or "[v6]:port". Raises ValueError."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"address: found {text!r}, required host:port with a port of 0 to 65535")
-    return host, int(port)
 
 
 def bind_text(host_port: str) -> str:

@@ -16,10 +16,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from protos.address import AddressError, split_host_port
 from protos.log_lines import LogFormat, LogLines
 from protos.relay_key import relay_key
 from protos.tls import Authority, TlsError, is_loopback, read_authority
 from scheduler.exit_codes import EXITS, ExitCode
+from scheduler.reasons import reason_of
 
 app = typer.Typer(
     help="Hold a stage of a model and run its steps. Exit codes: `coordinator exit-codes`.",
@@ -88,19 +90,23 @@ def _token(path: Path | None, as_json: bool = False) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as e:
-        _end(
-            ExitCode.TOKEN, f"--token-file {path}: found {e}, required the coordinator's token file", as_json
-        )
+        reason = f"--token-file {path}: found no token to read ({reason_of(e)}), required the coordinator's"
+        _end(ExitCode.TOKEN, reason, as_json)
+
+
+def _require_address(where: str, what: str, as_json: bool) -> None:
+    try:
+        split_host_port(where, what)
+    except AddressError as e:
+        _end(ExitCode.USAGE, str(e), as_json)
 
 
 def _allow(address: str, bind: str, ca: Path | None, insecure: bool, as_json: bool) -> Authority | None:
     """Who must have signed the coordinator's certificate; None: nobody. Without --ca or --insecure nothing
     leaves this machine in the clear; tensors are always encrypted, with keys that the coordinator names."""
     addresses = address.split(",")
-    for what, where in (*(("HOST:PORT", a) for a in addresses), ("--bind", bind)):
-        host, _, port = where.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            _end(ExitCode.USAGE, f"{what}: found {where!r}, required host:port", as_json)
+    for what, where in (*(("the coordinator's address", a) for a in addresses), ("--bind", bind)):
+        _require_address(where, what, as_json)
     if ca is not None:
         try:
             return read_authority(ca)
@@ -186,6 +192,8 @@ def join(
     as_json = as_json or log_format == "json"
     bind = bind or "127.0.0.1:0"
     authority = _allow(address, bind, ca, insecure, as_json)
+    if advertise is not None:
+        _require_address(advertise, "--advertise", as_json)
     token = _token(token_file, as_json)
     try:
         import torch  # noqa: F401 (the rest of this command cannot do without)
@@ -310,9 +318,7 @@ def relay(
     tells them of it. It needs the run's own token, and sees nothing but encrypted bytes."""
     from protos.relay import serve
 
-    host, _, port = bind.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        _end(ExitCode.USAGE, f"--bind: found {bind!r}, required host:port", as_json)
+    _require_address(bind, "--bind", as_json)
     token = _token(token_file, as_json)
     if not token:
         _end(ExitCode.TOKEN, "found no token; pass --token-file with the run's own", as_json)

@@ -29,7 +29,8 @@ from contextlib import suppress
 
 import zmq
 
-from worker.addresses import CurveKeys, PeerAddress, bind_text, keep_alive, split_host_port
+from protos.address import split_host_port
+from worker.addresses import CurveKeys, PeerAddress, bind_text, keep_alive
 from worker.admission import DOMAIN, Admission
 from worker.inbound import Inbound
 from worker.limits import Limits

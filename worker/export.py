@@ -16,6 +16,7 @@ from torch import Tensor
 from scheduler.checkpoint_layout import MANIFEST, Manifest, ManifestError, parse_manifest, weights_file
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, ModelSpec, job_from_json
+from scheduler.reasons import reason_of
 from worker.checkpoint import LayerFileError, check, from_bytes, load_weights
 from worker.data import DataError
 from worker.generate import generate
@@ -91,7 +92,14 @@ def continue_text(
 
 def _open(checkpoint: Path, data_dir: Path) -> tuple[Manifest, JobSpec, ModelSpec, Tokenizer]:
     path = checkpoint / MANIFEST
-    manifest = parse_manifest(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise ExportError(
+            f"{checkpoint}: found no {MANIFEST} to read ({reason_of(e)}); required a whole checkpoint's "
+            "directory, like STATE/checkpoints/step-000200"
+        ) from e
+    manifest = parse_manifest(text, str(path))
     job = job_from_json(manifest.job_json, str(path))
     tokenizer = open_tokenizer(job.data.tokenizer, data_dir)
     return manifest, job, model_of(job, tokenizer.vocab, data_dir), tokenizer

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from protos.address import split_host_port
 from protos.tls import is_loopback
+from scheduler.reasons import reason_of
 
 from ..progress import Show
 from ..tokens import Tokens
@@ -43,18 +45,13 @@ class Where:
 
 def listen(where: Where) -> socket.socket:
     """The listening socket. Raises DashboardError."""
-    host, _, port = where.bind.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise DashboardError(
-            f"--dashboard: found {where.bind!r}, required HOST:PORT with a port of 0 .. 65535"
-        )
+    host, port = split_host_port(where.bind)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), int(port)), family=family)
+        return socket.create_server((host.strip("[]"), port), family=family)
     except OSError as error:
-        raise DashboardError(
-            f"--dashboard {where.bind}: the address cannot be listened on ({error}); give another port"
-        ) from error
+        why = f"the address cannot be listened on ({reason_of(error)}); give another port"
+        raise DashboardError(f"--dashboard {where.bind}: {why}") from error
 
 
 def opened_at(

@@ -97,7 +97,55 @@ def test_a_port_in_use_has_its_own_code(job_file: Path) -> None:
         taken.listen()
         result = start(job_file, "--bind", f"127.0.0.1:{taken.getsockname()[1]}")
     assert result.exit_code == ExitCode.PORT_IN_USE
-    assert "another process has the port" in result.stderr
+    assert "the address cannot be listened on (Address already in use); another process has" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "drain", "stop"])
+def test_an_address_to_ask_at_is_host_and_port(command: str) -> None:
+    result = runner.invoke(app, [command, "--address", "garbage"])
+    assert result.exit_code == ExitCode.USAGE
+    assert "--address: found 'garbage', required HOST:PORT" in result.stderr
+
+
+def test_a_page_is_served_at_host_and_port(job_file: Path) -> None:
+    pytest.importorskip("starlette")
+    result = start(job_file, "--bind", "127.0.0.1:0", "--dashboard", "nonsense")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--dashboard: found 'nonsense', required HOST:PORT" in result.stderr
+
+
+def test_a_store_that_does_not_open_is_not_remembered(job_file: Path) -> None:
+    store = job_file.parent / "no" / "run.sqlite"
+    result = start(job_file, "--bind", "127.0.0.1:0", "--store", str(store))
+    assert result.exit_code == ExitCode.STATE_DIR
+    assert f"{store}: found unable to open database file" in result.stderr
+    assert not (job_file.parent / "state" / "store").exists()
+
+
+def test_a_plan_that_is_none_says_what_it_lacks(job_file: Path) -> None:
+    plan = job_file.parent / "plan.json"
+    assert "No such file or directory\n" in start(job_file, "--plan", str(plan)).stderr
+    plan.write_text('{"version": 1, "placement": []}')
+    result = start(job_file, "--plan", str(plan))
+    assert result.exit_code == ExitCode.USAGE
+    assert "found no micro_batches, partition, schedule; required of a plan" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("certs",), ("tokens", "create"), ("tokens", "list")])
+def test_a_state_directory_that_cannot_be_written_is_said_alike(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    state = tmp_path / "file" / "state"
+    result = runner.invoke(app, [*words, "--state-dir", str(state)])
+    assert result.exit_code == ExitCode.STATE_DIR
+    assert f"{state}: found that it cannot be written (Not a directory); give another" in result.stderr
+
+
+def test_where_no_token_was_made_it_is_said(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["tokens", "list", "--state-dir", str(tmp_path)])
+    assert "`coordinator tokens create` makes one" in result.stdout
+    assert runner.invoke(app, ["tokens", "list", "--state-dir", str(tmp_path), "--json"]).stdout == ""
 
 
 def test_nothing_to_resume_and_a_run_in_the_way_have_their_codes(job_file: Path) -> None:

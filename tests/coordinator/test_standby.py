@@ -132,8 +132,9 @@ def test_verdicts() -> None:
 
 
 def test_a_directory_keeps_to_its_store(tmp_path: Path) -> None:
-    keep_elsewhere(tmp_path / "s", "/a/b.sqlite")
-    keep_elsewhere(tmp_path / "s", "/a/b.sqlite")
+    where = str(tmp_path / "b.sqlite")
+    keep_elsewhere(tmp_path / "s", where)
+    keep_elsewhere(tmp_path / "s", where)
     with pytest.raises(StoreError, match="elsewhere already"):
         keep_elsewhere(tmp_path / "s", "/c.sqlite")
     assert (tmp_path / "s" / "store").stat().st_mode & 0o777 == 0o600
