@@ -38,7 +38,7 @@ from deploy.local import LinkOptions, LocalCluster, LocalOptions
 from scheduler.liveness import HEARTBEAT_S
 from scheduler.trace import About, Node, Trace, steady
 from scheduler.trace_write import format_trace
-from tests.benchmarks.command import end_in_order
+from tests.benchmarks.command import end_in_order, ended
 
 TEXT = Path(__file__).parent.parent / "data" / "text.txt"
 WORKERS, GLOBAL_BATCH = 6, 16
@@ -386,10 +386,7 @@ def main() -> int:
     head = f"chaos: {seconds / 60:g} min, a fault every {every} steps, seed {asked.seed}, "
     head += f"{os.cpu_count()} cores"
     lines = [head, "", *lines]
-    print("\n".join(lines))
-    if asked.out:
-        asked.out.write_text("\n".join(lines) + "\n")
-    return 1 if json.loads(lines[-1])["missed"] else 0
+    return ended(lines, bool(json.loads(lines[-1])["missed"]), asked.out)
 
 
 if __name__ == "__main__":

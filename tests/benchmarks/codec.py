@@ -34,6 +34,7 @@ from compression import quantize
 from compression.codec import make_codec
 from compression.payload import Encoded
 from compression.spec import KBitSpec, codec_spec
+from tests.benchmarks.command import ended
 from worker.allocator import keep_freed_memory
 
 ENCODE_GOAL, DECODE_GOAL = 0.5, 0.7
@@ -196,10 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     options = parser.parse_args(arguments)
     lines, missed = benchmark(options.quick, options.threads, options.others_python)
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    return 1 if missed else 0
+    return ended(lines, missed, options.out)
 
 
 if __name__ == "__main__":

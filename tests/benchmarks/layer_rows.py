@@ -23,6 +23,7 @@ from scheduler.layer_cost import FLOAT_BYTES, Cost, Sizes
 from tests.benchmarks.cells import filled, sources
 from tests.benchmarks.layer_costs import Run, measured, process_bytes
 from tests.benchmarks.layer_forms import HIDDEN, PARTS, forward_of, spec_of
+from worker.allocator import keep_freed_memory
 
 CODE = sources(
     *(f"tests/benchmarks/layer_{name}.py" for name in ("rows", "forms", "costs")),
@@ -66,6 +67,7 @@ def rows(path: Path | None, settings: Sequence[Setting]) -> Iterator[tuple[str, 
 def limited(setting: Setting) -> Row:
     """The row, by a process that takes no more memory than it may from now on."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as workers do: else tensors above 32 MiB take as long to be given out as to be made
     most = _data_bytes() + setting.memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     return row_of(setting.form, setting.lengths, setting.most_s, setting.memory_bytes)

@@ -28,6 +28,7 @@ import psutil
 
 from scheduler.trace import LinkState
 from sim.trace import load
+from tests.benchmarks.command import ended
 from tests.benchmarks.switched import Space, switched, why_not
 
 TRACE = "four_cities"
@@ -179,10 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"not measured: {reason}\n" + json.dumps({"benchmark": "links", "why_not": reason}))
         return 0
     lines, missed = benchmark(options.quick)
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    return 1 if missed else 0
+    return ended(lines, missed, options.out)
 
 
 if __name__ == "__main__":

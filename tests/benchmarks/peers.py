@@ -43,7 +43,7 @@ from scheduler.profile import ModelProfile
 from scheduler.topology import Device, Topology
 from scheduler.trace import Sampler
 from sim.trace import load
-from tests.benchmarks.command import end_in_order
+from tests.benchmarks.command import end_in_order, ended
 from tests.benchmarks.peer_ranks import JOB, MICRO_BATCH, N_RANKS, SCALE, Ran
 from tests.benchmarks.switched import switched, why_not
 from tests.benchmarks.teams import Failed, Team, team
@@ -262,10 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     end_in_order()
     lines, missed = benchmark(options.quick, options.hivemind_python, options.log)
-    print("\n".join(lines))
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    return 1 if missed else 0
+    return ended(lines, missed, options.out)
 
 
 if __name__ == "__main__":
