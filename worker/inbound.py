@@ -16,7 +16,7 @@ import zmq
 from worker.admission import Admission
 from worker.limits import Limits
 from worker.striping import Assembly, crc_of
-from worker.transport import Frame, FrameError, FrameKey
+from worker.transport import Frame, FrameError, FrameKey, is_beside
 from worker.wire import Ack, Header, pack_ack, pack_header, unpack_header
 from worker.zmq_plan import ZmqTransport
 
@@ -43,7 +43,8 @@ class Inbound:
         self._keys: dict[bytes, bytes] = {}
         """By connection, as ZeroMQ proved it."""
         self._open: dict[int, ZmqTransport] = {}
-        self._newest = -1
+        self._newest = {False: -1, True: -1}
+        """The newest version of plans, and of what goes on beside them (`transport.beside`)."""
         self._assemblies: dict[FrameId, Assembly] = {}
         self._held: deque[tuple[int, bytes, Frame]] = deque()
         self._n_bytes = 0  # of assemblies and held frames
@@ -57,10 +58,14 @@ class Inbound:
     def open(self, transport: ZmqTransport) -> None:
         """Deliver to `transport` what its plan version says, also what was held; older plans are stale."""
         version = transport.plan_version
+
+        def older(v: int) -> bool:
+            return v < version and is_beside(v) == is_beside(version)
+
         self._open[version] = transport
-        self._newest = max(self._newest, version)
-        self._return_path = {k: v for k, v in self._return_path.items() if k[0] >= version}
-        self._forget(lambda v: v < version)
+        self._newest[is_beside(version)] = max(self._newest[is_beside(version)], version)
+        self._return_path = {k: v for k, v in self._return_path.items() if not older(k[0])}
+        self._forget(older)
         held, self._held = self._held, deque()
         for run, key, frame in held:
             self._n_bytes -= frame.n_bytes
@@ -124,7 +129,7 @@ class Inbound:
     def _chunk(self, sender: bytes, key: bytes, header: Header) -> None:
         version, src = header.plan_version, header.key.src
         transport = self._open.get(version)
-        if transport is None and version <= self._newest:
+        if transport is None and version <= self._newest[is_beside(version)]:
             self._skip()
             self._stale(src)
             return
@@ -188,7 +193,7 @@ class Inbound:
                 return
             transport.took(frame.key.src, frame.n_bytes)
             transport.mailbox.put(frame)
-        elif frame.plan_version <= self._newest:
+        elif frame.plan_version <= self._newest[is_beside(frame.plan_version)]:
             self._stale(frame.key.src)
         elif len(self._held) >= MAX_HELD_FRAMES or self._n_bytes + frame.n_bytes > self._limits.inbound_bytes:
             self._corrupt(
@@ -236,12 +241,12 @@ class Inbound:
 
     def _stale(self, src: int) -> None:
         self.dropped_stale += 1
-        if transport := self._open.get(self._newest):
+        if transport := self._open.get(self._newest[False]):
             transport.dropped(src, stale=True)
 
     def _corrupt(self, src: int, error: FrameError) -> None:
         self.dropped_corrupt += 1
-        if transport := self._open.get(self._newest):
+        if transport := self._open.get(self._newest[False]):
             transport.dropped(src if src in transport.peers else -1, stale=False)
         if self.dropped_corrupt <= LOGGED_DROPS:
             who = f"rank {src}" if src >= 0 else "an unknown sender"

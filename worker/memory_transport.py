@@ -13,7 +13,14 @@ from worker.lane import Lane
 from worker.limits import Limits, cost_bytes
 from worker.mailbox import Mailbox
 from worker.outgoing import check_outgoing
-from worker.transport import Frame, FrameKey, LinkStats, TransportAborted, TransportStats
+from worker.transport import Frame, FrameKey, LinkStats, TransportAborted, TransportStats, is_beside
+
+Place = tuple[int, bool]
+"""A rank, of a plan or of what goes on beside it."""
+
+
+def _place(rank: int, version: int) -> Place:
+    return rank, is_beside(version)
 
 
 class MemoryHub:
@@ -23,25 +30,28 @@ class MemoryHub:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.lock = threading.RLock()
-        self._open: dict[int, MemoryTransport] = {}
-        self._held: dict[int, list[tuple[MemoryTransport, Frame]]] = defaultdict(list)
+        self._open: dict[Place, MemoryTransport] = {}
+        self._held: dict[Place, list[tuple[MemoryTransport, Frame]]] = defaultdict(list)
 
     def attach(self, transport: MemoryTransport) -> None:
         with self.lock:
-            self._open[transport.rank] = transport
-            for sender, frame in self._held.pop(transport.rank, []):
+            place = _place(transport.rank, transport.plan_version)
+            self._open[place] = transport
+            for sender, frame in self._held.pop(place, []):
                 self.deliver(sender, frame)
 
     def detach(self, transport: MemoryTransport) -> None:
         with self.lock:
-            if self._open.get(transport.rank) is transport:
-                del self._open[transport.rank]
+            place = _place(transport.rank, transport.plan_version)
+            if self._open.get(place) is transport:
+                del self._open[place]
 
     def deliver(self, sender: MemoryTransport, frame: Frame) -> None:
         with self.lock:
-            to = self._open.get(frame.dst)
+            place = _place(frame.dst, frame.plan_version)
+            to = self._open.get(place)
             if to is None or to.plan_version < frame.plan_version:
-                self._held[frame.dst].append((sender, frame))
+                self._held[place].append((sender, frame))
             elif to.plan_version > frame.plan_version:
                 to.link(frame.key.src).dropped_stale += 1
                 sender.credit(frame.dst, frame.key.kind, cost_bytes(frame))
@@ -50,7 +60,7 @@ class MemoryHub:
 
     def credit(self, plan_version: int, sender: int, receiver: int, kind: str, cost: int) -> None:
         with self.lock:
-            back = self._open.get(sender)
+            back = self._open.get(_place(sender, plan_version))
             if back is not None and back.plan_version == plan_version:
                 back.credit(receiver, kind, cost)
 

@@ -26,8 +26,22 @@ KINDS = (
     "keys",
     "owed",
     "check",
+    "followed",
 )
 """Kinds of frame; their index travels as a byte."""
+
+_BESIDE = 1 << 62
+
+
+def beside(number: int) -> int:
+    """The version of what goes on beside the plans, between ranks of its own: no plan makes it stale, nor it
+    a plan. Later ones have higher numbers."""
+    return _BESIDE | number
+
+
+def is_beside(version: int) -> bool:
+    return version >= _BESIDE
+
 
 
 class TransportError(Exception):

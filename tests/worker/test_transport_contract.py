@@ -19,6 +19,7 @@ from worker.transport import (
     Transport,
     TransportAborted,
     TransportTimeout,
+    beside,
 )
 from worker.zmq_transport import CurveKeys, DataEndpoint, PeerAddress
 
@@ -241,6 +242,26 @@ def test_a_frame_of_an_older_plan_is_dropped_and_counted(fabric: Callable[..., F
     f.open_rank(0, 2).send(frame(0, 1, b"new", version=2))
     assert got(new.receive(FrameKey("activation", 0, 0, 0), WAIT_S)) == b"new"
     assert new.stats().links[0].dropped_stale == 1
+
+
+def test_what_goes_on_beside_a_plan_and_the_plan_make_each_other_not_stale(
+    fabric: Callable[..., Fabric],
+) -> None:
+    f = fabric()
+    plans = [f.open_rank(rank, 5) for rank in (0, 1)]
+    asides = [f.open_rank(rank, beside(3)) for rank in (0, 1)]
+    key = FrameKey("activation", 0, 0, 0)
+    plans[0].send(frame(0, 1, b"of plan 5", version=5))
+    assert got(plans[1].receive(key, WAIT_S)) == b"of plan 5"
+    asides[0].send(frame(0, 1, b"beside it", version=beside(3)))
+    later = [f.open_rank(rank, 6) for rank in (0, 1)]
+    asides[0].send(frame(0, 1, b"and the next", mb=1, version=beside(3)))
+    later[0].send(frame(0, 1, b"of plan 6", version=6))
+    assert got(asides[1].receive(key, WAIT_S)) == b"beside it"
+    assert got(asides[1].receive(FrameKey("activation", 0, 1, 0), WAIT_S)) == b"and the next"
+    assert got(later[1].receive(key, WAIT_S)) == b"of plan 6"
+    for t in (*plans, *asides, *later):
+        t.close()
 
 
 def test_frames_of_a_plan_that_is_not_open_yet_are_held(fabric: Callable[..., Fabric]) -> None:
