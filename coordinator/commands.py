@@ -13,6 +13,7 @@ from scheduler.bad_numbers import Conduct
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
+from scheduler.following import Feed
 from scheduler.layer_sources import Source
 from scheduler.neighbours import Keeper
 from scheduler.plan import Plan
@@ -126,8 +127,45 @@ class Admit:
     keys: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """While the plan's steps go on: give layers to others, or follow theirs, as `feeds` say."""
+
+    version: int
+    plan_version: int
+    peers: tuple[PeerInfo, ...]
+    feeds: tuple[Feed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meet:
+    """No step follows `step`: say what the layers that are given and followed are when they have seen it."""
+
+    version: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unfollow:
+    """Give, follow and keep nothing of it any more."""
+
+    version: int
+
+
 WorkerCommand = (
-    Profile | MeasureLinks | TakePlan | RunSteps | Commit | Save | Evaluate | AbortPlan | Stop | Admit
+    Profile
+    | MeasureLinks
+    | TakePlan
+    | RunSteps
+    | Commit
+    | Save
+    | Evaluate
+    | AbortPlan
+    | Stop
+    | Admit
+    | Follow
+    | Meet
+    | Unfollow
 )
 
 
@@ -169,6 +207,8 @@ class Reconsider:
     step: int
     steps: int
     streak: int
+    step_s: float = 0.0
+    """As steps were measured; 0: none was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from scheduler.layer_sources import holdings_of
 
 from .commands import Evaluate, Order, RecordEval, RunSteps, Save
 from .events import Copied, Evaluated
+from .meeting import meeting
 from .records import Saving, State, Transition, finish, frozen, ignored, put, step_to, then
 from .recovering import plan_anew
 
@@ -59,6 +60,8 @@ def proceed(state: State, now: float) -> Transition:
         return _hand_over(state, now)
     if done < o.steps and state.outlook.chosen is not None:
         return _move(state, now)
+    if done < o.steps and state.ahead is not None and state.ahead.meeting:
+        return meeting(state, now)
     at_end = done >= o.steps
     can_evaluate = o.evaluate and state.n_eval_samples > 0
     if state.evaluated_at != done and can_evaluate and (at_end or _at(done, o.eval_every)):

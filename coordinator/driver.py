@@ -48,11 +48,22 @@ from .database import DatabaseError
 from .drive import recorded_steps
 from .links import LinksFile
 from .measurements import keep_measurements
-from .planning import BETWEEN_STEPS, Planner, Planning, describe, go_on, look, with_checks, with_keepers
+from .planning import (
+    BETWEEN_STEPS,
+    Planner,
+    Planning,
+    describe,
+    following_to,
+    go_on,
+    look,
+    with_checks,
+    with_keepers,
+)
 from .records import OVER, State
 from .resume import OpenRun
 from .state import handle
 from .store import Store, Superseded
+from .telling import changes
 from .timelines import Timelines, link_event, use_event
 from .watching import Watching
 
@@ -305,16 +316,19 @@ class Driver:
                 self.tell("warning", reason=f"what was measured could not be written down: {error}")
 
     async def _reconsider(self, asked: Reconsider) -> None:
-        version = asked.running.version
+        version, following = asked.running.version, None
         try:
             answer = await asyncio.to_thread(look, self.job, asked, self._planner, self._patience)
+            if isinstance(answer, Move):
+                following, how = await asyncio.to_thread(following_to, self.job, asked, answer.plan)
+                answer = replace(answer, reason=f"{answer.reason} {how}")
         except Exception as error:  # the plan that runs is good: a defect costs the look, loudly
             answer = Stay(0, f"the look for a faster plan broke: {type(error).__name__}: {error}")
             self.tell("warning", reason=answer.reason)
         self.tell("outlook", step=asked.step, moves=isinstance(answer, Move), reason=answer.reason)
         match answer:
             case Move(plan):
-                self.apply(e.Reconsidered(version, plan, 0, answer.reason))
+                self.apply(e.Reconsidered(version, plan, 0, answer.reason, following))
             case Stay(streak, reason):
                 self.apply(e.Reconsidered(version, None, streak, reason))
 
@@ -426,26 +440,8 @@ class Driver:
         now = self.state
         if now.phase != before.phase and now.phase not in OVER:
             self._keep(lambda store, _: store.set_phase(now.phase, now.reason))
-            self.tell("phase", phase=now.phase, reason=now.reason, step=now.done)
-        match event:
-            case e.Connected(worker) if worker in now.members:
-                member = now.members[worker]
-                self.tell(
-                    "joined",
-                    name=worker,
-                    region=member.device.region,
-                    host=member.device.host,
-                    memory_bytes=member.device.memory_bytes,
-                    data_address=member.peer.data_address,
-                    members=len(now.connected),
-                    needed=now.options.min_workers,
-                )
-            case e.SaveFailed() | e.Failed() | e.Drain() if now.phase not in OVER or reason != now.reason:
-                self.tell("warning", reason=reason)
-            case e.Saved() if now.save_failed_at != before.save_failed_at:
-                self.tell("warning", reason=reason)
-            case _:
-                pass
+        for kind, fields in changes(before, now, event, reason):
+            self.tell(kind, **fields)
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Show an event, and keep it (steps and evaluations have tables of their own)."""

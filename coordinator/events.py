@@ -6,12 +6,14 @@ itself (a plan was made, a manifest is written, time has passed) carry none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from protos.convert import PeerInfo
 from scheduler.checkpoint_layout import LayerFileInfo
 from scheduler.departures import Departure
 from scheduler.exit_codes import ExitCode
+from scheduler.following import Following
 from scheduler.neighbours import Keeper
 from scheduler.observed import Factors
 from scheduler.plan import Plan
@@ -171,6 +173,27 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """All layers that the worker follows have seen `step` steps; or why it cannot go on with following, or
+    with giving layers to who follows."""
+
+    worker: str
+    version: int
+    step: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What the layers are that the worker gives or follows, after `step` steps: layer -> SHA-256."""
+
+    worker: str
+    version: int
+    step: int
+    digests: Mapping[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     worker: str
     step: int
@@ -242,6 +265,8 @@ class Reconsidered:
     """To move to; None: stay."""
     streak: int
     reason: str
+    following: Following | None = None
+    """How the layers that it needs travel before it is taken; None: when it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +302,8 @@ Event = (
     | StepVote
     | Holds
     | Copied
+    | Followed
+    | Met
     | Saved
     | Evaluated
     | LayerStored

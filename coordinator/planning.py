@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.cost import predict
+from scheduler.following import Following, following
 from scheduler.job import JobSpec
 from scheduler.neighbours import Keeper, arrange, copying_s, price
 from scheduler.plan import Plan, PlanError
@@ -126,6 +127,17 @@ def look(
     except ValueError as error:
         return Stay(0, f"There is no other plan: {error}")
     return reconsider(asked.running, candidate, measured, asked.step, asked.steps, asked.streak, patience)
+
+
+def following_to(job: JobSpec, asked: Reconsider, plan: Plan) -> tuple[Following | None, str]:
+    """How the layers that `plan` needs travel beside the running one's steps, if they do; and how they
+    travel, in words."""
+    request = _in_precision(job, asked.request)
+    measured = Measured(request.model, request.profiles, topology_of(request))
+    step_s = asked.step_s or asked.running.predicted_step_s
+    found = following(asked.running, plan, measured, asked.step, asked.steps, step_s)
+    says = found if isinstance(found, str) else found.reason
+    return None if isinstance(found, str) else found, f"{says[:1].upper()}{says[1:]}."
 
 
 def with_keepers(job: JobSpec, planning: Planning) -> Planning:

@@ -23,6 +23,7 @@ from scheduler.visits import Visits
 
 from .commands import Command, LayerPart, MakePlan, MeasureLinks, Order, Profile, Rewind, Stop, TakePlan
 from .events import Holds, LinkSample, LinksMeasured, PlanFailed, Planned, Profiled, Ready
+from .following import unfollowed
 from .records import (
     PREPARING,
     Outlook,
@@ -359,6 +360,8 @@ def load(
         loading_s=way.loading_s if way is not None else 0.0,
         copying_s=copying_s,
     )
+    ended = unfollowed(state, "", keep=(*ranks, *guests))
+    state, commands = ended.state, [*commands, *ended.commands]
     for name in (*ranks, *guests):
         order = replace(take, sources=sources.get(name, ()), serves=_served(sources, name))
         commands.append(Order(name, order))

@@ -179,6 +179,12 @@ def line_of(event: dict[str, Any]) -> str:
             )
         case "recovery":
             return f"goes on after step {event['step']}: {event['reason']}"
+        case "following":
+            return f"following after step {event['step']}: {event['reason']}"
+        case "unfollowed":
+            return f"not followed any more: {event['reason']}"
+        case "pause":
+            return f"stood still for {event['seconds']:.3g} s, goes on after step {event['step']}"
         case "description":
             return str(event["text"])
         case "eval":

@@ -8,10 +8,12 @@ step's boundary and goes the way that a recovery goes. Pure.
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import median
 
 from .commands import Reconsider
 from .drive import proceed
 from .events import Observed, Reconsidered
+from .following import begin
 from .prepare import request_for
 from .records import State, Transition, ignored, then
 
@@ -32,24 +34,32 @@ def look(state: State, now: float) -> Transition | None:
     o, plan, every_s = state.outlook, state.plan, state.options.reconsider_s
     if not every_s or plan is None or state.phase != "running" or state.draining:
         return None
-    busy = o.looking or o.chosen is not None or any(n in state.leaving for n in state.ranks)
+    busy = o.looking or o.chosen is not None or state.ahead is not None
+    busy = busy or any(n in state.leaving for n in state.ranks)
     # Replicas that step alone hold no layer that another could go on with.
     if busy or plan.local_steps or now - o.looked_s < every_s or o.seen <= o.looked_at:
         return None
     standby = set(state.known) - set(state.ranks)
     if not set(state.ranks) <= set(state.known) or not (standby or o.factors.largest > NOTEWORTHY):
         return None
-    asked = Reconsider(request_for(state, state.known), plan, state.done, state.options.steps, o.streak)
+    step_s = median(state.steps_s) if state.steps_s else 0.0
+    asked = Reconsider(
+        request_for(state, state.known), plan, state.done, state.options.steps, o.streak, step_s
+    )
     looking = replace(o, looking=True, looked_s=now, looked_at=o.seen)
     return Transition(replace(state, outlook=looking), (asked,), "looking for a faster plan")
 
 
 def on_reconsidered(state: State, event: Reconsidered, now: float) -> Transition:
-    """Stay, or take the plan at the next boundary."""
+    """Stay, or take the plan: at the next boundary, or once the layers that it needs have travelled."""
     if event.plan_version != state.plan_version or state.plan is None:
         return ignored(state, f"plan {event.plan_version} is over")
-    said = replace(state.outlook, looking=False, streak=event.streak, chosen=event.plan, reason=event.reason)
+    said = replace(state.outlook, looking=False, streak=event.streak, reason=event.reason)
     state = replace(state, outlook=said)
+    f = event.following
+    if event.plan is not None and f is not None and set(f.participants) <= set(state.known):
+        return begin(state, event.plan, f, event.reason, now)
+    state = replace(state, outlook=replace(said, chosen=event.plan))
     here = Transition(state, (), event.reason)
     moves = event.plan is not None and state.phase == "running" and not state.draining
     return then(here, proceed(state, now)) if moves else here

@@ -25,6 +25,7 @@ from scheduler.profile import LayerProfile
 from scheduler.spot_checks import Partners, SpotCheck
 from scheduler.topology import Device
 
+from .ahead import Ahead
 from .commands import AbortPlan, Command, Finish, Order, Stop
 from .events import Evaluated, LinkSample, Profiled, StepVote
 
@@ -266,6 +267,10 @@ class State:
     evaluations: Mapping[str, Evaluated] = field(default_factory=lambda: frozen({}))
     saving: Saving | None = None
     outlook: Outlook = Outlook()
+    ahead: Ahead | None = None
+    """Layers of a plan to come that travel beside the steps."""
+    follows: int = 0
+    """How often that was begun."""
     draining: str = ""
     """'' or why the run is to end early."""
     code: ExitCode = ExitCode.OK

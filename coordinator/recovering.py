@@ -14,6 +14,7 @@ from scheduler.exit_codes import ExitCode
 from scheduler.layer_sources import Holding, holdings_of
 
 from .commands import AbortPlan, Command, DiscardSave, Order
+from .following import unfollowed
 from .prepare import advance
 from .records import PREPARING, State, Transition, fail, frozen, then
 
@@ -37,10 +38,14 @@ def interrupted(state: State, reason: str, now: float) -> Transition:
     return then(Transition(state, tuple(commands)), anew)
 
 
-def plan_anew(state: State, held: Mapping[str, Holding], reason: str, now: float) -> Transition:
-    """Another plan for those who are there, who hold these layers; nothing that is granted is left to do."""
+def plan_anew(
+    state: State, held: Mapping[str, Holding], reason: str, now: float, followed: bool = False
+) -> Transition:
+    """Another plan for those who are there, who hold these layers; nothing that is granted is left to do.
+    `followed`: what was followed is among them; else it is not needed any more."""
+    ended = Transition(state) if followed else unfollowed(state, "")
     state = replace(
-        state,
+        ended.state,
         held=frozen(held),
         plan=None,
         team=(),
@@ -59,7 +64,7 @@ def plan_anew(state: State, held: Mapping[str, Holding], reason: str, now: float
         interrupted_s=state.interrupted_s if state.interrupted else now,
         refused=(),
     )
-    return advance(state)
+    return then(ended, advance(state))
 
 
 def _held(state: State) -> Mapping[str, Holding]:

@@ -333,7 +333,7 @@ def status_reply(driver: Driver) -> pb.StatusReply:
         predicted_step_s=s.plan.predicted_step_s if s.plan else None,
         measured_step_s=median(s.steps_s) if s.steps_s else None,
         plan=plan_to_message(s.plan) if s.plan else None,
-        outlook=s.outlook.reason,
+        outlook=f"{s.outlook.reason} Now {s.ahead.words}." if s.ahead is not None else s.outlook.reason,
         checked=s.checked,
     )
     for name, member in s.members.items():

@@ -32,6 +32,7 @@ from .events import (
     Evaluated,
     Event,
     Failed,
+    Followed,
     Heartbeat,
     Holds,
     Join,
@@ -39,6 +40,7 @@ from .events import (
     Leaving,
     LinksMeasured,
     ManifestWritten,
+    Met,
     Observed,
     Overslept,
     PlanFailed,
@@ -51,6 +53,8 @@ from .events import (
     StepVote,
     Tick,
 )
+from .following import on_followed, too_late, unfollowed
+from .meeting import on_met
 from .numbers import BadNumbers, bad_numbers
 from .prepare import (
     advance,
@@ -176,6 +180,8 @@ WorkerEvent = (
     | StepVote
     | Holds
     | Copied
+    | Followed
+    | Met
     | Saved
     | Evaluated
 )
@@ -219,6 +225,10 @@ def _from_worker(state: State, event: WorkerEvent, now: float) -> Transition:
             return on_step_vote(state, event, now) if bad is None else _do_again(state, bad, now)
         case Copied():
             return on_copied(state, event)
+        case Followed():
+            return _goes_on(on_followed(state, event, now), now)
+        case Met():
+            return on_met(state, event, now)
         case Saved():
             return on_saved(state, event, now)
         case Evaluated():
@@ -320,7 +330,11 @@ def _lost(state: State, name: str, why: Gone, now: float) -> Transition:
         return gone
     if state.phase in PREPARING:
         return then(gone, advance(replace(state, team=())))
-    return then(gone, interrupted(state, reason, now) if took_part else background(state))
+    if took_part:
+        return then(gone, interrupted(state, reason, now))
+    if state.ahead is not None and name in state.ahead.following.participants:
+        gone = then(gone, unfollowed(state, f"nobody follows without {name}"))
+    return then(gone, background(gone.state))
 
 
 def _do_again(state: State, bad: BadNumbers, now: float) -> Transition:
@@ -426,8 +440,16 @@ def _tick(state: State, now: float) -> Transition:
             result = then(result, _lost(result.state, name, Gone(Departure.SILENT, why), now))
     if (late := overdue(result.state, now)) is not None:
         return then(result, _without(result.state, late, now))
-    more = given_up(result.state, now) or waited_enough(result.state, now) or look(result.state, now)
+    ended = too_late(result.state, now)
+    more = _goes_on(ended, now) if ended else given_up(result.state, now) or waited_enough(result.state, now)
+    more = more or look(result.state, now)
     return then(result, more) if more else result
+
+
+def _goes_on(ended: Transition, now: float) -> Transition:
+    """With what follows at once where layers are not to travel beside the steps any more."""
+    chosen = ended.state.ahead is None and ended.state.outlook.chosen is not None
+    return then(ended, proceed(ended.state, now)) if chosen and ended.state.phase == "running" else ended
 
 
 def _without(state: State, late: Overdue, now: float) -> Transition:

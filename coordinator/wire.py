@@ -29,6 +29,7 @@ from . import events as e
 
 MAX_REASON = 4000
 MAX_FILES = 16384
+SHA256_BYTES = 32
 
 
 def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
@@ -57,6 +58,11 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
             return e.Holds(worker, m.holds.step, held.start, held.stop)
         case "copied":
             return e.Copied(worker, m.copied.plan_version, m.copied.step)
+        case "followed":
+            f = m.followed
+            return e.Followed(worker, f.version, f.step, f.error[:MAX_REASON])
+        case "met":
+            return _met(worker, m.met)
         case "saved":
             if len(m.saved.files) > MAX_FILES:
                 raise ConvertError(
@@ -66,9 +72,9 @@ def event_from_message(worker: str, m: pb.Event) -> e.Event | None:
         case "evaluated":
             return e.Evaluated(worker, m.evaluated.step, m.evaluated.loss_sum, m.evaluated.tokens)
         case "failed":
-            f = m.failed
-            reason, peer = f.reason[:MAX_REASON], f.peer[:MAX_REASON]
-            return e.Failed(worker, from_wire(f.code), reason, f.fatal, peer, f.plan_version)
+            x = m.failed
+            reason, peer = x.reason[:MAX_REASON], x.peer[:MAX_REASON]
+            return e.Failed(worker, from_wire(x.code), reason, x.fatal, peer, x.plan_version)
         case "leaving":
             code = Departure.NOTICE if m.leaving.departure == Departure.NOTICE else Departure.LEFT
             return e.Leaving(worker, m.leaving.reason[:MAX_REASON], code)
@@ -89,6 +95,17 @@ def _link(m: pb.LinkSample) -> e.LinkSample:
         )
     flow = m.bandwidth_Bps if math.isfinite(m.bandwidth_Bps) and m.bandwidth_Bps > 0 else bandwidth
     return e.LinkSample(m.peer, m.latency_s, max(bandwidth, flow), flow_Bps=flow, relayed=m.relayed)
+
+
+def _met(worker: str, m: pb.Met) -> e.Met:
+    if len(m.layers) > MAX_LAYERS:
+        raise ConvertError(f"met: found {len(m.layers)} layers, required at most {MAX_LAYERS}")
+    digests = {x.layer: x.sha256 for x in m.layers}
+    if any(len(d) != SHA256_BYTES for d in digests.values()):
+        raise ConvertError(
+            f"met: found a hash that is not of {SHA256_BYTES} bytes, required those of SHA-256"
+        )
+    return e.Met(worker, m.version, m.step, digests)
 
 
 def _step_vote(worker: str, m: pb.StepVote) -> e.StepVote:
@@ -142,6 +159,18 @@ def command_to_message(body: c.WorkerCommand) -> pb.Command:
             return pb.Command(abort_plan=pb.AbortPlan(plan_version=version, reason=reason))
         case c.Stop(code, reason):
             return pb.Command(stop=pb.Stop(code=int(code), reason=reason))
+        case c.Follow(version, plan_version, peers, feeds):
+            told = [
+                pb.Feed(donor=f.donor, follower=f.follower, layers=f.layers, rate_Bps=f.rate_Bps)
+                for f in feeds
+            ]
+            all_peers = [peer_to_message(p) for p in peers]
+            follow = pb.Follow(version=version, plan_version=plan_version, peers=all_peers, feeds=told)
+            return pb.Command(follow=follow)
+        case c.Meet(version, step):
+            return pb.Command(meet=pb.Meet(version=version, step=step))
+        case c.Unfollow(version):
+            return pb.Command(unfollow=pb.Unfollow(version=version))
         case c.Admit(keys):
             return pb.Command(admit=pb.Admit(curve_public_keys=keys))
         case _:

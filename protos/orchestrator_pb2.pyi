@@ -64,7 +64,7 @@ class JoinReply(_message.Message):
     def __init__(self, session: _Optional[str] = ..., run: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ..., relay_address: _Optional[str] = ..., relay_key: _Optional[bytes] = ..., committed: _Optional[int] = ..., committed_plan: _Optional[int] = ..., committed_norm: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote", "holds", "copied")
+    __slots__ = ("heartbeat", "profiled", "links_measured", "ready", "step_done", "saved", "evaluated", "failed", "leaving", "generated", "step_vote", "holds", "copied", "followed", "met")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
     LINKS_MEASURED_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,8 @@ class Event(_message.Message):
     STEP_VOTE_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     COPIED_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     profiled: Profiled
     links_measured: LinksMeasured
@@ -91,7 +93,9 @@ class Event(_message.Message):
     step_vote: StepVote
     holds: Holds
     copied: Copied
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ..., holds: _Optional[_Union[Holds, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ...) -> None: ...
+    followed: Followed
+    met: Met
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., profiled: _Optional[_Union[Profiled, _Mapping]] = ..., links_measured: _Optional[_Union[LinksMeasured, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., step_done: _Optional[_Union[StepDone, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ..., step_vote: _Optional[_Union[StepVote, _Mapping]] = ..., holds: _Optional[_Union[Holds, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ..., met: _Optional[_Union[Met, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("memory_used_bytes", "waits", "waits_for")
@@ -343,6 +347,34 @@ class Copied(_message.Message):
     step: int
     def __init__(self, plan_version: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
+class Followed(_message.Message):
+    __slots__ = ("version", "step", "error")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    step: int
+    error: str
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Met(_message.Message):
+    __slots__ = ("version", "step", "layers")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    step: int
+    layers: _containers.RepeatedCompositeFieldContainer[LayerDigest]
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerDigest, _Mapping]]] = ...) -> None: ...
+
+class LayerDigest(_message.Message):
+    __slots__ = ("layer", "sha256")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    sha256: bytes
+    def __init__(self, layer: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
 class Leaving(_message.Message):
     __slots__ = ("reason", "departure")
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -358,7 +390,7 @@ class Generated(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("profile", "measure_links", "take_plan", "run_steps", "save", "evaluate", "stop", "abort_plan", "commit", "admit")
+    __slots__ = ("profile", "measure_links", "take_plan", "run_steps", "save", "evaluate", "stop", "abort_plan", "commit", "admit", "follow", "meet", "unfollow")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MEASURE_LINKS_FIELD_NUMBER: _ClassVar[int]
     TAKE_PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -369,6 +401,9 @@ class Command(_message.Message):
     ABORT_PLAN_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     ADMIT_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    MEET_FIELD_NUMBER: _ClassVar[int]
+    UNFOLLOW_FIELD_NUMBER: _ClassVar[int]
     profile: Profile
     measure_links: MeasureLinks
     take_plan: TakePlan
@@ -379,7 +414,10 @@ class Command(_message.Message):
     abort_plan: AbortPlan
     commit: Commit
     admit: Admit
-    def __init__(self, profile: _Optional[_Union[Profile, _Mapping]] = ..., measure_links: _Optional[_Union[MeasureLinks, _Mapping]] = ..., take_plan: _Optional[_Union[TakePlan, _Mapping]] = ..., run_steps: _Optional[_Union[RunSteps, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., abort_plan: _Optional[_Union[AbortPlan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ...) -> None: ...
+    follow: Follow
+    meet: Meet
+    unfollow: Unfollow
+    def __init__(self, profile: _Optional[_Union[Profile, _Mapping]] = ..., measure_links: _Optional[_Union[MeasureLinks, _Mapping]] = ..., take_plan: _Optional[_Union[TakePlan, _Mapping]] = ..., run_steps: _Optional[_Union[RunSteps, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., abort_plan: _Optional[_Union[AbortPlan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ..., unfollow: _Optional[_Union[Unfollow, _Mapping]] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ()
@@ -498,6 +536,44 @@ class Keeper(_message.Message):
     holder: str
     keeper: str
     def __init__(self, holder: _Optional[str] = ..., keeper: _Optional[str] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("version", "plan_version", "peers", "feeds")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    FEEDS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    plan_version: int
+    peers: _containers.RepeatedCompositeFieldContainer[Peer]
+    feeds: _containers.RepeatedCompositeFieldContainer[Feed]
+    def __init__(self, version: _Optional[int] = ..., plan_version: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., feeds: _Optional[_Iterable[_Union[Feed, _Mapping]]] = ...) -> None: ...
+
+class Feed(_message.Message):
+    __slots__ = ("donor", "follower", "layers", "rate_Bps")
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWER_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    RATE_BPS_FIELD_NUMBER: _ClassVar[int]
+    donor: str
+    follower: str
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    rate_Bps: float
+    def __init__(self, donor: _Optional[str] = ..., follower: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., rate_Bps: _Optional[float] = ...) -> None: ...
+
+class Meet(_message.Message):
+    __slots__ = ("version", "step")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    step: int
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Unfollow(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class LayerSource(_message.Message):
     __slots__ = ("layer", "donors")

@@ -213,8 +213,11 @@ def sized(plan: Plan, now: Measured) -> Plan:
     return with_best_sizes(plan, now.model, now.devices, now.topology, lambda p: _step_s(p, now), able)
 
 
-def fits(plan: Plan, model: ModelProfile, topology: Topology) -> bool:
-    """Whether every stage of `plan` fits in its device's memory; one that is not known is enough."""
+def fits(
+    plan: Plan, model: ModelProfile, topology: Topology, more_bytes: Mapping[str, int] | None = None
+) -> bool:
+    """Whether every stage of `plan` fits in its device's memory; one that is not known is enough.
+    `more_bytes`: what devices need beside that."""
     model, _, _ = priced(Setting.of(plan), model, (), topology)
     memory_bytes = {d.name: d.memory_bytes for d in topology.devices}
     for rank in range(plan.n_ranks):
@@ -222,7 +225,8 @@ def fits(plan: Plan, model: ModelProfile, topology: Topology) -> bool:
         has = memory_bytes.get(plan.device(rank), 0)
         own = model.of_replica(plan.replica_of(rank))
         needed = stage_memory_bytes(own, start, stop, in_flight(plan.actions(rank)))
-        if has and needed + kept_bytes(plan, rank, model, topology) > has:
+        more = (more_bytes or {}).get(plan.device(rank), 0)
+        if has and needed + kept_bytes(plan, rank, model, topology) + more > has:
             return False
     return True
 

@@ -277,6 +277,8 @@ class _Member:
                 self._runtime.abort(command.abort_plan.reason, command.abort_plan.plan_version)
             case "commit":
                 self._runtime.commit(command.commit)
+            case "unfollow":
+                self._loop.run_in_executor(None, self._runtime.unfollow, command.unfollow.version)
             case "measure_links":  # beside the steps, if there are any
                 self._loop.run_in_executor(None, self._obey, command, self._session_number)
             case _:

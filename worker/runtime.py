@@ -34,6 +34,7 @@ from scheduler.plan import Plan
 from scheduler.samples import step_samples
 from scheduler.spot_checks import told_by
 from worker.addresses import PeerAddress
+from worker.ahead import Ahead
 from worker.checkpoint import (
     LayerFileError,
     file_info,
@@ -46,7 +47,7 @@ from worker.data import DataError, Dataset, open_dataset
 from worker.device import LocalDevice
 from worker.endpoint import DataEndpoint
 from worker.faults import Reached, no_faults
-from worker.held_layers import HeldLayers
+from worker.held_layers import HeldLayer, HeldLayers
 from worker.loading import (
     MAX_LAYER_BYTES,
     Serving,
@@ -55,8 +56,8 @@ from worker.loading import (
     load_checkpoint,
     load_from_peers,
 )
-from worker.model import ModelError
-from worker.model_of_job import model_of
+from worker.model import Layer, ModelError
+from worker.model_of_job import fresh_layers, model_of
 from worker.optimizer import OptimizerStateError, StageOptimizer
 from worker.outer import OuterOptimizer
 from worker.probe import LinkMeasurement
@@ -122,6 +123,7 @@ class Runtime:
         self._held: HeldLayers | None = None
         self._copies = Copies()
         self._exchange: Exchange | None = None
+        self._ahead = Ahead(name, self._open_beside, ways.address, self._layer, job.optimizer, emit)
         self._changing = threading.Lock()
         """Over what other threads reach: the open plan, and which plans are aborted."""
         self._transport: Transport | None = None
@@ -142,6 +144,7 @@ class Runtime:
 
     def cut_off(self, reason: str) -> None:
         """The coordinator is away: end the plan that is open, but none that may come."""
+        self._ahead.end()
         with self._changing:
             version = self._votes.plan_version if self._votes is not None else -1
         self.abort(reason, version)
@@ -158,6 +161,10 @@ class Runtime:
             votes = self._votes
         if votes is not None:
             votes.told(commit)
+
+    def unfollow(self, version: int) -> None:
+        """The coordinator has ended this following, or an earlier one. May wait for threads of its own."""
+        self._ahead.end(version)
 
     def waits_for(self) -> int | None:
         """The rank whose tensor the thread of work is waiting for, if it is."""
@@ -212,6 +219,11 @@ class Runtime:
                 self._take_plan(command.take_plan)
             case "run_steps":
                 self._run_steps(command.run_steps)
+            case "follow":
+                self._follow(command.follow)
+            case "meet":
+                running = self._context is not None
+                self._ahead.meet(command.meet, self._layer_now if running else None)
             case "save":
                 self._save(command.save.step)
             case "evaluate":
@@ -267,6 +279,8 @@ class Runtime:
     # ---- a plan
 
     def _take_plan(self, take: pb.TakePlan) -> None:
+        followed = self._ahead.followed(take.step)
+        self._ahead.end()
         self._leave_plan()
         plan = plan_from_message(take.plan)
         if plan.version <= self._aborted_version:
@@ -280,6 +294,10 @@ class Runtime:
             self._held = None  # the model is that of the checkpoint, or fresh
         elif self._held is None or self._held.step != take.step:
             self._held = self._copies.at(take.step) or self._held
+        if followed and (take.sources or take.serves):
+            if self._held is None or self._held.step != take.step:
+                self._held = HeldLayers(take.step)
+            self._held.layers |= followed
         me = ranks[self._name]
         if not self._carry_again(take, plan):
             return
@@ -395,7 +413,44 @@ class Runtime:
             device,
             self.dataset.separator,
             check_of=self._votes.check_of,
+            stepping=self._stepping,
         )
+
+    # ---- layers that travel beside the steps
+
+    def _follow(self, follow: pb.Follow) -> None:
+        gives = any(f.donor == self._name for f in follow.feeds)
+        version = self._context.plan.version if self._context is not None else -1
+        if gives and version != follow.plan_version:
+            return  # the plan whose layers were to be given is over
+        self._ahead.begin(follow)
+
+    def _open_beside(self, version: int, rank: int, peers: Mapping[int, PeerAddress]) -> Transport:
+        return self._endpoint.open(
+            version, rank, peers, run=self._run, streams=self._streams, reach_timeout_s=None
+        )
+
+    def _layer(self, i: int) -> Layer:
+        """Layer i of the model, to be followed with."""
+        model = model_of(self._job, self.dataset.vocab, self._data_dir)
+        layer = fresh_layers(self._job, model, i, i + 1, self._data_dir)[0]
+        layer.to(self._device.torch_device)
+        return layer
+
+    def _layer_now(self, i: int) -> HeldLayer:
+        """The model's layer i as the stage that runs has it."""
+        assert self._stage is not None
+        assert self._optimizer is not None
+        assert self._context is not None
+        at = i - self._context.plan.partition[self._context.stage][0]
+        return HeldLayer(self._stage.layers[at].state_dict(), self._optimizer.layer_state(at))
+
+    def _stepping(self, step: int, lr: float, frozen_after: int | None) -> None:
+        """On the thread of work, from within a step that is committed."""
+        context, stage, optimizer = self._context, self._stage, self._optimizer
+        if context is not None and stage is not None and optimizer is not None:
+            first_layer = context.plan.partition[context.stage][0]
+            self._ahead.take(step, stage, optimizer, first_layer, lr, frozen_after)
 
     def _exchange_of(
         self, plan: Plan, rank: int, take: pb.TakePlan, transport: Transport, ranks: Mapping[str, int]
@@ -451,6 +506,7 @@ class Runtime:
 
     def close(self) -> None:
         """Leave the plan; the endpoint is whoever made it's to close."""
+        self._ahead.end()
         self._leave_plan()
 
     # ---- steps

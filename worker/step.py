@@ -331,6 +331,7 @@ class _Step:
         start_s = self._recorder.now_s()
         clip(stage.owned, self._grad_norm, context.job.optimizer.clip_norm)
         lr = learning_rate(context.job.optimizer, self._step, context.job.steps)
+        context.stepping(self._step, lr, self._frozen_after)
         if self._frozen_after is None:
             self._optimizer.step(lr)
         else:

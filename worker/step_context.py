@@ -28,6 +28,10 @@ def nothing_checked(_: int) -> SpotCheck | None:
     return None
 
 
+def nobody_follows(step: int, lr: float, frozen_after: int | None) -> None:
+    """For plans whose layers nobody follows."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """The same for every step of the plan."""
@@ -49,6 +53,9 @@ class StepContext:
     waiting: Waiting = field(default_factory=Waiting)
     check_of: Callable[[int], SpotCheck | None] = nothing_checked
     """What is checked in a step, if this rank has a part in it."""
+    stepping: Callable[[int, float, int | None], None] = nobody_follows
+    """Told (step, learning rate, frozen_after) of a committed step, when the gradients are what the optimizer
+    is about to take. `frozen_after` as `StageOptimizer.step_by_momentum` has it; None: it is a plain step."""
 
     @property
     def stage(self) -> int:

@@ -43,7 +43,6 @@ def is_beside(version: int) -> bool:
     return version >= _BESIDE
 
 
-
 class TransportError(Exception):
     """Root of what a transport raises: TransportAborted | TransportTimeout | FrameError | PeerUnreachable."""
 

@@ -73,9 +73,22 @@ class Run(RuleBasedStateMachine):
         self.w.feed(e.Tick())
 
     @precondition(lambda self: self.w.look is not None)
-    @rule(moves=st.booleans())
-    def the_look_is_answered(self, moves: bool) -> None:
-        self.w.reconsider(moves)
+    @rule(moves=st.booleans(), follows=st.booleans(), flaws=st.booleans())
+    def the_look_is_answered(self, moves: bool, follows: bool, flaws: bool) -> None:
+        self.w.shadows.spoiled = set(NAMES) if flaws else set()
+        self.w.reconsider(moves, follows)
+
+    @precondition(lambda self: self.w.state.ahead is not None)
+    @rule(after_s=st.sampled_from((1.0, 61.0)))
+    def following_fails_or_takes_long(self, after_s: float) -> None:
+        ahead = self.w.state.ahead
+        assert ahead is not None
+        if after_s < 60:
+            name = ahead.following.participants[0]
+            self.w.feed(e.Followed(name, ahead.version, 0, "its bytes were spoiled"))
+        for name in self.w.state.members:
+            self.w.feed(e.Heartbeat(name), after_s=after_s / 10)
+        self.w.feed(e.Tick())
 
     @rule()
     def settle(self) -> None:

@@ -25,6 +25,8 @@ from scheduler.recovery import Gather, GoOn, adopt, recover
 from scheduler.replan import Measured
 from scheduler.topology import Device
 
+from .shadows import Shadows, a_following
+
 N_LAYERS = 4
 LAYERS = tuple(LayerProfile(f"layer{i}", 1e9, 2e9, 1000, 4096, 8192, 2000) for i in range(N_LAYERS))
 OPTIONS = Options(
@@ -83,6 +85,7 @@ class World:
         """By worker: step -> layers that it has copies of."""
         self.running: dict[str, Plan] = {}
         """By worker: the plan that it took last."""
+        self.shadows = Shadows()
         self.given: list[c.Command] = []
         self.reasons: list[str] = []
         self.plan_request: c.MakePlan | None = None
@@ -112,6 +115,7 @@ class World:
                 self.has.pop(command.worker, None)
                 self.kept.pop(command.worker, None)
                 self.running.pop(command.worker, None)
+                self.shadows.end(command.worker)
         return transition
 
     def join(self, *names: str, incarnation: str = "1", host: str = "") -> None:
@@ -154,6 +158,7 @@ class World:
                         assert self.has[worker][layer] == body.step, "it did the step before"
                         self.has[worker][layer] += 1
                     self._copy(worker, body.step + 1)
+                    self._pass_on()
                     self._vote(worker)
                     if not self.todo[worker] and self.waiting[worker]:
                         return self.answer(worker)
@@ -170,10 +175,26 @@ class World:
                 self.feed(e.Saved(worker, step, files))
             case c.AbortPlan():
                 self.todo[worker].clear()
+            case c.Follow():
+                gives = any(f.donor == worker for f in body.feeds)
+                own = self.running.get(worker)
+                if not gives or (own is not None and own.version == body.plan_version):
+                    self.shadows.begin(worker, body)
+                self._pass_on()
+            case c.Meet():
+                self.shadows.meet(worker, body)
+                self._pass_on()
+            case c.Unfollow(version):
+                self.shadows.end(worker, version)
             case c.Stop():
                 if self.state.phase not in OVER:
                     self.feed(e.Disconnected(worker, "it was stopped"))
         return body
+
+    def _pass_on(self) -> None:
+        """Layers that are followed come further, and are compared."""
+        for event in list(self.shadows.events(self.has)):
+            self.feed(event)
 
     def _copy(self, worker: str, step: int) -> None:
         """Copy its layers if it was told to; who keeps them for others says so once they are there."""
@@ -198,10 +219,14 @@ class World:
     def _take(self, worker: str, take: c.TakePlan) -> None:
         self.todo[worker].clear()
         self.running[worker] = take.plan
+        followed = self.shadows.at(worker, take.step)
+        self.shadows.end(worker)
         if take.sources and take.step in self.kept[worker]:
             old = self.kept[worker][take.step]
             if not all(n == take.step for n in self.has[worker].values()):
                 self.has[worker] = dict.fromkeys(old, take.step)
+        if take.sources or take.serves:
+            self.has[worker] |= followed
         for source in take.sources:
             for donor in source.donors:
                 # A donor has obeyed what came before its own TakePlan by the time it serves.
@@ -211,6 +236,7 @@ class World:
                 if donor not in self.state.members:
                     return  # it is lost while it serves: whoever waits for it is told to stop
                 there = self.has[donor].get(source.layer) == take.step
+                there |= source.layer in self.shadows.at(donor, take.step)
                 copied = source.layer in self.kept[donor].get(take.step, ())
                 assert there or copied, f"{donor} lacks layer {source.layer}"
             self.has[worker][source.layer] = take.step
@@ -242,14 +268,16 @@ class World:
             return True
         return False
 
-    def reconsider(self, moves: bool = True) -> c.Reconsider:
+    def reconsider(self, moves: bool = True, follows: bool = False) -> c.Reconsider:
         """Answer the look for a faster plan: all who are there in a line, or stay."""
         assert self.look is not None
         asked, self.look = self.look, None
         names = [d.name for d in asked.request.devices]
         able = len(names) // self.replicas * self.replicas
         plan = line_plan(asked.request.version, names[:able], self.replicas) if moves else None
-        self.feed(e.Reconsidered(asked.running.version, plan, 0, "it is faster" if moves else "it is not"))
+        way = a_following(asked.running, plan) if follows and plan is not None else None
+        why = "it is faster" if moves else "it is not"
+        self.feed(e.Reconsidered(asked.running.version, plan, 0, why, way))
         return asked
 
     def _planned(self, request: c.MakePlan) -> e.Event:
