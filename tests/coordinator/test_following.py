@@ -179,6 +179,7 @@ def test_one_word_of_two_does_not_do() -> None:
     w = following(joined())
     in_turn(w, until="meeting")
     ahead = w.state.ahead
+    assert ahead is not None
     w.feed(e.Met("b", ahead.version, ahead.meeting, {}))
     w.feed(e.Met("c", ahead.version, ahead.meeting - 1, {}))
     w.feed(e.Met("c", ahead.version - 1, ahead.meeting, {}))

@@ -177,8 +177,8 @@ class World:
                 self.todo[worker].clear()
             case c.Follow():
                 gives = any(f.donor == worker for f in body.feeds)
-                own = self.running.get(worker)
-                if not gives or (own is not None and own.version == body.plan_version):
+                running = self.running.get(worker)
+                if not gives or (running is not None and running.version == body.plan_version):
                     self.shadows.begin(worker, body)
                 self._pass_on()
             case c.Meet():
