@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import permutations
@@ -36,6 +36,7 @@ from scheduler.trace_write import format_trace
 TEXT = Path(__file__).parent / "data" / "text.txt"
 FIRST, LATE = "first", "late"
 START_S = 120.0
+REST_S = 1.0
 JOB = """
 name: joined
 model: {{family: llama, layers: {layers}, hidden: 128, heads: 4, tied: false}}
@@ -102,7 +103,7 @@ class Joined:
         self._exit.callback(child.stop)
         return child
 
-    def start(self, name: str, address: str, token_file: Path) -> Child:
+    def start(self, name: str, address: str, token_file: Path, more: Sequence[str] = ()) -> Child:
         routes = json.loads((self._directory / "routes.json").read_text())
         own = self._directory / f"routes-{name}.json"
         own.write_text(json.dumps(routes[name]))
@@ -110,6 +111,7 @@ class Joined:
             "worker", "join", address, "--token-file", str(token_file), "--name", name, "--device", "cpu",
             "--bind", self.addresses[name], "--peer-map", str(own), "--data-dir", str(self._directory),
             "--threads", "1", "--streams", "2", "--json", "--state-dir", str(self._directory / "workers"),
+            *more,
         )  # fmt: skip
         return self._child(name, argv)
 
@@ -122,10 +124,15 @@ def _processes(directory: Path, bandwidth_Bps: float, rtt_s: float) -> Iterator[
 
 
 def run_of(
-    directory: Path, job: JobSpec, joins_after: int | None, bandwidth_Bps: float = 3e6, rtt_s: float = 0.02
+    directory: Path,
+    job: JobSpec,
+    joins: bool,
+    rests: range = range(0),
+    bandwidth_Bps: float = 3e6,
+    rtt_s: float = 0.02,
 ) -> list[Event]:
-    """All events of the run in a new `directory`. `joins_after`: the step after which the other is started;
-    None: it never is."""
+    """All events of the run in a new `directory`. `joins`: whether the other is started, once the first has a
+    plan. `rests`: steps in which the first stops for REST_S: a step takes long, and a machine little."""
     events: list[Event] = []
 
     async def drive(processes: Joined) -> ExitCode:
@@ -138,8 +145,9 @@ def run_of(
             events.append(event)
             if event["event"] == "listening":
                 address = str(event["address"])
-                processes.start(FIRST, address, secret[1])
-            if event["event"] == "step" and event["step"] == joins_after:
+                stops = [x for s in rests for x in ("--fail-at", f"*:*:forward@{s}:stop={REST_S}")]
+                processes.start(FIRST, address, secret[1], stops)
+            if event["event"] == "plan" and event["version"] == 1 and joins:
                 processes.start(LATE, address, secret[1])
 
         options = RunOptions("127.0.0.1:0", reconsider_s=0.5)

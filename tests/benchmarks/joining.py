@@ -28,7 +28,7 @@ ROUNDS = 3
 
 
 def benchmark(quick: bool) -> tuple[list[str], bool]:
-    job = job_of(layers=6, global_batch=96, steps=26)
+    job = job_of(layers=6, global_batch=16, steps=40)
     pauses: dict[str, list[float]] = {"beside the steps": [], "at the boundary": []}
     steps, numbers = [], []
     for _ in range(1 if quick else ROUNDS):
@@ -38,7 +38,7 @@ def benchmark(quick: bool) -> tuple[list[str], bool]:
                 tempfile.TemporaryDirectory() as name,
                 patch("scheduler.following.LEAST_GAIN_S", never),
             ):
-                events = run_of(Path(name) / "run", job, joins_after=1)
+                events = run_of(Path(name) / "run", job, joins=True, rests=range(2, 36))
             pause = first(events, "pause")
             found.append(pause["seconds"])
             numbers.append(losses(events))

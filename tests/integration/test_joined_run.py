@@ -11,9 +11,9 @@ from tests.survival import left_over
 
 
 def test_layers_travel_while_steps_go_on_and_every_bit_is_that_of_one_process(tmp_path: Path) -> None:
-    job = job_of(layers=6, global_batch=96, steps=26)
-    alone = run_of(tmp_path / "alone", job, joins_after=None)
-    events = run_of(tmp_path / "joined", job, joins_after=1)
+    job = job_of(layers=6, global_batch=16, steps=40)
+    alone = run_of(tmp_path / "alone", job, joins=False)
+    events = run_of(tmp_path / "joined", job, joins=True, rests=range(2, 36))
     begins, pause = first(events, "following"), first(events, "pause")
     assert begins["followers"] == [LATE]
     assert pause["step"] >= begins["step"] + 1, "steps went on meanwhile"
