@@ -28,7 +28,8 @@ class LogLinearState(NamedTuple):
 
 
 class Levels(Linear):
-    """softplus(linear(x)), which begins at 1: then a state a level is the one state of all."""
+    """softplus(linear(x)), which begins at 1, its matrix at 0: then a state a level is the one state of all,
+    and what tells the levels apart is learned."""
 
     def __init__(self, hidden: int, heads: int, most: int, n: int) -> None:
         """`n` levels, for at most so many positions."""
@@ -39,8 +40,10 @@ class Levels(Linear):
         """(B,T,H,M)"""
         return F.softplus(super().forward(x_BTD)).view(*x_BTD.shape[:2], self.heads, self.n)
 
-    def initial(self, parameter: str) -> Tensor | None:
-        return torch.full_like(self.weight[:, 0], log(e - 1)) if parameter == "bias" else None
+    def initial(self, parameter: str) -> Tensor:
+        if parameter == "weight":
+            return torch.zeros_like(self.weight)
+        return torch.full_like(self.weight[:, 0], log(e - 1))
 
     def check(self, x_BTD: Tensor, state: LogLinearState | None) -> None:
         """Refuse more positions than there are levels for."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.worker.model.test_mixers import block_of, close, input_of, mixer_of
+from tests.worker.model.shapes import layers_of
+from tests.worker.model.test_mixers import block_of, close, input_of, mixer_of, model_of
 from worker.model.fenwick import TreeState, levels_between
 from worker.model.layer import TooManyPositions
 from worker.model.log_delta import LogDelta
@@ -31,6 +32,21 @@ def test_the_state_holds_what_was_written_in_each_stretch(n: int) -> None:
     expected = [written[levels == level].sum().item() for level in range(1, 5)]
     assert tree.stretches.flatten().tolist() == expected
     assert tree.seen == n
+
+
+@pytest.mark.parametrize("part", ["ssd state=4 chunk=4", "delta chunk=4"])
+def test_the_tree_begins_as_the_one_state_and_each_level_can_leave_that(part: str) -> None:
+    model = model_of()
+    tree, plain = (layers_of(model_of(name), 1, 2)[0] for name in (f"log_{part}", part))
+    x = input_of().requires_grad_()
+    begun = tree(x)[0]
+    close(begun, plain(x)[0])
+    (begun**2).sum().backward()
+    moved = dict(tree.named_parameters())["mixer.levels.weight"].grad
+    assert moved is not None
+    reached = 1 + (x.shape[1] - 1).bit_length()
+    moved_HM = moved.abs().amax(1).view(model.heads, -1)
+    assert (moved_HM[:, :reached] > 0).all()
 
 
 @pytest.mark.parametrize("part", ["ssd state=4 chunk=4", "delta chunk=4"])

@@ -97,6 +97,9 @@ def block_of(part: str, dtype: torch.dtype = torch.float64) -> Block:
             drawn_small = block.initial(name, torch.Generator()) is None and parameter.ndim > 1
             if drawn_small or name.endswith(("tiles", "left", "second")):  # of structured matrices
                 parameter.mul_(15)
+            if name.endswith("levels.weight"):  # begins at 0
+                drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+                parameter.copy_(0.3 * drawn)
     return block
 
 
