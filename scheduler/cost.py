@@ -185,7 +185,10 @@ def durations(
     plan: Plan, model: ModelProfile, devices: Sequence[DeviceProfile], topology: Topology
 ) -> Durations:
     """What every action of `plan` costs, its micro-batches, recomputation, streams and codecs applied to
-    profiles and links. PlanError if a device of the plan has no profile or no place."""
+    profiles and links. PlanError if a device of the plan has no profile or no place, or its shards are of
+    other sequences."""
+    if not model.bounds:
+        plan.shard_bounds(model.sequence_length)
     model, devices, topology = priced(Setting.of(plan), model, devices, topology)
     by_name = profiles_by_name(model, devices)
     for name in (plan.device(r) for r in range(plan.n_ranks)):

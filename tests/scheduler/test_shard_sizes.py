@@ -185,6 +185,14 @@ def test_sizes_go_through_files_and_messages_and_bad_ones_do_not() -> None:
         convert.plan_from_message(convert.plan_to_message(batch))
 
 
+def test_a_plan_for_sequences_of_another_length_has_no_price() -> None:
+    plan, model, devices = planned(a_job(1, 3, 4096), [1e11] * 3)
+    with pytest.raises(
+        PlanError, match="positions for sequences of 4096; required shards that add up to them"
+    ):
+        step_time_s(replace(plan, shard_sizes=(100, 50, 50)), model, devices, FAST)
+
+
 def test_a_shards_tensors_are_its_own_part() -> None:
     model = job_profile(a_job(1, 2, 512))
     shards = priced(Setting(shards=2, shard_sizes=(384, 128)), model, (), a_network(1)).model
