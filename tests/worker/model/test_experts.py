@@ -166,6 +166,15 @@ def test_rounded_experts_train_in_plans_with_the_same_micro_batches_as_in_one_pr
     assert same(train(job, make_plan(job, stages, shares)).weights(), expected)
 
 
+@pytest.mark.parametrize("shares", [(4,), (3, 1)])
+def test_pytorchs_grouped_product_trains_in_any_plan_as_a_product_an_expert_in_one_process(
+    shares: tuple[int, ...],
+) -> None:
+    expected = trained_plainly(experts_job(""), 0.0)
+    job = experts_job("kernel=torch")
+    assert same(train(job, make_plan(job, 3, shares)).weights(), expected)
+
+
 @pytest.mark.parametrize("options", ["", "tile=4", "balance=0.1", "tile=4 balance=0.1"])
 def test_what_is_kept_while_it_trains_is_what_is_counted(options: str) -> None:
     part = f"experts experts=4 inner=24 {options}"
