@@ -40,7 +40,7 @@ protos: $(VENV)/.protoc  ## regenerate the stubs after a change of protos/*.prot
 	$(VENV)/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/orchestrator.proto
 
 bench: $(VENV)/.dev  ## every benchmark in its short form, some minutes in all
-	for f in step transport engine scheduler codec end_to_end quality layers abilities links peers emulate papers joint_codecs beyond dashboard loading joining faults chaos; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
+	for f in step transport engine scheduler codec end_to_end quality layers abilities links peers emulate papers joint_codecs beyond dashboard loading joining faults chaos shards; do $(BIN)/python -m tests.benchmarks.$$f --quick || exit 1; done
 
 audit: $(VENV)/.audit  ## the tested versions against the known vulnerabilities of their packages
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
