@@ -1,4 +1,4 @@
-"""Options that several commands of `coordinator` share, and how a command ends with a number."""
+"""Options that several commands of `coordinator` share and how they are read; how one ends with a number."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from protos.address import AddressError, split_host_port
 from protos.log_lines import LogFormat
 from scheduler.exit_codes import EXITS, ExitCode
+from scheduler.job import JobError, JobSpec, parse_job
+from scheduler.reasons import reason_of
 
 DEFAULT_STATE_DIR = Path(".state")
 
@@ -25,6 +28,11 @@ StateDir = Annotated[
     Path, typer.Option(help="Where the run keeps its state.", envvar="ISTHMUS_STATE_DIR", file_okay=False)
 ]
 
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="Default: the state directory's token.", envvar="ISTHMUS_TOKEN_FILE")
+]
+
 
 def end(code: ExitCode, message: str, as_json: bool) -> NoReturn:
     """Say what is wrong where the reader looks, and exit with its number."""
@@ -33,3 +41,21 @@ def end(code: ExitCode, message: str, as_json: bool) -> NoReturn:
         typer.echo(json.dumps(event))
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(int(code))
+
+
+def read_job(path: Path, as_json: bool) -> JobSpec:
+    """The job in `path`, or the end of the command."""
+    try:
+        return parse_job(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        end(ExitCode.JOB_INVALID, f"{path}: found no job to read ({reason_of(e)})", as_json)
+    except JobError as e:
+        end(ExitCode.JOB_INVALID, str(e), as_json)
+
+
+def split_address(bind: str, as_json: bool, option: str = "--bind") -> tuple[str, int]:
+    """Host and port of what `option` says, or the end of the command."""
+    try:
+        return split_host_port(bind, option)
+    except AddressError as e:
+        end(ExitCode.USAGE, str(e), as_json)

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from coordinator.cli import app, default_min_workers
+from coordinator.cli import app
 from coordinator.progress import Bar, human_bytes, step_numbers
 from coordinator.resume import open_run
+from coordinator.starting import default_min_workers
 from protos.tls import is_loopback
 from scheduler.exit_codes import ExitCode
 
