@@ -29,7 +29,7 @@ from .progress import while_heard
 from .records import Options
 from .relaying import relay_beside
 from .resume import ADDRESS_FILE, OpenRun, check_key
-from .service import PortInUse, serve
+from .serving import PortInUse, serve
 from .state import start
 from .store import Superseded
 from .tokens import Tokens

@@ -9,43 +9,35 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-import socket
 import time
 from collections.abc import AsyncIterator
-from statistics import median
 from typing import Any, NoReturn
 
 import grpc
-from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import orchestrator_pb2 as pb
 from protos import orchestrator_pb2_grpc
-from protos.address import split_host_port
 from protos.convert import (
     ConvertError,
     PeerInfo,
     device_from_message,
     is_curve_key,
     links_from_messages,
-    plan_to_message,
     spans_from_messages,
 )
 from protos.relay_key import relay_key
-from protos.version import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, SESSION_METADATA
+from protos.version import PROTOCOL_VERSION, SESSION_METADATA
 from scheduler.checkpoint_layout import MAX_FILE_BYTES
 from scheduler.exit_codes import ExitCode
 from scheduler.job import job_to_json
-from scheduler.reasons import reason_of
 
 from . import events as e
-from .certs import ServerTls
 from .checkpoints import CheckpointMissing, CheckpointWriteError, Upload, UploadRefused
 from .driver import Driver, Line, new_session
+from .status_reply import status_reply
 from .tokens import UNKNOWN, Tokens
 from .wire import command_to_message, event_from_message
 
-SERVICE = "isthmus.v1.Orchestrator"
 CHUNK_DEADLINE_S = 180.0
 """A piece of a file that does not come for this long is given up."""
 MAX_ADDRESS = 256
@@ -60,17 +52,6 @@ _REFUSED = {
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    # Without this two coordinators could share a port, and workers would meet either.
-    ("grpc.so_reuseport", 0),
-)
 
 Context = Any  # grpc.aio.ServicerContext; grpc ships no types that name its messages
 
@@ -315,93 +296,3 @@ def _end_line(task: asyncio.Task[None], line: Line, ended: list[str]) -> None:
         ended[0] = f"the stream broke: {type(error).__name__}: {error}"
     if not line.queue.full():
         line.queue.put_nowait(None)
-
-
-def status_reply(driver: Driver) -> pb.StatusReply:
-    """What the coordinator knows, at this moment."""
-    s = driver.state
-    tokens = s.options.global_batch * s.options.sequence_length
-    reply = pb.StatusReply(
-        run=driver.run,
-        phase=s.phase,
-        reason=s.reason,
-        step=s.done,
-        steps=s.options.steps,
-        loss=s.loss,
-        eval_loss=s.eval_loss,
-        tokens_per_s=driver.tokens_per_s(tokens) if s.steps_s else None,
-        predicted_step_s=s.plan.predicted_step_s if s.plan else None,
-        measured_step_s=median(s.steps_s) if s.steps_s else None,
-        plan=plan_to_message(s.plan) if s.plan else None,
-        outlook=f"{s.outlook.reason} Now {s.ahead.words}." if s.ahead is not None else s.outlook.reason,
-        checked=s.checked,
-    )
-    for name, member in s.members.items():
-        rank = s.plan.rank_of_device(name) if s.plan else None
-        first, last = s.plan.partition[s.plan.stage_of(rank)] if s.plan and rank is not None else (0, 1)
-        d = member.device
-        reply.workers.append(
-            pb.WorkerStatus(
-                name=name,
-                state="connected" if member.connected else "joining",
-                device=pb.DeviceInfo(
-                    memory_bytes=d.memory_bytes, host=d.host, host_cores=d.host_cores, region=d.region
-                ),
-                data_address=member.peer.data_address,
-                rank=-1 if rank is None else rank,
-                first_layer=first,
-                last_layer=last - 1,
-                last_seen_s=driver.silence_s(name),
-                curve_public_key=member.peer.curve_public_key,
-                relayed_to=[b for (a, b), link in s.links.items() if a == name and link.relayed],
-            )
-        )
-    for name, gone in s.departed.items():
-        reply.workers.append(
-            pb.WorkerStatus(name=name, state="gone", rank=-1, reason=gone.reason, departure=int(gone.code))
-        )
-    return reply
-
-
-class PortInUse(Exception):
-    """The address cannot be listened on: names it."""
-
-
-async def serve(
-    driver: Driver, token: str, tokens: Tokens, bind: str, tls: ServerTls | None = None, relay: str = ""
-) -> tuple[aio.Server, int]:
-    """Start to listen, over TLS or in the clear; returns the server and its port. Raises PortInUse.
-
-    `relay`: host:port that workers are told of.
-    """
-    server = aio.server(options=SERVER_OPTIONS)
-    orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(Service(driver, token, tokens, relay), server)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    for name in ("", SERVICE):
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    try:
-        if tls is None:
-            port = server.add_insecure_port(bind)
-        else:
-            shown = grpc.ssl_server_credentials([(tls.key, tls.certificate)])
-            port = server.add_secure_port(bind, shown)
-    except RuntimeError as error:
-        await server.stop(None)
-        raise PortInUse(
-            f"{bind}: the address cannot be listened on ({_why_not(bind) or error}); another process has the "
-            "port, or the host is not this machine's; stop it or give another --bind"
-        ) from error
-    await server.start()
-    return server, port
-
-
-def _why_not(bind: str) -> str:
-    """What the system says to who listens at `bind`, which gRPC keeps to itself; '' if it could be."""
-    host, port = split_host_port(bind)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host.strip("[]"), port), family=family).close()
-    except OSError as error:
-        return reason_of(error)
-    return ""

@@ -23,7 +23,7 @@ from coordinator.planning import make
 from coordinator.resume import open_run, token
 from coordinator.run import RunOptions
 from coordinator.service import _REFUSED as refusals  # noqa: N811
-from coordinator.service import PortInUse
+from coordinator.serving import PortInUse
 from coordinator.store import Store
 from protos import orchestrator_pb2 as pb
 from protos import orchestrator_pb2_grpc
