@@ -38,6 +38,10 @@ class InputError(ValueError):
     """Options that do not go together or name nothing: says what was found and what is required."""
 
 
+class OptionsError(JobError):
+    """A job that no file has and that cannot be: what was said on the command line, or by a script."""
+
+
 # ---- options, as every command declares them
 
 Scenario = Annotated[
@@ -272,7 +276,7 @@ def _from_options(document: Mapping[str, Any], source: str) -> JobSpec:
     try:
         return job_from_json(json.dumps(document), source)
     except JobError as e:
-        raise InputError(str(e)) from e
+        raise OptionsError(e.source, e.problems) from e
 
 
 def _codec(text: str) -> dict[str, dict[str, Any]]:

@@ -10,12 +10,15 @@ from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError
 from scheduler.partition import DoesNotFit
 from scheduler.reasons import reason_of
+from sim.inputs import OptionsError
 
 
 def code_of(error: Exception) -> ExitCode:
     """By the kind of error: the job's file, a model that fits nowhere, or else the command line."""
-    kinds = {JobError: ExitCode.JOB_INVALID, DoesNotFit: ExitCode.NO_PLAN}
-    return next((code for kind, code in kinds.items() if isinstance(error, kind)), ExitCode.USAGE)
+    if isinstance(error, DoesNotFit):
+        return ExitCode.NO_PLAN
+    in_a_file = isinstance(error, JobError) and not isinstance(error, OptionsError)
+    return ExitCode.JOB_INVALID if in_a_file else ExitCode.USAGE
 
 
 def refuse(command: str, error: Exception) -> NoReturn:
