@@ -62,10 +62,10 @@ def tables(found: Rows, lengths: Sequence[int]) -> Iterator[str]:
     def ms(row: Row, length: int) -> str:
         seconds = row.runs[length].seconds
         ratio = f" ({seconds / attention.runs[length].seconds:.2f})" if length in attention.runs else ""
-        return f"{1e3 * seconds:.4g}{ratio}"
+        return f"{_four(1e3 * seconds)}{ratio}"
 
     def mib(row: Row, length: int) -> str:
-        return f"{row.runs[length].peak_bytes / 2**20:.4g}"
+        return _four(row.runs[length].peak_bytes / 2**20)
 
     yield "Milliseconds of CPU time that forward and backward take at each length (in brackets: over those of"
     yield "attention at that length); last, the first length left out and what a run would take there."
@@ -86,6 +86,11 @@ def tables(found: Rows, lengths: Sequence[int]) -> Iterator[str]:
         cells = (_two(time), _two(peak), f"{process_share(row):.1f}")
         yield f"| {name} | {' | '.join(cells)} | {'' if row is attention else crossover(row, attention)} |"
     yield ""
+
+
+def _four(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
 def _two(value: float | None) -> str:
