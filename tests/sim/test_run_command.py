@@ -148,7 +148,7 @@ def test_bad_input_is_named(args: list[str], message: str) -> None:
         ({"placement": [["Oregon", "Oregon", "London", "Tokyo"]]}, "required stages x replicas of different"),
         ({"partition": [[0, 1], [2, 14]]}, "partition: found"),
         ({"micro_batches": [0]}, "micro_batches: found"),
-        ({"colour": "red"}, "required micro_batches, partition, placement"),
+        ({"colour": "red"}, "found an unknown key 'colour', required some of: version, placement"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
