@@ -48,7 +48,8 @@ def _where(
         except OSError:
             end(
                 ExitCode.UNREACHABLE,
-                f"{state_dir}: found no running coordinator; pass --address HOST:PORT or its --state-dir",
+                f"{state_dir}: found no running coordinator; pass --address HOST:PORT or its --state-dir "
+                f"(of a run that has ended `coordinator runs {state_dir}` tells)",
                 as_json,
             )
     try:
