@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
@@ -22,6 +25,7 @@ from unittest.mock import patch
 from coordinator import run
 from coordinator.commands import MakePlan, Reconsider
 from coordinator.planning import Planner, Planning, given
+from coordinator.records import Options
 from coordinator.resume import open_run, token
 from coordinator.run import RunOptions
 from deploy.processes import Child, command, free_port
@@ -37,6 +41,9 @@ TEXT = Path(__file__).parent / "data" / "text.txt"
 FIRST, LATE = "first", "late"
 START_S = 120.0
 REST_S = 1.0
+MORE_STEPS = 3
+MOST_STEPS = 150
+"""A run that has done so many has waited in vain, and ends."""
 JOB = """
 name: joined
 model: {{family: llama, layers: {layers}, hidden: 128, heads: 4, tied: false}}
@@ -127,28 +134,46 @@ def run_of(
     directory: Path,
     job: JobSpec,
     joins: bool,
-    rests: range = range(0),
+    steps: int = 0,
+    kill_at: str = "",
+    ends_after: str = "",
     bandwidth_Bps: float = 3e6,
     rtt_s: float = 0.02,
 ) -> list[Event]:
-    """All events of the run in a new `directory`. `joins`: whether the other is started, once the first has a
-    plan. `rests`: steps in which the first stops for REST_S: a step takes long, and a machine little."""
+    """All events of the run in a new `directory`, which does `steps` steps (0: the job's).
+
+    `joins`: the other is started once the first has a plan. The first then stops for REST_S in every step, so
+    that a step takes long, and a machine little. `kill_at`: the event at which the other is killed.
+    `ends_after`: the event MORE_STEPS steps after which the run is told to end.
+    """
     events: list[Event] = []
 
     async def drive(processes: Joined) -> ExitCode:
         opened = open_run(directory / "state", job, resume=False, resume_step=None, now_s=1.0)
         secret = token(directory / "state", None)
-        address = ""
+        rests = range(2, MOST_STEPS) if joins else ()
+        stops = [x for s in rests for x in ("--fail-at", f"*:*:forward@{s}:stop={REST_S}")]
+        address, late, left = "", list[Child](), -1
 
         def say(event: Event) -> None:
-            nonlocal address
+            nonlocal address, left
             events.append(event)
-            if event["event"] == "listening":
-                address = str(event["address"])
-                stops = [x for s in rests for x in ("--fail-at", f"*:*:forward@{s}:stop={REST_S}")]
-                processes.start(FIRST, address, secret[1], stops)
-            if event["event"] == "plan" and event["version"] == 1 and joins:
-                processes.start(LATE, address, secret[1])
+            match event["event"]:
+                case "listening":
+                    address = str(event["address"])
+                    processes.start(FIRST, address, secret[1], stops)
+                case "plan" if joins and not late:
+                    late.append(processes.start(LATE, address, secret[1]))
+                case "step":
+                    left -= 1
+                    if left == 0 or event["step"] == MOST_STEPS:
+                        os.kill(os.getpid(), signal.SIGINT)
+                case _:
+                    pass
+            if event["event"] == kill_at:
+                late[0].kill()
+            if event["event"] == ends_after and left < 0:
+                left = MORE_STEPS
 
         options = RunOptions("127.0.0.1:0", reconsider_s=0.5)
         try:
@@ -156,7 +181,17 @@ def run_of(
         finally:
             opened.close()
 
-    with _processes(directory, bandwidth_Bps, rtt_s) as processes, patch("coordinator.driver.look", look):
+    of_job = run.options_of
+
+    def in_all(*given: Any) -> Options:
+        found = of_job(*given)
+        return replace(found, steps=steps or found.steps)
+
+    with (
+        _processes(directory, bandwidth_Bps, rtt_s) as processes,
+        patch("coordinator.driver.look", look),
+        patch("coordinator.run.options_of", in_all),
+    ):
         code = asyncio.run(drive(processes))
     assert code is ExitCode.OK, events[-3:]
     return events

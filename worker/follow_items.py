@@ -22,7 +22,8 @@ from worker.transport import Frame, FrameError, FrameKey, Transport
 
 PIECE_BYTES = 1 << 20
 """Of one frame: so little that what a step sends is not kept waiting."""
-_HEADER = struct.Struct("<BQQdqQQ32s")
+HEADER = struct.Struct("<BQQdqQQ32s")
+"""Kind, layer, step, learning rate, frozen after, bytes of the first and the second file, SHA-256 of both."""
 _WHOLE, _STEPPED = 0, 1
 _NEVER_FROZEN = -1
 
@@ -67,7 +68,7 @@ def packed(item: Item) -> memoryview:
             kind, first = _STEPPED, to_bytes(gradients)
             frozen = _NEVER_FROZEN if frozen_after is None else frozen_after
     digest = hashlib.sha256(first + state).digest()
-    header = _HEADER.pack(kind, item.layer, item.step, lr, frozen, len(first), len(state), digest)
+    header = HEADER.pack(kind, item.layer, item.step, lr, frozen, len(first), len(state), digest)
     return memoryview(header + first + state)
 
 
@@ -97,9 +98,9 @@ def receive_item(
     transport raises.
     """
     data = bytearray(_piece(transport, src, number, 0, timeout_s))
-    if len(data) < _HEADER.size:
-        raise FrameError(f"item {number}: found {len(data)} bytes, required a header of {_HEADER.size}")
-    kind, layer, step, lr, frozen, n_first, n_state, digest = _HEADER.unpack_from(data)
+    if len(data) < HEADER.size:
+        raise FrameError(f"item {number}: found {len(data)} bytes, required a header of {HEADER.size}")
+    kind, layer, step, lr, frozen, n_first, n_state, digest = HEADER.unpack_from(data)
     if layer not in caps:
         raise FrameError(f"item {number}: found layer {layer}, required one of {sorted(caps)}")
     if kind not in (_WHOLE, _STEPPED) or n_first + n_state > caps[layer]:
@@ -107,12 +108,12 @@ def receive_item(
             f"item {number} of layer {layer}: found kind {kind} of {n_first + n_state} bytes, required 0 or 1"
             f" of at most {caps[layer]}"
         )
-    n_bytes = _HEADER.size + n_first + n_state
+    n_bytes = HEADER.size + n_first + n_state
     for piece in range(1, -(-n_bytes // PIECE_BYTES)):
         data += _piece(transport, src, number, piece, timeout_s)
     if len(data) != n_bytes:
         raise FrameError(f"item {number} of layer {layer}: found {len(data)} bytes, required {n_bytes}")
-    body = memoryview(data)[_HEADER.size :]
+    body = memoryview(data)[HEADER.size :]
     if hashlib.sha256(body).digest() != digest:
         raise LayerFileError(f"item {number} of layer {layer}: found another hash than its donor named")
     name = f"layer {layer} after step {step}, from its donor"

@@ -7,6 +7,7 @@ it is reached too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zlib
@@ -32,7 +33,7 @@ from scheduler.trace_text import parse_trace
 from tests.fuzz.__main__ import CORPUS
 from worker.inbound import Inbound
 from worker.limits import Limits
-from worker.transport import FrameError
+from worker.transport import Frame, FrameError, FrameKey
 from worker.wire import MAX_HEADER_BYTES, pack_header, unpack_ack, unpack_header
 
 FRAME_CAP = 1 << 20
@@ -162,6 +163,37 @@ def layer(data: bytes) -> None:
     assert sum(t.numel() * t.element_size() for t in tensors.values()) <= len(data)
 
 
+class Pieces:
+    """What would come as the pieces of one item."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def receive(self, key: FrameKey, timeout_s: float) -> Frame:  # noqa: ARG002
+        from worker.follow_items import PIECE_BYTES
+
+        data = self._data[key.mb * PIECE_BYTES : (key.mb + 1) * PIECE_BYTES]
+        return Frame(key, 1, 0, "identity", "uint8", (len(data),), [memoryview(data)])
+
+
+def followed(data: bytes) -> None:
+    """An item of a layer, as it is and with the hash and the sizes put right."""
+    from worker.checkpoint import LayerFileError
+    from worker.follow_items import HEADER, receive_item
+
+    body = data[HEADER.size :]
+    right = b""
+    if len(data) >= HEADER.size:
+        kind, layer, step, lr, frozen, n, *_ = HEADER.unpack_from(data)
+        n %= len(body) + 1
+        digest = hashlib.sha256(body).digest()
+        right = HEADER.pack(kind % 2, layer % 3, step, lr, frozen, n, len(body) - n, digest) + body
+    for message in (data, right):
+        with suppress(FrameError, LayerFileError):
+            item = receive_item(Pieces(message), 0, 0, {0: 1 << 16, 1: 1 << 16}, 1.0)  # type: ignore[arg-type]
+            assert item.layer in (0, 1)
+
+
 def trace(data: bytes) -> None:
     """Three files, parted by NUL: rows, nodes, about."""
     rows, nodes, about, *_ = [*data.decode(errors="replace").split("\0"), "", "", ""]
@@ -201,6 +233,7 @@ TARGETS = {
     "job_json": Target(job_json, (JobError,)),
     "manifest": Target(manifest, (ManifestError,)),
     "layer": Target(layer),
+    "followed": Target(followed),
     "trace": Target(trace, (TraceError,)),
     "plan_json": Target(plan_json, (ValueError,)),
     "token": Target(token),
