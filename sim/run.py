@@ -1,18 +1,21 @@
 """A whole run: steps one after the other while the network moves, devices come and go, and plans change.
 
-What follows from a loss is decided by the code that decides it in a real run (`scheduler/recovery.py`):
-who takes whose place, from whom layers come, whether all go back to the checkpoint. Who comes, or comes back,
-is measured, and taken in between two steps if a plan with it pays (`scheduler/replan.py`). Layers travel over
-the network as it is then. Draws nothing: chance is in the faults and the network that are given.
+What follows from a loss is decided by the code that decides it in a real run (`scheduler/recovery.py`): who
+takes whose place, from whom layers come, whether all go back to the checkpoint. Who comes, or comes back, is
+measured, and taken in between two steps if a plan with it pays (`scheduler/replan.py`), its layers before
+that while the steps go on, if the links allow (`scheduler/following.py`). Layers travel over the network as
+it is then. Draws nothing: chance is in the faults and the network that are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf
 
 from scheduler.cost import durations
 from scheduler.exit_codes import ExitCode
+from scheduler.following import following
 from scheduler.layer_sources import holdings_of, loading_s, travelling
 from scheduler.liveness import remember
 from scheduler.moving import transfers_s
@@ -23,6 +26,7 @@ from scheduler.timeline import Timeline
 from scheduler.topology import Topology
 from scheduler.traffic import traffic
 from scheduler.units import duration
+from sim.ahead import Ahead
 from sim.copies import Copies
 from sim.faults import Faults
 from sim.looking import Looking
@@ -77,6 +81,8 @@ class _Run:
         )
         self._copies = Copies(options.copy_every)
         self._looking = Looking(options.replan_every, options.look_every_s)
+        self._ahead: Ahead | None = None
+        """Layers that travel while steps go on."""
         self._t = options.start_s
         self._done = self._saved = 0
         self._crashes = set(faults.crashes)
@@ -129,7 +135,10 @@ class _Run:
         if self._done < self._options.steps:
             for send in self._copies.begin(plan, self._done, self._t, self._travel_s):
                 self._leave(*send)
-            self._look_for_better(plan)
+            if self._ahead is not None:
+                self._follow(self._ahead)
+            else:
+                self._look_for_better(plan)
 
     def _timeline(self, plan: Plan) -> Timeline:
         """Of a step that begins now; the last one again while nothing has changed."""
@@ -158,7 +167,7 @@ class _Run:
             _add(self._result.device_s, name, seconds)
 
     def _take(self, plan: Plan) -> None:
-        self._plan = plan
+        self._plan, self._ahead = plan, None
         self._looking.planned(self._here())
         self._copies.planned(plan, self._work.model, self._network.topology(self._t))
         self._result.plans.append(plan)
@@ -195,9 +204,36 @@ class _Run:
                 self._say(f"{', '.join(new_here)} came: {answer.reason.rstrip('.')}")
             looking.looked(here, self._t, answer.streak)
             return
-        found = adopt(self._standing(here, here), answer.plan, now, answer.reason.rstrip("."))
-        self._result.moves += 1
-        self._move(found, options.patience.restart_s)
+        step_s, steps = self._steps_s[-1], options.steps
+        follows = following(plan, answer.plan, now, self._done, steps, step_s)
+        if isinstance(follows, str):
+            found = adopt(self._standing(here, here), answer.plan, now, answer.reason.rstrip("."))
+            self._result.moves += 1
+            self._move(found, options.patience.restart_s)
+            return
+        self._say(f"plan {answer.plan.version}: {answer.reason} {follows.reason}")
+        self._ahead = Ahead(answer.plan, answer.reason, follows, self._done + follows.steps)
+        looking.looked(here, self._t, 0)
+        self._send(self._ahead, first=True)
+
+    def _follow(self, ahead: Ahead) -> None:
+        """Between two steps: the layers come nearer, are there, or are nobody's to take any more."""
+        here = self._here()
+        if not ahead.able(here):
+            self._ahead = None
+            self._say(f"plan {ahead.plan.version} is not taken: not all are there that it needs")
+        elif self._done < ahead.at_step:
+            self._send(ahead, first=False)
+        else:
+            standing = self._standing(here, here)
+            standing = replace(standing, holdings=ahead.holdings(standing.holdings, self._done))
+            found = adopt(standing, ahead.plan, self._measured(here), ahead.reason.rstrip("."))
+            self._result.moves += 1
+            self._move(found, self._options.patience.restart_s + ahead.following.pause_s)
+
+    def _send(self, ahead: Ahead, first: bool) -> None:
+        for send in ahead.sent(self._work.model, first):
+            self._leave(*send)
 
     def _measured(self, here: Sequence[str]) -> Measured:
         """What is known at this moment of those who are there."""
@@ -243,7 +279,7 @@ class _Run:
             self._end(ExitCode.STALLED, f"{loss.why}, for the second time")
             return
         self._say(loss.why)
-        self._steps_s, self._known = (), None
+        self._steps_s, self._known, self._ahead = (), None, None
         if loss.overdue:
             self._overdue_at = self._done
         for name in loss.ended:

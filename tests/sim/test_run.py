@@ -177,7 +177,7 @@ def test_a_copy_that_is_still_on_its_way_does_not_count() -> None:
     assert (r.restarts, r.steps_lost) == (1, 1)
 
 
-def grown(faults: Faults, steps: int = 40, **options: Any) -> RunResult:
+def grown(faults: Faults, steps: int = 40, work: Work = WIDE_WORK, **options: Any) -> RunResult:
     """A run of one pipeline, d0 and d1, whose planner makes two as soon as four devices are there; a spare in
     the place of d1 would be no faster."""
     links = Topology(FOUR, np.full((5, 5), 0.5), np.full((5, 5), 1000.0))
@@ -190,7 +190,7 @@ def grown(faults: Faults, steps: int = 40, **options: Any) -> RunResult:
         return replace(one, version=version, placement=rows, micro_batches=(8 // len(rows),) * len(rows))
 
     o = RunOptions(steps, 8, **options)
-    return simulate_run(WIDE_WORK, StillNetwork(links), one, o, as_many_as_there_are, faults)
+    return simulate_run(work, StillNetwork(links), one, o, as_many_as_there_are, faults)
 
 
 def three_absent() -> Faults:
@@ -288,6 +288,41 @@ def test_a_step_that_nobody_keeps_from_ending_is_done_again_then_without_who_lac
     assert "d1 is gone" in r.events[3].text
     assert r.plans[-1].devices == ("d0", "d2")
     assert r.code is ExitCode.OK
+
+
+HEAVY = replace(
+    WIDE_WORK,
+    model=ModelProfile(tuple(replace(x, parameter_bytes=2000, state_bytes=4000) for x in LAYERS), 1, 1),
+)
+
+
+def test_layers_travel_while_the_steps_go_on_where_links_carry_a_steps_gradients() -> None:
+    alone = grown(three_absent(), work=HEAVY)
+    step_s = alone.steps[0].duration_s
+    faults = Faults().join("d2", 1.0).join("d3", 2.5 * step_s).join("d4", 1e6)
+    r = grown(faults, work=HEAVY, measure_s=3 * step_s)
+    assert (r.moves, r.recoveries, r.restarts, r.steps_lost) == (1, 0, 0, 0)
+    begun = next(e for e in r.events if "travel while about 2 steps go on" in e.text)
+    assert begun.at_s == pytest.approx(8 * step_s)
+    assert [s.plan_version for s in r.steps] == [1] * 10 + [2] * 30, "two steps later than with no layers"
+    gradients_s = 0.5 + 2000 / 1000
+    pause_s = gradients_s + Patience().restart_s
+    assert r.steps[10].start_s == pytest.approx(10 * step_s + pause_s), "a third of what layers would take"
+    sent = 2 * (2000 + 4000) + 2 * 2 * 2000
+    before = 10 * (alone.egress_bytes["r0"] + alone.egress_bytes["r1"]) / 40
+    rest = sum(r.egress_bytes.values()) - before - sent
+    one_step = rest / 30
+    assert one_step == pytest.approx(round(one_step)), "what was sent beside the steps is paid for, once"
+
+
+def test_who_is_lost_while_it_follows_is_done_without() -> None:
+    alone = grown(three_absent(), work=HEAVY)
+    step_s = alone.steps[0].duration_s
+    faults = Faults().join("d2", 1.0).join("d3", 2.5 * step_s).join("d4", 1e6).leave("d3", 9.5 * step_s)
+    r = grown(faults, work=HEAVY, measure_s=3 * step_s)
+    assert (r.moves, r.recoveries) == (0, 0)
+    assert any("not all are there that it needs" in e.text for e in r.events)
+    assert r.total_s == pytest.approx(alone.total_s)
 
 
 def moving() -> TraceNetwork:
