@@ -282,6 +282,9 @@ class Runtime:
         followed = self._ahead.followed(take.step)
         self._ahead.end()
         self._leave_plan()
+        if followed and (self._held is None or self._held.step == take.step):
+            self._held = self._held or HeldLayers(take.step)
+            self._held.layers |= followed  # also for the plan after this one, if this one is over already
         plan = plan_from_message(take.plan)
         if plan.version <= self._aborted_version:
             return  # it was over before it was begun
@@ -294,10 +297,6 @@ class Runtime:
             self._held = None  # the model is that of the checkpoint, or fresh
         elif self._held is None or self._held.step != take.step:
             self._held = self._copies.at(take.step) or self._held
-        if followed and (take.sources or take.serves):
-            if self._held is None or self._held.step != take.step:
-                self._held = HeldLayers(take.step)
-            self._held.layers |= followed
         me = ranks[self._name]
         if not self._carry_again(take, plan):
             return
