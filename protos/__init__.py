@@ -1,4 +1,4 @@
-"""Wire messages, and the only place where dataclass <-> message is known (`convert.py`)."""
+"""Wire messages, and the only place where dataclass <-> message is known (`convert`)."""
 
 import os
 
