@@ -40,7 +40,6 @@ from scheduler.trace_write import format_trace
 TEXT = Path(__file__).parent / "data" / "text.txt"
 FIRST, LATE = "first", "late"
 START_S = 120.0
-REST_S = 1.0
 MORE_STEPS = 3
 MOST_STEPS = 150
 """A run that has done so many has waited in vain, and ends."""
@@ -137,13 +136,14 @@ def run_of(
     steps: int = 0,
     kill_at: str = "",
     ends_after: str = "",
+    rest_s: float = 1.0,
     bandwidth_Bps: float = 3e6,
     rtt_s: float = 0.02,
 ) -> list[Event]:
     """All events of the run in a new `directory`, which does `steps` steps (0: the job's).
 
-    `joins`: the other is started once the first has a plan. The first then stops for REST_S in every step, so
-    that a step takes long, and a machine little. `kill_at`: the event at which the other is killed.
+    `joins`: the other is started once the first has a plan. The first then stops for `rest_s` in every step,
+    so that a step takes long, and a machine little. `kill_at`: the event at which the other is killed.
     `ends_after`: the event MORE_STEPS steps after which the run is told to end.
     """
     events: list[Event] = []
@@ -152,7 +152,7 @@ def run_of(
         opened = open_run(directory / "state", job, resume=False, resume_step=None, now_s=1.0)
         secret = token(directory / "state", None)
         rests = range(2, MOST_STEPS) if joins else ()
-        stops = [x for s in rests for x in ("--fail-at", f"*:*:forward@{s}:stop={REST_S}")]
+        stops = [x for s in rests for x in ("--fail-at", f"*:*:forward@{s}:stop={rest_s}")]
         address, late, left = "", list[Child](), -1
 
         def say(event: Event) -> None:

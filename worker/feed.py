@@ -107,6 +107,12 @@ class Feed:
                 self._queue.extend(items)
             self._changed.notify_all()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of what was handed over and has not left."""
+        with self._changed:
+            return self._waiting_bytes
+
     def hurry(self) -> None:
         """The run stands still: the rest goes as fast as it can."""
         self._pace.lift()

@@ -26,7 +26,7 @@ from protos.convert import (
     span_to_message,
 )
 from scheduler.checkpoint_layout import LayerFileInfo
-from scheduler.dead_links import pairs_used
+from scheduler.dead_links import Pair, pairs_used
 from scheduler.exit_codes import ExitCode
 from scheduler.job import JobSpec
 from scheduler.moving import transfer_deadline_s
@@ -60,7 +60,7 @@ from worker.model import Layer, ModelError
 from worker.model_of_job import fresh_layers, model_of
 from worker.optimizer import OptimizerStateError, StageOptimizer
 from worker.outer import OuterOptimizer
-from worker.probe import LinkMeasurement
+from worker.own_links import OwnLinks
 from worker.profiler import profile_model
 from worker.residuals import load_residuals, residual_files
 from worker.stage import Stage
@@ -71,8 +71,6 @@ from worker.ways import Ways
 
 REACH_TIMEOUT_S = 10.0
 ANY_PLAN = 1 << 62
-AGAIN_BYTES = 1 << 20
-"""Of a probe that tells whether a link that was cut carries anything."""
 RECEIVE_TIMEOUT_S = 600.0
 """A backstop: a lost peer is noticed by its heartbeats, and then the plan is aborted at once."""
 
@@ -123,14 +121,13 @@ class Runtime:
         self._held: HeldLayers | None = None
         self._copies = Copies()
         self._exchange: Exchange | None = None
+        self._links = OwnLinks(name, endpoint, ways, streams, emit, self._link_failed)
         self._ahead = Ahead(name, self._open_beside, ways.address, self._layer, job.optimizer, emit)
         self._changing = threading.Lock()
         """Over what other threads reach: the open plan, and which plans are aborted."""
         self._transport: Transport | None = None
         self._votes: Votes | None = None
         self._aborted, self._aborted_version = "", -1
-        self._cut_peers: set[str] = set()
-        """To whom a link was cut, until it is found to carry something again."""
 
     # ---- any thread
 
@@ -204,9 +201,7 @@ class Runtime:
         failed = pb.Failed(code=int(code), reason=reason, fatal=fatal, peer=peer, plan_version=plan_version)
         self._emit(pb.Event(failed=failed))
 
-    def _cut(self, peer: str, plan_version: int, at: str, why: str) -> None:
-        self._cut_peers.add(peer)
-        error = PeerUnreachable(f"the link to {peer} ({at}) is cut: {why}")
+    def _link_failed(self, error: PeerUnreachable, peer: str, plan_version: int) -> None:
         self._fail(ExitCode.PEER_UNREACHABLE, error, False, peer, plan_version)
 
     def _obey(self, command: pb.Command) -> None:
@@ -214,7 +209,7 @@ class Runtime:
             case "profile":
                 self._profile()
             case "measure_links":
-                self._measure(command.measure_links)
+                self._links.measure(command.measure_links)
             case "take_plan":
                 self._take_plan(command.take_plan)
             case "run_steps":
@@ -249,33 +244,6 @@ class Runtime:
         self._say("profiled", layers=len(layers), step_s=sum(profile.forward_s) + sum(profile.backward_s))
         self._emit(pb.Event(profiled=message))
 
-    def _measure(self, command: pb.MeasureLinks) -> None:
-        links = []
-        for peer in command.peers:
-            try:
-                sample = self._measured(peer, command.probe_bytes, min(command.streams, self._streams))
-            except PeerUnreachable as e:
-                sample = pb.LinkSample(peer=peer.name, error=str(e))
-            links.append(sample)
-        self._emit(pb.Event(links_measured=pb.LinksMeasured(links=links)))
-
-    def _measured(self, peer: pb.Peer, probe_bytes: int, streams: int) -> pb.LinkSample:
-        """The link to `peer` as it will be used. Raises PeerUnreachable."""
-
-        def probe(at: PeerAddress, timeout_s: float) -> LinkMeasurement:
-            return self._endpoint.measure(at, probe_bytes, streams, timeout_s)
-
-        found = self._ways.measured(peer, probe)
-        if not self._ways.is_relayed(peer.name):  # a place at the relay is for who needs it
-            self._endpoint.keep_ready(self._ways.address(peer), self._streams)
-        return pb.LinkSample(
-            peer=peer.name,
-            latency_s=found.rtt_s / 2,
-            bandwidth_Bps=found.bandwidth_Bps,
-            bandwidth_striped_Bps=found.bandwidth_striped_Bps,
-            relayed=self._ways.is_relayed(peer.name),
-        )
-
     # ---- a plan
 
     def _take_plan(self, take: pb.TakePlan) -> None:
@@ -298,7 +266,7 @@ class Runtime:
         elif self._held is None or self._held.step != take.step:
             self._held = self._copies.at(take.step) or self._held
         me = ranks[self._name]
-        if not self._carry_again(take, plan):
+        if not self._links.carry_again(take.peers, self._used(take, plan), plan.version):
             return
         transport = self._open(plan, me, take, ranks)
         serving = Serving(take, self._held, transport, me, ranks, self._serving_failed)
@@ -307,25 +275,12 @@ class Runtime:
             self._emit(pb.Event(ready=pb.Ready(plan_version=plan.version, next_step=take.step)))
         serving.join()
 
-    def _carry_again(self, take: pb.TakePlan, plan: Plan) -> bool:
-        """Measure anew the links that were cut and that the plan uses: those that do not answer directly go
-        through the relay from now on. Whether all carry something; else the coordinator is told which does
-        not."""
+    def _used(self, take: pb.TakePlan, plan: Plan) -> frozenset[Pair]:
+        """The links that the plan uses, and its loading from here and to here."""
         used = pairs_used(plan, tied=True, checked=self._job.checks.every > 0)
         used |= {frozenset((self._name, p.to)) for p in take.serves}
         used |= {frozenset((self._name, d)) for s in take.sources for d in s.donors}
-        for peer in take.peers:
-            if peer.name not in self._cut_peers or frozenset((self._name, peer.name)) not in used:
-                continue
-            try:
-                sample = self._measured(peer, AGAIN_BYTES, self._streams)
-            except PeerUnreachable as e:
-                error = PeerUnreachable(f"the link to {peer.name} is cut still: {e}")
-                self._fail(ExitCode.PEER_UNREACHABLE, error, False, peer.name, plan.version)
-                return False
-            self._cut_peers.discard(peer.name)
-            self._emit(pb.Event(links_measured=pb.LinksMeasured(links=[sample])))
-        return True
+        return used
 
     def _open(self, plan: Plan, me: int, take: pb.TakePlan, ranks: Mapping[str, int]) -> Transport:
         """The plan's transport, aborted already if the plan is."""
@@ -347,7 +302,7 @@ class Runtime:
             streams=min(plan.streams or self._streams, self._streams),
             # A peer that is lost while a run recovers is the coordinator's to notice: it aborts this plan.
             reach_timeout_s=None if moves else REACH_TIMEOUT_S,
-            cut=lambda p, why: self._cut(names[p], plan.version, addresses[names[p]].host_port, why),
+            cut=lambda p, why: self._links.is_cut(names[p], plan.version, addresses[names[p]].host_port, why),
         )
         with self._changing:
             self._transport, self._votes = transport, Votes(plan.version, self._emit)

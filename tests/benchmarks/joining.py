@@ -25,6 +25,7 @@ from tests.joined import first, job_of, losses, run_of
 
 GOAL = 0.6
 ROUNDS = 3
+BANDWIDTH_BPS, REST_S = 1.5e6, 2.0
 
 
 def benchmark(quick: bool) -> tuple[list[str], bool]:
@@ -38,7 +39,14 @@ def benchmark(quick: bool) -> tuple[list[str], bool]:
                 tempfile.TemporaryDirectory() as name,
                 patch("scheduler.following.LEAST_GAIN_S", never),
             ):
-                events = run_of(Path(name) / "run", job, joins=True, ends_after="pause")
+                events = run_of(
+                    Path(name) / "run",
+                    job,
+                    joins=True,
+                    ends_after="pause",
+                    rest_s=REST_S,
+                    bandwidth_Bps=BANDWIDTH_BPS,
+                )
             pause = first(events, "pause")
             found.append(pause["seconds"])
             numbers.append(losses(events))

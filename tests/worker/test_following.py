@@ -119,7 +119,7 @@ def test_a_follower_has_the_donors_bits_after_every_step(
         while not f.reached or f.reached[-1] < at:
             f.run(range(at, at + 1))
             at += 1
-            time.sleep(0.02)
+            until(lambda: not any(feed.waiting_bytes for feed in f.feeds.values()))
             assert at < job.steps, f.errors
         f.follower.meet(at)
         until(lambda: at in f.met)
@@ -144,7 +144,7 @@ def test_a_step_that_is_rolled_back_is_not_followed_and_done_again_it_is() -> No
     with followed(job, make_plan(job, 1, (4,))) as f:
         for step in range(8):
             f.run(range(step, step + 1))
-            until(lambda: not f.feeds[0]._waiting_bytes)
+            until(lambda: not f.feeds[0].waiting_bytes)
         true = [rank.context for rank in f.ranks]
         for rank in f.ranks:
             rank.context = replace(rank.context, agreement=_Never())
