@@ -11,9 +11,9 @@ these n are taken of, W places a row, of which some are taken; I inputs, O outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +24,28 @@ from worker.kernels import choice
 Kernel = Literal["auto", "torch", "triton"]
 
 
+class Taken(NamedTuple):
+    """n rows: those of `rows_RI`, or of them the ones at `at_n`, some more than once."""
+
+    rows_RI: Tensor
+    at_n: Tensor | None = None
+
+    def of(self, counts_E: Tensor) -> Iterator[Tensor]:
+        """Each group's rows."""
+        parts = torch.split(self.rows_RI if self.at_n is None else self.at_n, counts_E.tolist())
+        yield from parts if self.at_n is None else (self.rows_RI[part] for part in parts)
+
+    def gathered(self) -> Tensor:
+        return self.rows_RI.contiguous() if self.at_n is None else self.rows_RI[self.at_n]
+
+
 class Ways(Protocol):
-    def product(
-        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
-    ) -> Tensor:
-        """(n,O), in x's type: x[at_n[i]] (x[i] without) times the matrix of the group of row i."""
+    def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
+        """(n,O), in x's type: row i of x times the matrix of its group."""
         ...
 
-    def outer(
-        self,
-        left_L: Tensor,
-        right_M: Tensor,
-        counts_E: Tensor,
-        dtype: torch.dtype,
-        left_at_n: Tensor | None = None,
-        right_at_n: Tensor | None = None,
-    ) -> Tensor:
-        """(E,L,M): of each group the sum over its rows i of left[i]^T right[i], each taken at `at` where
-        given; 0 for a group without rows."""
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+        """(E,L,M): of each group the sum over its rows i of left[i]^T right[i]; 0 where there is none."""
         ...
 
     def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
@@ -51,31 +55,15 @@ class Ways(Protocol):
 
 
 class _Loop:
-    def product(
-        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
-    ) -> Tensor:
-        counts = counts_E.tolist()
-        parts = torch.split(x_RI if at_n is None else at_n, counts)
-        taken = parts if at_n is None else (x_RI[part] for part in parts)
-        return torch.cat([x @ m.to(x.dtype) for x, m in zip(taken, matrices_EIO, strict=True)])
+    def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
+        groups = zip(x.of(counts_E), matrices_EIO, strict=True)
+        return torch.cat([rows @ matrix.to(rows.dtype) for rows, matrix in groups])
 
-    def outer(
-        self,
-        left_L: Tensor,
-        right_M: Tensor,
-        counts_E: Tensor,
-        dtype: torch.dtype,
-        left_at_n: Tensor | None = None,
-        right_at_n: Tensor | None = None,
-    ) -> Tensor:
-        counts = counts_E.tolist()
-        sums = left_L.new_empty(len(counts), left_L.shape[1], right_M.shape[1], dtype=dtype)
-        lefts = torch.split(left_L if left_at_n is None else left_at_n, counts)
-        rights = torch.split(right_M if right_at_n is None else right_at_n, counts)
-        for total, left, right in zip(sums, lefts, rights, strict=True):
-            left = left if left_at_n is None else left_L[left]
-            right = right if right_at_n is None else right_M[right]
-            total.copy_(left.mT @ right)
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+        widths = left.rows_RI.shape[1], right.rows_RI.shape[1]
+        sums = left.rows_RI.new_empty(len(counts_E), *widths, dtype=dtype)
+        for total, a, b in zip(sums, left.of(counts_E), right.of(counts_E), strict=True):
+            total.copy_(a.mT @ b)
         return sums
 
     def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
@@ -86,28 +74,17 @@ class _Loop:
 
 
 class _Torch:
-    def product(
-        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
-    ) -> Tensor:
-        x_nI = x_RI.contiguous() if at_n is None else x_RI[at_n]
+    def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
+        x_nI = x.gathered()
         if not len(x_nI):
             return x_nI.new_empty(0, matrices_EIO.shape[2])
         y: Tensor = _grouped()(x_nI, matrices_EIO.to(x_nI.dtype), offs=_ends(counts_E))
         return y
 
-    def outer(
-        self,
-        left_L: Tensor,
-        right_M: Tensor,
-        counts_E: Tensor,
-        dtype: torch.dtype,
-        left_at_n: Tensor | None = None,
-        right_at_n: Tensor | None = None,
-    ) -> Tensor:
-        left_nL = left_L.contiguous() if left_at_n is None else left_L[left_at_n]
-        right_nM = right_M.contiguous() if right_at_n is None else right_M[right_at_n]
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+        left_nL, right_nM = left.gathered(), right.gathered()
         if not len(left_nL):
-            return left_L.new_zeros(len(counts_E), left_L.shape[1], right_M.shape[1], dtype=dtype)
+            return left_nL.new_zeros(len(counts_E), left_nL.shape[1], right_nM.shape[1], dtype=dtype)
         sums: Tensor = _grouped()(left_nL.mT, right_nM, offs=_ends(counts_E))
         # What it leaves in groups without rows is not 0 on every GPU (pytorch issue 172439).
         return sums.to(dtype).masked_fill_((counts_E == 0)[:, None, None], 0)

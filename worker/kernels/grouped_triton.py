@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from worker.kernels.grouped import Taken
+
 ROWS, COLUMNS, DEPTH = 64, 64, 32
 """Of a tile of results, and how many products are added at once."""
 WIDTH = 512
@@ -21,36 +23,25 @@ WIDTH = 512
 
 
 class _Triton:
-    def product(
-        self, x_RI: Tensor, matrices_EIO: Tensor, counts_E: Tensor, at_n: Tensor | None = None
-    ) -> Tensor:
-        x_RI, n = x_RI.contiguous(), len(x_RI if at_n is None else at_n)
+    def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
+        x_RI, at_n = _pointers(x)
+        n = len(x_RI if x.at_n is None else at_n)
         _, inputs, outputs = matrices_EIO.shape
         y_nO = x_RI.new_empty(n, outputs)
         groups_t, firsts_t, ends_E = tiles(counts_E, n)
         _product[len(groups_t), triton.cdiv(outputs, COLUMNS)](
-            x_RI, x_RI if at_n is None else at_n, matrices_EIO, y_nO, groups_t, firsts_t, ends_E, inputs,
-            outputs, *matrices_EIO.stride(), at_n is not None, ROWS, COLUMNS, DEPTH,
+            x_RI, at_n, matrices_EIO, y_nO, groups_t, firsts_t, ends_E, inputs, outputs,
+            *matrices_EIO.stride(), x.at_n is not None, ROWS, COLUMNS, DEPTH,
         )  # fmt: skip
         return y_nO
 
-    def outer(
-        self,
-        left_L: Tensor,
-        right_M: Tensor,
-        counts_E: Tensor,
-        dtype: torch.dtype,
-        left_at_n: Tensor | None = None,
-        right_at_n: Tensor | None = None,
-    ) -> Tensor:
-        left_L, right_M = left_L.contiguous(), right_M.contiguous()
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+        (left_L, left_at_n), (right_M, right_at_n) = _pointers(left), _pointers(right)
         sums = left_L.new_empty(len(counts_E), left_L.shape[1], right_M.shape[1], dtype=dtype)
         groups, lefts, rights = sums.shape
-        # Without places any pointer will do: it is not read.
         _outer[triton.cdiv(lefts, ROWS), triton.cdiv(rights, COLUMNS), groups](
-            left_L, left_L if left_at_n is None else left_at_n, right_M,
-            right_M if right_at_n is None else right_at_n, sums, counts_E, counts_E.cumsum(0), lefts, rights,
-            left_at_n is not None, right_at_n is not None, ROWS, COLUMNS, DEPTH,
+            left_L, left_at_n, right_M, right_at_n, sums, counts_E, counts_E.cumsum(0), lefts, rights,
+            left.at_n is not None, right.at_n is not None, ROWS, COLUMNS, DEPTH,
         )  # fmt: skip
         return sums
 
@@ -66,6 +57,12 @@ class _Triton:
 
 
 TRITON = _Triton()
+
+
+def _pointers(x: Taken) -> tuple[Tensor, Tensor]:
+    """Rows, and where they are taken; without that any pointer will do: it is not read."""
+    rows = x.rows_RI.contiguous()
+    return rows, rows if x.at_n is None else x.at_n
 
 
 def tiles(counts_E: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import ExpertsSpec
-from worker.kernels.grouped import Ways, way
+from worker.kernels.grouped import Taken, Ways, way
 from worker.model.layer import ModelError, State, blank
 from worker.model.mixer import Mixer
 from worker.model.parts import Linear
@@ -167,9 +167,9 @@ class _Chosen(torch.autograd.Function):
         down: Tensor,
     ) -> Tensor:
         rows_n = places_n // weights_RW.shape[1]
-        inner = ways.product(x_RD, gate_up.mT, counts_E, rows_n)
+        inner = ways.product(Taken(x_RD, rows_n), gate_up.mT, counts_E)
         gate, up = inner.chunk(2, dim=-1)
-        y_nD = ways.product(F.silu(gate) * up, down.mT, counts_E)
+        y_nD = ways.product(Taken(F.silu(gate) * up), down.mT, counts_E)
         ctx.save_for_backward(x_RD, weights_RW, gate_up, down, places_n, counts_E, inner)
         ctx.ways = ways
         return ways.collect(y_nD, places_n, weights_RW, weighed=True)
@@ -184,12 +184,12 @@ class _Chosen(torch.autograd.Function):
         gate, up = inner.chunk(2, dim=-1)
         sigma = gate.sigmoid()
         a = gate * sigma * up
-        da = ways.product(dy_RD, down, counts_E, rows_n)
+        da = ways.product(Taken(dy_RD, rows_n), down, counts_E)
         dweights = torch.zeros_like(weights_RW)
         dweights.view(-1)[places_n] = (da * a).sum(-1)
         da = da * weights_n1
-        ddown = ways.outer(dy_RD, a * weights_n1, counts_E, down.dtype, left_at_n=rows_n)
+        ddown = ways.outer(Taken(dy_RD, rows_n), Taken(a * weights_n1), counts_E, down.dtype)
         dinner = torch.cat((da * up * sigma * (1 + gate * (1 - sigma)), da * gate * sigma), dim=-1)
-        dgate_up = ways.outer(dinner, x_RD, counts_E, gate_up.dtype, right_at_n=rows_n)
-        dx = ways.collect(ways.product(dinner, gate_up, counts_E), places_n, weights_RW, weighed=False)
+        dgate_up = ways.outer(Taken(dinner), Taken(x_RD, rows_n), counts_E, gate_up.dtype)
+        dx = ways.collect(ways.product(Taken(dinner), gate_up, counts_E), places_n, weights_RW, weighed=False)
         return None, None, None, dx, dweights, dgate_up, ddown

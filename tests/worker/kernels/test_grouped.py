@@ -20,7 +20,7 @@ from tests.worker.model.counting import counting
 from tests.worker.model.shapes import kept, spec
 from tests.worker.model.test_mixers import block_of, input_of
 from worker.kernels import choice, grouped
-from worker.kernels.grouped import LOOP, TORCH, Ways, way
+from worker.kernels.grouped import LOOP, TORCH, Taken, Ways, way
 from worker.model import ModelError
 from worker.model.experts import Experts
 from worker.model.training import training
@@ -57,7 +57,9 @@ def test_the_loop_is_what_it_says_row_by_row(counts: tuple[int, ...]) -> None:
     x, dy, matrices = drawn(7, 6, seed=0), drawn(n, 5, seed=1), drawn(len(counts), 6, 5, seed=2)
     at = places_of(n, 7)
     groups = [e for e, count in enumerate(counts) for _ in range(count)]
-    y, sums = LOOP.product(x, matrices, counts_E, at), LOOP.outer(x, dy, counts_E, torch.float32, at)
+    taken = Taken(x, at)
+    y = LOOP.product(taken, matrices, counts_E)
+    sums = LOOP.outer(taken, Taken(dy), counts_E, torch.float32)
     expected = torch.zeros(len(counts), 6, 5)
     for i, e in enumerate(groups):
         near(y[i], x[at[i]] @ matrices[e])
@@ -75,14 +77,15 @@ def test_products_and_sums_are_the_loops(
     rows, at = drawn(9, inputs, seed=0), places_of(n, 9)
     straight, dy = drawn(n, inputs, seed=1), drawn(n, outputs, seed=2)
     matrices = drawn(len(counts), outputs, inputs, seed=3)
-    for x, its in ((rows, at), (straight, None)):
-        near(ways.product(x, matrices.mT, counts_E, its), LOOP.product(x, matrices.mT, counts_E, its))
-        left, right = (f(dy, x, counts_E, torch.float32, None, its) for f in (ways.outer, LOOP.outer))
-        near(left, right)
-        left, right = (f(x, dy, counts_E, torch.float64, its) for f in (ways.outer, LOOP.outer))
-        assert left.dtype == torch.float64
-        near(left, right)
-    near(ways.product(dy, matrices, counts_E), LOOP.product(dy, matrices, counts_E))
+    given = Taken(dy)
+    for x in (Taken(rows, at), Taken(straight)):
+        near(ways.product(x, matrices.mT, counts_E), LOOP.product(x, matrices.mT, counts_E))
+        found, expected = (f(given, x, counts_E, torch.float32) for f in (ways.outer, LOOP.outer))
+        near(found, expected)
+        found, expected = (f(x, given, counts_E, torch.float64) for f in (ways.outer, LOOP.outer))
+        assert found.dtype == torch.float64
+        near(found, expected)
+    near(ways.product(given, matrices, counts_E), LOOP.product(given, matrices, counts_E))
 
 
 @both
@@ -90,14 +93,14 @@ def test_narrow_rows_take_wide_matrices_and_give_wide_sums(ways: Ways) -> None:
     counts_E, at = torch.tensor([3, 0, 20], device=DEVICE), places_of(23, 9)
     narrow = NARROW["torch" if ways is TORCH else "triton"]
     x, matrices = drawn(9, 16, seed=0).to(narrow), drawn(3, 24, 16, seed=1)
-    y, expected = (f(x, matrices.mT, counts_E, at) for f in (ways.product, LOOP.product))
+    taken = Taken(x, at)
+    y, expected = (f(taken, matrices.mT, counts_E) for f in (ways.product, LOOP.product))
     assert y.dtype == narrow
     torch.testing.assert_close(y, expected, atol=0.05, rtol=0.01)
-    sums = ways.outer(y, x, counts_E, torch.float32, right_at_n=at)
+    sums = ways.outer(Taken(y), taken, counts_E, torch.float32)
     assert sums.dtype == torch.float32
-    torch.testing.assert_close(
-        sums, LOOP.outer(y.float(), x.float(), counts_E, torch.float32, None, at), atol=0.05, rtol=0.01
-    )
+    wide = LOOP.outer(Taken(y.float()), Taken(x.float(), at), counts_E, torch.float32)
+    torch.testing.assert_close(sums, wide, atol=0.05, rtol=0.01)
     assert not sums[1].any()
 
 
