@@ -15,11 +15,12 @@ from typing import Annotated
 
 import typer
 
+from protos.ending import end
 from scheduler.exit_codes import ExitCode
 from scheduler.reasons import reason_of
 
 from . import certs as make_certs
-from .options import DEFAULT_STATE_DIR, AsJson, StateDir, end
+from .options import DEFAULT_STATE_DIR, AsJson, StateDir
 from .tokens import Purpose, TokenError, TokenInfo, Tokens, until
 
 tokens_app = typer.Typer(

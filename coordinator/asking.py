@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from protos.ending import end
 from protos.tls import Authority, TlsError, read_authority
 from scheduler.exit_codes import ExitCode
 
@@ -17,7 +18,7 @@ from .certs import CA, TLS_DIR
 from .client import CallFailed, Coordinator, status_json
 from .client import drain as call_drain
 from .client import status as call_status
-from .options import DEFAULT_STATE_DIR, AsJson, StateDir, TokenFile, end, split_address
+from .options import DEFAULT_STATE_DIR, AsJson, StateDir, TokenFile, split_address
 from .records import OVER
 from .resume import ADDRESS_FILE, TOKEN_FILE, OpenError, read_token
 from .status import lines_of

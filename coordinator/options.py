@@ -1,16 +1,16 @@
-"""Options that several commands of `coordinator` share and how they are read; how one ends with a number."""
+"""Options that several commands of `coordinator` share, and how they are read."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from protos.address import AddressError, split_host_port
+from protos.ending import end
 from protos.log_lines import LogFormat
-from scheduler.exit_codes import EXITS, ExitCode
+from scheduler.exit_codes import ExitCode
 from scheduler.job import JobError, JobSpec, parse_job
 from scheduler.reasons import reason_of
 
@@ -32,15 +32,6 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.
 TokenFile = Annotated[
     Path | None, typer.Option(help="Default: the state directory's token.", envvar="ISTHMUS_TOKEN_FILE")
 ]
-
-
-def end(code: ExitCode, message: str, as_json: bool) -> NoReturn:
-    """Say what is wrong where the reader looks, and exit with its number."""
-    if as_json:
-        event = {"event": "error", "code": int(code), "reason": message, "remedy": EXITS[code].remedy}
-        typer.echo(json.dumps(event))
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(int(code))
 
 
 def read_job(path: Path, as_json: bool) -> JobSpec:

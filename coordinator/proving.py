@@ -11,13 +11,14 @@ from pathlib import Path
 
 import typer
 
+from protos.ending import end
 from scheduler.exit_codes import ExitCode
 from scheduler.job import job_from_json
 from scheduler.ledger_proof import Entry, Proof, prove
 from scheduler.plan_text import plan_of_document
 
 from .measurements import read_measurements
-from .options import DEFAULT_STATE_DIR, AsJson, StateDir, end
+from .options import DEFAULT_STATE_DIR, AsJson, StateDir
 from .store import Store, StoreError
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protos.address import AddressError, split_host_port
+from protos.ending import end
 from scheduler.exit_codes import ExitCode
 
 from .access import seconds
-from .options import DEFAULT_STATE_DIR, AsJson, StateDir, end
+from .options import DEFAULT_STATE_DIR, AsJson, StateDir
 from .progress import Show
 from .run_list import RunSummary, state_dirs, summary_of
 from .store import StoreError

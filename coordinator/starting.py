@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from protos.ending import end
 from protos.log_lines import LogLines
 from protos.tls import TlsError, is_loopback
 from scheduler.exit_codes import EXITS, ExitCode
@@ -33,7 +34,6 @@ from .options import (
     LogFormatOption,
     StateDir,
     TokenFile,
-    end,
     read_job,
     split_address,
 )

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from coordinator.options import end
 from deploy.local import LinkOptions, LocalOptions
 from deploy.on_ray.cli import app as ray_app
 from deploy.options import ChosenBackend
 from deploy.over_ssh.cli import app as ssh_app
 from deploy.processes import ProcessFailed
+from protos.ending import end
 from scheduler.exit_codes import ExitCode, from_wire
 from scheduler.trace import TraceError
 

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from coordinator.options import end
 from deploy.emulate import Emulation, outcomes, table
 from deploy.emulate_report import write_emulated
 from deploy.job_file import read_job
 from deploy.options import ChosenBackend
 from deploy.processes import ProcessFailed
+from protos.ending import end
 from scheduler.exit_codes import from_wire
 from sim.refusing import refuse
 from sim.report import make_directory
