@@ -21,8 +21,9 @@ from .commands import Follow, Meet, Order, Unfollow
 from .events import Followed
 from .records import State, Transition, ignored, put
 
-NEAR_STEPS = 2
-"""A follower so few steps behind the last commit has caught up: the last one's gradients are on their way."""
+PATIENT = 2
+"""So many times the steps that catching up should take, all are waited for until they lack no committed step;
+from then on one may be missing."""
 LEAST_MEETING_S = 15.0
 """The run stands still for the last steps of those who follow at least so long, before it does without."""
 PLANS_APART = 1 << 16
@@ -49,7 +50,8 @@ def on_followed(state: State, event: Followed, now: float) -> Transition:
         return at_the_boundary(state, f"{event.worker}: {event.error}")
     ahead = replace(ahead, at=put(ahead.at, event.worker, event.step))
     state = replace(state, ahead=ahead)
-    near = all(state.done - ahead.at.get(n, -state.done) <= NEAR_STEPS for n in ahead.following.followers)
+    missing = int(state.done > ahead.began + PATIENT * ahead.following.steps)
+    near = all(ahead.at.get(n, -1) >= state.done - missing for n in ahead.following.followers)
     if ahead.meeting or not near or state.phase not in ("running", "evaluating", "saving"):
         return Transition(state)
     if state.granted >= state.options.steps:

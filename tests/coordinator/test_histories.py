@@ -79,15 +79,16 @@ class Run(RuleBasedStateMachine):
         self.w.reconsider(moves, follows)
 
     @precondition(lambda self: self.w.state.ahead is not None)
-    @rule(after_s=st.sampled_from((1.0, 61.0)))
+    @rule(after_s=st.sampled_from((1.0, 100.0)))
     def following_fails_or_takes_long(self, after_s: float) -> None:
         ahead = self.w.state.ahead
         assert ahead is not None
         if after_s < 60:
             name = ahead.following.participants[0]
             self.w.feed(e.Followed(name, ahead.version, 0, "its bytes were spoiled"))
-        for name in self.w.state.members:
-            self.w.feed(e.Heartbeat(name), after_s=after_s / 10)
+        for _ in range(10):
+            for name in self.w.state.members:
+                self.w.feed(e.Heartbeat(name), after_s=after_s / 10 / len(self.w.state.members))
         self.w.feed(e.Tick())
 
     @rule()
@@ -180,7 +181,7 @@ class Run(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_granted_beyond_the_end_or_twice(self) -> None:
-        assert self.w.state.done <= self.w.state.granted <= 9
+        assert self.w.state.done <= self.w.state.granted <= self.w.state.options.steps
         for name in NAMES:
             at = 0
             for x in self.w.orders(name):
@@ -257,3 +258,56 @@ class ReplicatedRun(Run):
 
 ReplicatedRun.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestReplicatedHistories = ReplicatedRun.TestCase
+
+
+class FollowedRun(Run):
+    """Begun with layers that travel beside the steps, to who has joined and within the plan."""
+
+    def __init__(self) -> None:
+        super().__init__(replicas=2)
+        options = replace(self.w.state.options, steps=24, eval_every=9, save_every=7)
+        self.w.state = replace(self.w.state, options=options)
+
+    @initialize(flaws=st.sampled_from((set[str](), {"c"}, {"d"})), slow=st.sampled_from((set[str](), {"d"})))
+    def two_begin_and_two_follow(self, flaws: set[str], slow: set[str]) -> None:
+        self.w.shadows.spoiled, self.w.shadows.slow = flaws, slow
+        for names in (NAMES[:2], NAMES[2:4]):
+            self.born += 1
+            self.w.join(*names, incarnation=str(self.born))
+            while self.w.phase != "running" or self.w.state.known != NAMES[: len(self.w.state.members)]:
+                busy = [n for n in reversed(NAMES) if self.w.waiting[n]]
+                self.w.answer(busy[0]) if busy else self.w.answer_shell()
+        self.steps_are_watched(1.0, stale=False)
+        self.w.reconsider(follows=True)
+        assert self.w.state.ahead is not None
+
+    @rule(times=st.integers(1, 6))
+    def all_obey_in_turn(self, times: int) -> None:
+        for _ in range(times):
+            for name in NAMES:
+                if self.w.waiting[name]:
+                    self.w.answer(name)
+
+    @invariant()
+    def who_follows_is_there_and_nobody_follows_what_is_over(self) -> None:
+        s = self.w.state
+        if s.ahead is not None and s.phase in ("running", "evaluating", "saving"):
+            assert s.plan is not None
+            assert s.plan.version == s.ahead.version >> 16
+            assert set(s.ahead.following.participants) <= set(s.members)
+            assert not s.ahead.meeting or s.granted == s.ahead.meeting
+
+    @invariant()
+    def what_is_taken_to_be_held_is_held(self) -> None:
+        """Also what was followed: bit for bit, or not at all."""
+        s = self.w.state
+        if s.phase == "planning" and s.ahead is not None:
+            for name, holding in s.held.items():
+                there = self.w.has[name].keys() | self.w.shadows.at(name, holding.step).keys()
+                assert holding.layers <= there
+                if name in self.w.shadows.spoiled:
+                    assert holding.layers <= self.w.has[name].keys()
+
+
+FollowedRun.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFollowedHistories = FollowedRun.TestCase
