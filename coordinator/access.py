@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from protos.ending import end
 from scheduler.exit_codes import ExitCode
-from scheduler.reasons import reason_of
 
 from . import certs as make_certs
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir
+from .state_dir import not_writable
 from .tokens import Purpose, TokenError, TokenInfo, Tokens, until
 
 tokens_app = typer.Typer(
@@ -51,7 +50,7 @@ def certs(
     except make_certs.TlsError as e:
         end(ExitCode.USAGE, str(e), as_json)
     except OSError as e:
-        end(ExitCode.STATE_DIR, _not_writable(state_dir, e), as_json)
+        end(ExitCode.STATE_DIR, str(not_writable(state_dir, e)), as_json)
     except ImportError as e:
         end(ExitCode.USAGE, f"found no package `cryptography` ({e}); pip install cryptography", as_json)
     ca = directory / make_certs.CA
@@ -63,17 +62,13 @@ def certs(
     typer.echo(f"{'new authority' if new else 'authority as before'}; copy to the workers: {ca}")
 
 
-def _not_writable(state_dir: Path, error: Exception) -> str:
-    return f"{state_dir}: found that it cannot be written ({reason_of(error)}); give another --state-dir"
-
-
 @contextmanager
 def _open(state_dir: StateDir, as_json: bool) -> Iterator[Tokens]:
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         tokens = Tokens(state_dir)
     except (OSError, sqlite3.Error) as e:
-        end(ExitCode.STATE_DIR, _not_writable(state_dir, e), as_json)
+        end(ExitCode.STATE_DIR, str(not_writable(state_dir, e)), as_json)
     try:
         yield tokens
     except TokenError as e:

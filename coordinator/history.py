@@ -19,7 +19,8 @@ from scheduler.plan_text import plan_of_document
 from scheduler.timeline import Timeline
 
 from .database import DatabaseError, Row
-from .store import Store, StoreError
+from .state_dir import StoreError
+from .store import Store
 from .timelines import TIMELINE_FILE, RecordedStep, timeline_from_json
 
 

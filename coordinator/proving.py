@@ -19,7 +19,8 @@ from scheduler.plan_text import plan_of_document
 
 from .measurements import read_measurements
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir
-from .store import Store, StoreError
+from .state_dir import StoreError
+from .store import Store
 
 
 def proof_of(state_dir: Path) -> Proof:

@@ -19,7 +19,8 @@ from scheduler.reasons import reason_of
 
 from .checkpoints import CheckpointCorrupt, CheckpointError, CheckpointStore
 from .records import OVER, Restore, TakenUp
-from .store import Store, StoreError, lock_state_dir
+from .state_dir import StoreError, lock_state_dir
+from .store import Store
 
 FIXED_KEYS = ("model", "data", "sequence_length", "global_batch", "optimizer", "precision", "seed")
 """What must not change when a run is continued: the losses would be another run's."""

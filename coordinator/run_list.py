@@ -13,7 +13,7 @@ from pathlib import Path
 from protos.log_lines import finite
 
 from .history import job_of, reading
-from .store import DATABASE, ELSEWHERE
+from .state_dir import DATABASE, ELSEWHERE
 
 TOKEN_BESIDE = "token"
 """What a state directory has beside the file that says where its history is instead."""

@@ -23,7 +23,7 @@ from .access import seconds
 from .options import DEFAULT_STATE_DIR, AsJson, StateDir
 from .progress import Show
 from .run_list import RunSummary, state_dirs, summary_of
-from .store import StoreError
+from .state_dir import StoreError
 from .tokens import TokenError, until
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from .resume import OpenError, ended, open_run, token
 from .run import EVERYWHERE, PortInUse, RunOptions, run
 from .seeing import DashboardPortInUse, DashboardRefused, Page, run_with_dashboard
 from .standing_by import holder_name, wait_until_free
-from .store import StoreError, keep_elsewhere
+from .state_dir import StoreError, keep_elsewhere
 
 
 def _read_plan(path: Path, as_json: bool) -> Plan:

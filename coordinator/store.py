@@ -8,32 +8,26 @@ stands by, whoever drives has a lease, and every write asks first whether it is 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from scheduler.bad_numbers import Conduct
 from scheduler.exit_codes import ExitCode
 from scheduler.lease import Lease, renewed, take
 from scheduler.plan import Plan
 from scheduler.plan_text import plan_of_document
-from scheduler.reasons import reason_of
 from scheduler.samples import Ledger
 
 from .commands import RecordConduct, RecordEval, RecordStep
-from .database import Database, DatabaseError, Row, open_database
+from .database import DatabaseError, Row
 from .records import TakenUp
+from .state_dir import DATABASE, StoreError, opened, where_of, without_password
 
-DATABASE = "run.sqlite"
-ELSEWHERE = "store"
-"""STATE/store: where the history is instead, a path or a URL; it may hold a password."""
-LOCK = "coordinator.lock"
 SCHEMA_VERSION = 2
 
 _SCHEMA = """
@@ -73,89 +67,21 @@ CREATE TABLE IF NOT EXISTS evals (
 """
 
 
-class StoreError(Exception):
-    """The state directory cannot be used: says what was found and what to do."""
-
-
 class Superseded(Exception):
     """Another coordinator has taken the lease: this one may write nothing any more."""
-
-
-def keep_elsewhere(state_dir: Path, where: str) -> None:
-    """Have the directory's history be at `where`, if it can be, for this command and all that come. Raises
-    StoreError."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise _not_writable(state_dir, e) from e
-    path = state_dir / ELSEWHERE
-    if path.exists() and path.read_text().strip() != where:
-        raise StoreError(f"{path}: found that the run's history is elsewhere already; give the same --store")
-    _open(where, read_only=False).close()
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        out.write(f"{where}\n")
-
-
-def _not_writable(state_dir: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"{state_dir}: found that it cannot be written ({reason_of(error)}); give another --state-dir"
-    )
-
-
-def _shown(where: str) -> str:
-    """Without a password."""
-    return where.rpartition("@")[2] if "://" in where else where
-
-
-def _open(where: str, read_only: bool) -> Database:
-    """Raises StoreError."""
-    try:
-        return open_database(where, read_only)
-    except DatabaseError as e:
-        is_file = "://" not in where
-        required = "a database that isthmus wrote" if is_file else "a database that answers; check --store"
-        raise StoreError(f"{_shown(where)}: found {e}, required {required}") from e
-
-
-def lock_state_dir(state_dir: Path) -> IO[str]:
-    """Take the directory for this process; held until the returned file is closed or the process ends.
-
-    Raises StoreError if another coordinator has it, or if it cannot be written.
-    """
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        held = (state_dir / LOCK).open("a+")
-    except OSError as e:
-        raise _not_writable(state_dir, e) from e
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        held.seek(0)
-        pid = held.read().strip() or "unknown"
-        held.close()
-        raise StoreError(
-            f"{state_dir}: found another coordinator using it (process {pid}); "
-            "stop it or give another --state-dir"
-        ) from e
-    held.seek(0)
-    held.truncate()
-    held.write(str(os.getpid()))
-    held.flush()
-    return held
 
 
 class Store:
     """The open database of one state directory. Times are seconds since 1970, passed in."""
 
     def __init__(self, state_dir: Path, *, read_only: bool = False) -> None:
-        elsewhere = state_dir / ELSEWHERE
-        where = elsewhere.read_text().strip() if elsewhere.exists() else str(state_dir / DATABASE)
-        shown = _shown(where)
+        where = where_of(state_dir)
+        shown = without_password(where)
         self.lease: Lease | None = None
         """Under which this store is written to; None: nobody else could."""
         if read_only and "://" not in where and not Path(where).exists():
             raise StoreError(f"{state_dir}: found no {DATABASE}, required the state directory of a run")
-        self._db = _open(where, read_only)
+        self._db = opened(where, read_only)
         try:
             if not read_only:
                 for statement in _SCHEMA.split(";"):

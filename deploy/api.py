@@ -11,7 +11,7 @@ Planning and simulating, without torch and without processes, is `sim.api`. What
 from __future__ import annotations
 
 from coordinator.history import EvalRecord, EventRecord, History, StepRecord, WorkerRecord, read_history
-from coordinator.store import StoreError
+from coordinator.state_dir import StoreError
 from deploy.local import LinkOptions, LocalCluster, LocalOptions
 from deploy.processes import Child, Event, ProcessFailed
 from deploy.steps import Step

@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from coordinator.state_dir import not_writable
 from deploy.processes import Child, Event, ProcessFailed, command, free_port
 from deploy.steps import Step, step_of
 from scheduler.exit_codes import ExitCode, describe
-from scheduler.reasons import reason_of
 
 if TYPE_CHECKING:  # to start a run nobody waits for what reads it
     from coordinator.history import History
@@ -176,11 +176,8 @@ class LocalCluster:
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ProcessFailed(
-                f"{self.options.state_dir}: found that it cannot be written ({reason_of(error)}); "
-                "give another --state-dir",
-                ExitCode.STATE_DIR,
-            ) from error
+            reason = str(not_writable(self.options.state_dir, error))
+            raise ProcessFailed(reason, ExitCode.STATE_DIR) from error
         self.names = tuple(f"w{i}-{place.lower()}" if place else f"w{i}" for i, place in enumerate(places))
         self.coordinator = self._child("coordinator", self.coordinator_argv())
         listening = self.coordinator.wait_for("listening", START_TIMEOUT_S, "finished")

@@ -63,6 +63,7 @@ class Say:
 
 
 def read_token(path: Path | None, as_json: bool = False) -> str:
+    """The token of the file or of the environment, or the end of the command."""
     if path is None:
         return os.environ.get("ISTHMUS_TOKEN", "")
     try:
@@ -73,6 +74,7 @@ def read_token(path: Path | None, as_json: bool = False) -> str:
 
 
 def require_address(where: str, what: str, as_json: bool) -> None:
+    """End the command unless `where`, which is `what`, is HOST:PORT."""
     try:
         split_host_port(where, what)
     except AddressError as e:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..history import read_job
 from ..run_list import RunSummary, state_dirs, summary_of
-from ..store import DATABASE, StoreError
+from ..state_dir import DATABASE, StoreError
 from .board import Board
 from .compare import differing
 from .links import LinksByRegion

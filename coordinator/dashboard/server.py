@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..store import StoreError
+from ..state_dir import StoreError
 from ..timelines import TIMELINE_FILE
 from .board import Board
 from .door import Guard, given

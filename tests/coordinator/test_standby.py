@@ -16,7 +16,8 @@ from coordinator.planning import make
 from coordinator.resume import OpenError, open_run, token
 from coordinator.run import RunOptions
 from coordinator.standing_by import verdict, wait_until_free
-from coordinator.store import Store, StoreError, Superseded, keep_elsewhere
+from coordinator.state_dir import StoreError, keep_elsewhere
+from coordinator.store import Store, Superseded
 from scheduler.exit_codes import ExitCode
 from scheduler.lease import Lease
 

@@ -10,7 +10,8 @@ from coordinator.commands import RecordConduct, RecordEval, RecordStep
 from coordinator.history import read_history
 from coordinator.records import Restore
 from coordinator.resume import OpenError, ended, open_run, read_token, token
-from coordinator.store import Store, StoreError
+from coordinator.state_dir import StoreError
+from coordinator.store import Store
 from scheduler.bad_numbers import Conduct
 from scheduler.exit_codes import ExitCode
 

@@ -22,7 +22,8 @@ from coordinator.dashboard.runs import KEPT_BOARDS, MAX_COMPARED, Below, Runs  #
 from coordinator.dashboard.server import Dashboard  # noqa: E402
 from coordinator.history import read_history  # noqa: E402
 from coordinator.run_list import state_dirs, summary_of  # noqa: E402
-from coordinator.store import Store, StoreError, keep_elsewhere  # noqa: E402
+from coordinator.state_dir import StoreError, keep_elsewhere  # noqa: E402
+from coordinator.store import Store  # noqa: E402
 from scheduler.job import job_to_json  # noqa: E402
 
 from ..job import a_job  # noqa: E402
