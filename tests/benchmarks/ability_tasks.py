@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 UNASKED = -100
+POWER = 0.01
+"""Of MQAR's gaps, as published."""
 DIGITS = Path(__file__).parents[1] / "data" / "digits.csv.gz"
 PIXEL_VALUES, CLASSES, HELD_OUT = 17, 10, 397
 
@@ -54,21 +56,26 @@ def associative_recall(keys: int, values: int, pairs: int) -> Task:
     return Task(keys + values, 2 * pairs, pairs, pairs, batch, lambda rng, n: batch(rng, n, pairs))
 
 
-def multi_query_recall(keys: int, values: int, pairs: int) -> Task:
-    """`pairs` pairs of a key and a value, then two thirds of the keys again in another order, and the value
-    of each asked for (MQAR, Arora et al. 2023, "Zoology", section 3, without what they put in between)."""
+def multi_query_recall(keys: int, values: int, pairs: int, length: int) -> Task:
+    """`pairs` pairs of a key and a value, then each key once more, and its value asked for: every second
+    position behind the pairs may be a query, near ones rather than far ones by a power law. Tokens drawn from
+    all stand everywhere else (MQAR, Arora et al. 2023, "Zoology", section 3, as their generator makes it).
+    Fewer pairs have a text as much shorter; each second batch has the shortest that takes all queries."""
 
     def batch(rng: torch.Generator, samples: int, size: int) -> Batch:
-        keys_BP = torch.rand(samples, keys, generator=rng).argsort(1)[:, :size]
-        values_BP = keys + torch.randint(values, (samples, size), generator=rng)
-        asked = torch.rand(samples, size, generator=rng).argsort(1)[:, : 2 * size // 3]
-        told = torch.stack((keys_BP, values_BP), 2).flatten(1)
-        unasked = torch.full_like(told, UNASKED)
-        answers = torch.cat((unasked, values_BP.gather(1, asked)), 1)
-        return torch.cat((told, keys_BP.gather(1, asked)), 1), answers
+        short = bool(torch.randint(2, (), generator=rng))
+        return drawn(rng, samples, size, 4 * size if short else length * size // pairs)
 
-    length = 2 * pairs + 2 * pairs // 3
-    return Task(keys + values, length, 3, pairs, batch, lambda rng, n: batch(rng, n, pairs))
+    def drawn(rng: torch.Generator, samples: int, size: int, positions: int) -> Batch:
+        keys_BP = torch.rand(samples, keys, generator=rng).argsort(1)[:, :size]
+        values_BP = keys + torch.rand(samples, values, generator=rng).argsort(1)[:, :size]
+        places_BP = 2 * size + 2 * _by_power_law(rng, samples, (positions - 2 * size) // 2, size)
+        tokens = torch.randint(keys + values, (samples, positions), generator=rng)
+        tokens[:, : 2 * size] = torch.stack((keys_BP, values_BP), 2).flatten(1)
+        tokens.scatter_(1, places_BP, keys_BP)
+        return tokens, torch.full_like(tokens, UNASKED).scatter_(1, places_BP, values_BP)
+
+    return Task(keys + values, length, 4, pairs, batch, lambda rng, n: drawn(rng, n, pairs, length))
 
 
 def phonebook(letters: int, digits: int, entries: int) -> Task:
@@ -129,6 +136,14 @@ def text(files: list[Path], length: int) -> Task:
         lambda rng, samples: pieces(unknown, rng, samples),
         loss=True,
     )
+
+
+def _by_power_law(rng: torch.Generator, samples: int, n: int, drawn: int) -> Tensor:
+    """`drawn` of 0 to n - 1, (B,drawn), each drawn of those left with chances as (g + 1)^-0.99: the order of
+    exponential times at such rates."""
+    rates = torch.arange(1, n + 1) ** (POWER - 1)
+    times = -torch.log1p(-torch.rand(samples, n, generator=rng)) / rates
+    return times.argsort(1)[:, :drawn]
 
 
 def _asked_again(keys_BP: Tensor, values_BP: Tensor) -> Batch:
