@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from math import log
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,32 @@ class Row:
 
 def rows(path: Path | None, settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:
     """Each form with its row, measured one after the other; those that `path` has are read (`cells.py`)."""
+    for setting, row in filled(path, settings, apart, _read):
+        yield setting.form, row
+
+
+def apart(setting: Setting) -> Row:
+    """The row, by a process of its own, which ends with this one."""
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # a process a row begins at once
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-        for setting, row in filled(path, settings, limited, _read, pool.map):
-            yield setting.form, row
+    context.set_forkserver_preload([__name__])  # else each begins with importing PyTorch
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(setting, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        row: Row = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"{setting.form}: its process ended with {process.exitcode} (below 0: by a signal) and found no"
+            " row. Give it less (--to, --memory-bytes); with --cells the rows before are kept"
+        ) from None
+    process.join()
+    return row
+
+
+def _answer(setting: Setting, to: Connection) -> None:
+    to.send(limited(setting))
 
 
 def limited(setting: Setting) -> Row:

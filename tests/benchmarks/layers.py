@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.command import ended
+from tests.benchmarks.command import end_in_order, ended
 from tests.benchmarks.layer_forms import (
     ATTENTION,
     BUTTERFLY,
@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--memory-bytes: found {options.memory_bytes:,}; required {LEAST_BYTES:,} at least, or the"
             " shortest lengths of naive forms are out of reach"
         )
+    end_in_order()
     torch.set_num_threads(1)
     lengths = [length for length in LENGTHS if length <= (2048 if options.quick else options.to)]
     asked = settings(lengths, options.quick, options.memory_bytes)
