@@ -46,6 +46,8 @@ GIVEN = 3
 """Layouts of a search with fewer codecs that one with more begins with as well."""
 AGAIN = 0.2
 """Share of the effort that is kept for the best layout, its knobs turned again."""
+HOPELESS = 0.2
+"""By how much slower, as a share, a layout with another warm-up is to be as it is, not to be walked."""
 JUDGED = 6
 """Layouts that the engine compares where the twin is only an estimate."""
 
@@ -352,7 +354,8 @@ def _tuned_again(
     starts = [best]
     if isinstance(turned, Found) and turned.step_s < best.step_s * (1 - WORTH):
         starts.append(turned)
-    starts += ways.beside(min(starts, key=lambda f: f.key))
+    near = ways.beside(min(starts, key=lambda f: f.key))
+    starts += [f for f in near if f.step_s <= best.step_s * (1 + HOPELESS)]
     if not options.rounds or (best.exhausted and len(starts) == 1):
         return result
     few = replace(

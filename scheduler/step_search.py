@@ -60,12 +60,12 @@ class StepSearchOptions:
     """Cases whose openings are replayed, least floor first."""
     arranged: tuple[int, float] = (16, 0.1)
     """(cases whose best openings have their stages arranged before anything walks, share of the effort)."""
-    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.25), (3, 4, 0.2), (1, 6, 0.35), (1, 4, 0.2))
+    rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.25), (3, 4, 0.2), (2, 2, 0.3), (1, 1, 0.35))
     """(cases kept, walks of each, share of the effort), round by round."""
     large_rounds: tuple[tuple[int, int, float], ...] = ((6, 6, 0.35), (4, 4, 0.25), (2, 4, 0.2), (1, 4, 0.2))
     """The same for networks that are placed by blocks, where only the first glides: which shape is best shows
     later there."""
-    glides: int = 3
+    glides: int = 2
     """Rounds, the first, whose walks glide, to find the valleys."""
     heat: float = 68.0
     """First temperature as a share of the step: this over the number of tasklets to the power of `STEEP`, at
@@ -173,16 +173,20 @@ def search_steps(
     if options.rounds and not should_stop():
         pool, begun = _arranged(pool, opened, options, improved)
     valleys: dict[int, list[Found]] = {}
+    origins: dict[tuple[int, str], Found] = {}
     for number, (kept, walks, share) in enumerate(options.rounds):
         stopped = stopped or should_stop()
         if stopped:
             break
         if number == 0:
             begin = _beginnings(pool[:kept], begun, walks, seed, options)
+            origins = {(f.case.number, f.how): f for own in begin for f in own}
         else:
             most_s = pool[0].step_s * (1 + BEHIND) if number > 1 else np.inf
             able = [f for f in pool[:kept] if not f.exhausted and f.step_s <= most_s]
-            begin = [valleys[f.case.number][:walks] for f in able]
+            ends = [valleys[f.case.number] for f in able]
+            again = origins if number < min(2, options.glides) else {}
+            begin = [_with_origins(own, again)[:walks] for own in ends]
         starts = [replace(own[k % len(own)], evaluations=0) for own in begin for k in range(walks)]
         cooler = options.heat * 0.25 ** (number / max(1, len(options.rounds) - 1))
         open_tasks = [
@@ -313,6 +317,16 @@ def _deepest(
     for f in (*pool, *(v for own in valleys.values() for v in own), *done):
         by_case.setdefault(f.case.number, {}).setdefault(f.step_s, f)
     return {n: sorted(own.values(), key=lambda f: f.key)[:VALLEYS] for n, own in by_case.items()}
+
+
+def _with_origins(ends: Sequence[Found], origins: Mapping[tuple[int, str], Found]) -> list[Found]:
+    """Each end, followed by where its walk began, the first time that it comes up: a longer walk from there
+    often ends deeper than one that goes on from where a hot, short one was left."""
+    places, left = [], dict(origins)
+    for end in ends:
+        origin = left.pop((end.case.number, end.how), None)
+        places += [end] if origin is None else [end, origin]
+    return places
 
 
 def _best_of_each(pool: Sequence[Found], improved: Sequence[Found]) -> list[Found]:
