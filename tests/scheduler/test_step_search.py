@@ -417,6 +417,25 @@ def test_the_same_seed_gives_the_same_plan_in_any_order_of_work() -> None:
     assert one.curve == other.curve
 
 
+def test_the_second_round_begins_at_the_best_ends_and_where_their_walks_began() -> None:
+    topology = with_noise(scenario("worldwide", n_devices=32), 0.3, np.random.default_rng(3))
+    model = a_model(6)
+    case = a_case(topology, model, equal_devices(topology, [0.02] * 6), (4, 8), 32)
+    rounds: list[list[tuple[Task, Found]]] = []
+
+    def noted(do: Callable[[Task], Found], tasks: Iterable[Task]) -> list[Found]:
+        rounds.append([(t, do(t)) for t in tasks])
+        return [f for _, f in rounds[-1]]
+
+    search_steps([case], 0, StepSearchOptions(actions=5e6), noted)
+    first, second = ([x for x in r if x[0].glides] for r in rounds if any(t.glides for t, _ in r))
+    begun = [t.found.layout.cells.tolist() for t, _ in second]
+    origin, end = min(first, key=lambda x: x[1].step_s)
+    for cells in (origin.found.layout.cells, end.layout.cells):
+        assert cells.tolist() in begun
+    assert not np.array_equal(origin.found.layout.cells, end.layout.cells)
+
+
 def test_arrays_that_may_only_be_read_are_taken_as_they_come() -> None:
     """As Ray hands them over: the same plan, and no kernel compiled anew for another type of array."""
 
