@@ -21,9 +21,9 @@ from .commands import Follow, Meet, Order, Unfollow
 from .events import Followed
 from .records import State, Transition, ignored, put
 
-PATIENT = 2
-"""So many times the steps that catching up should take, all are waited for until they lack no committed step;
-from then on one may be missing."""
+MOST_MISSING = 2
+"""Committed steps that a follower may lack where all meet: none for twice the steps that catching up should
+take, then one, then two. What is missing is waited for while the run stands still."""
 LEAST_MEETING_S = 15.0
 """The run stands still for the last steps of those who follow at least so long, before it does without."""
 PLANS_APART = 1 << 16
@@ -50,7 +50,7 @@ def on_followed(state: State, event: Followed, now: float) -> Transition:
         return at_the_boundary(state, f"{event.worker}: {event.error}")
     ahead = replace(ahead, at=put(ahead.at, event.worker, event.step))
     state = replace(state, ahead=ahead)
-    missing = int(state.done > ahead.began + PATIENT * ahead.following.steps)
+    missing = min(MOST_MISSING, max(0, (state.done - ahead.began) // ahead.following.steps - 1))
     near = all(ahead.at.get(n, -1) >= state.done - missing for n in ahead.following.followers)
     if ahead.meeting or not near or state.phase not in ("running", "evaluating", "saving"):
         return Transition(state)

@@ -3,8 +3,8 @@ workers and what shapes their link by their commands.
 
 For `tests/integration/test_joined_run.py` and `tests/benchmarks/joining.py`. The plans are given: one stage
 for who is there first, and with the other two, of which it gets the last. That a move pays is taken for
-granted, so that nothing hangs on how busy this machine is; how the layers travel is the coordinator's own
-decision.
+granted, so that nothing hangs on how busy this machine is, and nothing is given up for it; how the layers
+travel is the coordinator's own decision.
 """
 
 from __future__ import annotations
@@ -191,6 +191,8 @@ def run_of(
         _processes(directory, bandwidth_Bps, rtt_s) as processes,
         patch("coordinator.driver.look", look),
         patch("coordinator.run.options_of", in_all),
+        patch("coordinator.following.transfer_deadline_s", lambda _: 3600.0),
+        patch("coordinator.following.LEAST_MEETING_S", 3600.0),
     ):
         code = asyncio.run(drive(processes))
     assert code is ExitCode.OK, events[-3:]
