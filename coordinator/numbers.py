@@ -37,8 +37,8 @@ def reports(plan: Plan, votes: Mapping[str, StepVote]) -> list[Report]:
     found = []
     for rank in range(plan.n_ranks):
         vote, replica, stage = votes[plan.device(rank)], plan.replica_of(rank), plan.stage_of(rank)
-        share, own = plan.micro_batches[replica], vote.own_square
-        found.append(Report(rank, replica, stage, own, share, vote.bad_activation, vote.bad_gradient))
+        share, own, layers = plan.micro_batches[replica], vote.own_square, plan.partition[stage]
+        found.append(Report(rank, replica, stage, layers, own, share, vote.bad_activation, vote.bad_gradient))
     return found
 
 

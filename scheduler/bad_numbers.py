@@ -8,9 +8,9 @@ stage that was sent a bad activation, or, if none was, the last one with bad gra
 
     not a number    found on some replicas, not on all -> the rank of each where it began
                     found on all replicas              -> the run diverges; no rank is to blame
-    far off         the norm is FACTOR times the stage's median or less than 1 / FACTOR of it, more than
-                    DEVIATIONS deviations from it on a log scale, and AMONG times away from the stage's
-                    other replicas in this step, of which no more than half are so
+    far off         the norm is FACTOR times the median of the stage's layers or less than 1 / FACTOR of it,
+                    more than DEVIATIONS deviations from it on a log scale, and AMONG times away from the
+                    stage's other replicas in this step, of which no more than half are so
 
 FACTOR is large because norms jump honestly: a hard batch is two or three times the median, a learning rate
 warm-up a few. The scale is the median absolute deviation (x 1.4826 for the normal's sigma), which a tenth
@@ -54,6 +54,8 @@ class Report:
     rank: int
     replica: int
     stage: int
+    layers: tuple[int, int]
+    """The stage's first layer and its end: under another plan it may hold others, with norms of their own."""
     square: float
     micro_batches: int = 1
     bad_activation: bool = False
@@ -80,16 +82,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Norms of committed steps by stage, the latest last; each the median of the stage's replicas."""
+    """Norms of committed steps by a stage's layers, the latest last; each the median of its replicas."""
 
-    norms: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    norms: Mapping[tuple[int, int], tuple[float, ...]] = field(default_factory=dict)
 
     def add(self, reports: Sequence[Report]) -> History:
         """With a step that was committed."""
         norms = dict(self.norms)
-        for stage, of_stage in _by_stage(reports).items():
-            found = median(r.norm for r in of_stage)
-            norms[stage] = (*norms.get(stage, ()), found)[-MOST_HISTORY:]
+        for of_stage in _by_stage(reports).values():
+            layers, found = of_stage[0].layers, median(r.norm for r in of_stage)
+            norms[layers] = (*norms.get(layers, ()), found)[-MOST_HISTORY:]
         return History(norms)
 
 
@@ -99,8 +101,8 @@ def judge(reports: Sequence[Report], history: History) -> Verdict:
     if bad:
         return _not_finite(reports, bad)
     off: list[tuple[Report, float]] = []
-    for stage, of_stage in _by_stage(reports).items():
-        known = history.norms.get(stage, ())
+    for of_stage in _by_stage(reports).values():
+        known = history.norms.get(of_stage[0].layers, ())
         found = [
             (r, m) for r in of_stage if (m := _times(r.norm, known)) is not None and _stands_out(r, of_stage)
         ]
@@ -110,7 +112,7 @@ def judge(reports: Sequence[Report], history: History) -> Verdict:
         return Verdict("fine", (), "every norm is of the size that it was")
     said = "; ".join(
         f"rank {r.rank} (stage {r.stage}, replica {r.replica}): norm {r.norm:.3g}, {m:.3g} times the median "
-        f"of {len(history.norms[r.stage])} steps"
+        f"of {len(history.norms[r.layers])} steps"
         for r, m in off
     )
     return Verdict("far off", tuple(r.rank for r, _ in off), said)

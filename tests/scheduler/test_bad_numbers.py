@@ -28,13 +28,18 @@ STAGES, REPLICAS = 3, 3
 NAMES = tuple(f"w{i}" for i in range(STAGES * REPLICAS))
 
 
+def layers(stage: int) -> tuple[int, int]:
+    """Three a stage."""
+    return 3 * stage, 3 * stage + 3
+
+
 def step_of(rng: random.Random, scale: float = 1.0, **odd: float) -> list[Report]:
     """A step whose norms scatter by a third or so; `r4=nan` makes rank 4's own gradients' square that."""
     reports = []
     for rank in range(STAGES * REPLICAS):
         norm = scale * (1.0 + rank % STAGES) * rng.lognormvariate(0.0, 0.3)
         square = odd.get(f"r{rank}", norm * norm)
-        reports.append(Report(rank, rank // STAGES, rank % STAGES, square))
+        reports.append(Report(rank, rank // STAGES, rank % STAGES, layers(rank % STAGES), square))
     return reports
 
 
@@ -65,16 +70,16 @@ def test_the_rank_that_made_it_is_named_with_its_stage(rank: int, value: float) 
 def test_ranks_that_were_sent_a_nan_are_not_to_blame() -> None:
     """Rank 1 broke in its forward: 2 got its activation, 1 the gradient of that, 0 the gradient of this."""
     reports = step_of(random.Random(7))
-    reports[0] = Report(0, 0, 0, nan, bad_gradient=True)
-    reports[1] = Report(1, 0, 1, nan, bad_gradient=True)
-    reports[2] = Report(2, 0, 2, nan, bad_activation=True)
+    reports[0] = Report(0, 0, 0, layers(0), nan, bad_gradient=True)
+    reports[1] = Report(1, 0, 1, layers(1), nan, bad_gradient=True)
+    reports[2] = Report(2, 0, 2, layers(2), nan, bad_activation=True)
     assert judge(reports, history()).ranks == (1,)
 
 
 def test_a_nan_that_is_born_in_the_backward_is_found_at_its_source() -> None:
     reports = step_of(random.Random(7))
-    reports[0] = Report(0, 0, 0, nan, bad_gradient=True)
-    reports[1] = Report(1, 0, 1, nan)
+    reports[0] = Report(0, 0, 0, layers(0), nan, bad_gradient=True)
+    reports[1] = Report(1, 0, 1, layers(1), nan)
     assert judge(reports, history()).ranks == (1,)
 
 
@@ -114,9 +119,25 @@ def test_old_norms_are_forgotten_and_few_bad_ones_do_not_move_the_scale() -> Non
 
 
 def test_unequal_shares_are_not_mistaken_for_bad_numbers() -> None:
-    one, twelve = Report(0, 0, 0, 4.0, micro_batches=1), Report(1, 1, 0, 576.0, micro_batches=12)
+    one, twelve = (
+        Report(0, 0, 0, layers(0), 4.0, micro_batches=1),
+        Report(1, 1, 0, layers(0), 576.0, micro_batches=12),
+    )
     assert one.norm == twelve.norm
-    assert judge([one, twelve], History({0: (2.0,) * 20})).kind == "fine"
+    assert judge([one, twelve], History({layers(0): (2.0,) * 20})).kind == "fine"
+
+
+def test_a_stage_is_not_held_to_the_norms_of_other_layers() -> None:
+    """A new plan may leave it a tenth of the gradient; the layers that it had before keep their history."""
+    found = History()
+    for _ in range(2 * LEAST_HISTORY):
+        found = found.add([Report(0, 0, 0, (0, 8), 1.0)])
+    for _ in range(LEAST_HISTORY):
+        small = [Report(0, 0, 0, (0, 5), 1e-4), Report(1, 0, 1, (5, 8), 1.0)]
+        assert judge(small, found).kind == "fine"
+        found = found.add(small)
+    assert judge([Report(0, 0, 0, (0, 5), 1.0), Report(1, 0, 1, (5, 8), 1.0)], found).ranks == (0,)
+    assert judge([Report(0, 0, 0, (0, 8), 1e-4)], found).ranks == (0,)
 
 
 # ---- what follows

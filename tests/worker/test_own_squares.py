@@ -30,7 +30,16 @@ def votes(monkeypatch: pytest.MonkeyPatch) -> dict[int, Vote]:
 
 def reports(votes: dict[int, Vote], stages: int) -> list[Report]:
     return [
-        Report(rank, rank // stages, rank % stages, v.own_square, 1, v.bad_activation, v.bad_gradient)
+        Report(
+            rank,
+            rank // stages,
+            rank % stages,
+            (rank % stages, rank % stages + 1),
+            v.own_square,
+            1,
+            v.bad_activation,
+            v.bad_gradient,
+        )
         for rank, v in sorted(votes.items())
     ]
 
@@ -60,7 +69,7 @@ def test_a_tied_head_counts_with_one_replica_as_with_two(votes: dict[int, Vote])
     job, norms = make_job(), []
     for replicas in ((2, 2), (4,)):
         in_threads(make_ranks(job, make_plan(job, 2, replicas)), lambda rank: rank.run_step(0))
-        norms.append([Report(r, 0, r, votes[r].own_square, replicas[0]).norm for r in (0, 1)])
+        norms.append([Report(r, 0, r, (r, r + 1), votes[r].own_square, replicas[0]).norm for r in (0, 1)])
     for two, one in zip(*norms, strict=True):
         assert 0.5 < one / two < 1.0  # of other samples: their noise cancels in the sum of more
     assert votes[1].own_square > 1.1 * sum(votes[1].squares)  # whose tied head is counted at the first stage
