@@ -142,17 +142,18 @@ def run_of(
 ) -> list[Event]:
     """All events of the run in a new `directory`, which does `steps` steps (0: the job's).
 
-    `joins`: the other is started once the first has a plan. The first then stops for `rest_s` in every step,
-    so that a step takes long, and a machine little. `kill_at`: the event at which the other is killed.
-    `ends_after`: the event MORE_STEPS steps after which the run is told to end.
+    `joins`: the other is started once the first has a plan. The first then rests for `rest_s` in every step,
+    so that a step takes long, and a machine little; its connections do not, so that links are measured as
+    they are. `kill_at`: the event at which the other is killed. `ends_after`: MORE_STEPS steps after that
+    event the run is told to end.
     """
     events: list[Event] = []
 
     async def drive(processes: Joined) -> ExitCode:
         opened = open_run(directory / "state", job, resume=False, resume_step=None, now_s=1.0)
         secret = token(directory / "state", None)
-        rests = range(2, MOST_STEPS) if joins else ()
-        stops = [x for s in rests for x in ("--fail-at", f"*:*:forward@{s}:stop={rest_s}")]
+        resting = range(2, MOST_STEPS) if joins else ()
+        rests_of_first = [x for s in resting for x in ("--fail-at", f"*:*:forward@{s}:late={rest_s}")]
         address, late, left = "", list[Child](), -1
 
         def say(event: Event) -> None:
@@ -161,7 +162,7 @@ def run_of(
             match event["event"]:
                 case "listening":
                     address = str(event["address"])
-                    processes.start(FIRST, address, secret[1], stops)
+                    processes.start(FIRST, address, secret[1], rests_of_first)
                 case "plan" if joins and not late:
                     late.append(processes.start(LATE, address, secret[1]))
                 case "step":

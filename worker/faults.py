@@ -117,6 +117,12 @@ HOWS: dict[str, How] = {
         timed=True,
         silent=True,
     ),
+    "late": How(
+        "the phase takes so many seconds longer, and nothing else stands still",
+        lambda seconds, _: time.sleep(seconds),
+        timed=True,
+        silent=True,
+    ),
     "clock": How("the clock on the wall jumps ahead by so many seconds", _clock, timed=True),
 }
 _FORM = re.compile(r"(\d+|\*):(\d+|\*):([a-z]+)@(\d+):([a-z]+)(?:=(\d+(?:\.\d+)?))?")
