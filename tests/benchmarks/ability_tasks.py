@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 
 UNASKED = -100
-POWER = 0.01
-"""Of MQAR's gaps, as published."""
 DIGITS = Path(__file__).parents[1] / "data" / "digits.csv.gz"
 PIXEL_VALUES, CLASSES, HELD_OUT = 17, 10, 397
 
@@ -56,26 +54,28 @@ def associative_recall(keys: int, values: int, pairs: int) -> Task:
     return Task(keys + values, 2 * pairs, pairs, pairs, batch, lambda rng, n: batch(rng, n, pairs))
 
 
-def multi_query_recall(keys: int, values: int, pairs: int, length: int) -> Task:
-    """`pairs` pairs of a key and a value, then each key once more, and its value asked for: every second
-    position behind the pairs may be a query, near ones rather than far ones by a power law. Tokens drawn from
-    all stand everywhere else (MQAR, Arora et al. 2023, "Zoology", section 3, as their generator makes it).
-    Fewer pairs have a text as much shorter; each second batch has the shortest that takes all queries."""
+def multi_query_recall(keys: int, values: int, pairs: int) -> Task:
+    """`pairs` pairs of a key and a value all over the text, and each key once more behind its pair, where the
+    value is asked for: soon rather than late, by a power law of 1 / gap (MQAR, Arora et al. 2023, "Zoology",
+    section 3, whose generator tells all pairs first). Behind a key that is asked for stands a blank."""
+    blank = keys + values
 
     def batch(rng: torch.Generator, samples: int, size: int) -> Batch:
-        short = bool(torch.randint(2, (), generator=rng))
-        return drawn(rng, samples, size, 4 * size if short else length * size // pairs)
-
-    def drawn(rng: torch.Generator, samples: int, size: int, positions: int) -> Batch:
         keys_BP = torch.rand(samples, keys, generator=rng).argsort(1)[:, :size]
-        values_BP = keys + torch.rand(samples, values, generator=rng).argsort(1)[:, :size]
-        places_BP = 2 * size + 2 * _by_power_law(rng, samples, (positions - 2 * size) // 2, size)
-        tokens = torch.randint(keys + values, (samples, positions), generator=rng)
-        tokens[:, : 2 * size] = torch.stack((keys_BP, values_BP), 2).flatten(1)
-        tokens.scatter_(1, places_BP, keys_BP)
-        return tokens, torch.full_like(tokens, UNASKED).scatter_(1, places_BP, values_BP)
+        values_BP = keys + torch.randint(values, (samples, size), generator=rng)
+        # Times in a text of length 1; in their order the 2P events fill it.
+        told_BP = torch.rand(samples, size, generator=rng)
+        gaps_BP = (2 * size) ** -torch.rand(samples, size, generator=rng)
+        events_BE = torch.cat((told_BP, told_BP + gaps_BP), 1).argsort(1)
+        pairs_BE, told_BE = events_BE % size, events_BE < size
+        values_BE = values_BP.gather(1, pairs_BE)
+        behind_BE = values_BE.masked_fill(~told_BE, blank)
+        tokens = torch.stack((keys_BP.gather(1, pairs_BE), behind_BE), 2).flatten(1)
+        answers = torch.full_like(tokens, UNASKED)
+        answers[:, 0::2] = values_BE.masked_fill(told_BE, UNASKED)
+        return tokens, answers
 
-    return Task(keys + values, length, 4, pairs, batch, lambda rng, n: drawn(rng, n, pairs, length))
+    return Task(keys + values + 1, 4 * pairs, 4, pairs, batch, lambda rng, n: batch(rng, n, pairs))
 
 
 def phonebook(letters: int, digits: int, entries: int) -> Task:
@@ -136,14 +136,6 @@ def text(files: list[Path], length: int) -> Task:
         lambda rng, samples: pieces(unknown, rng, samples),
         loss=True,
     )
-
-
-def _by_power_law(rng: torch.Generator, samples: int, n: int, drawn: int) -> Tensor:
-    """`drawn` of 0 to n - 1, (B,drawn), each drawn of those left with chances as (g + 1)^-0.99: the order of
-    exponential times at such rates."""
-    rates = torch.arange(1, n + 1) ** (POWER - 1)
-    times = -torch.log1p(-torch.rand(samples, n, generator=rng)) / rates
-    return times.argsort(1)[:, :drawn]
 
 
 def _asked_again(keys_BP: Tensor, values_BP: Tensor) -> Batch:
