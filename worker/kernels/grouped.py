@@ -3,7 +3,7 @@ mixture's experts do. Knows neither routers nor experts.
 
 Three ways of one signature. `LOOP`: a product a group, the reference and what a CPU is fastest with. `TORCH`:
 PyTorch's grouped product. `grouped_triton.TRITON`: this project's kernel, which gathers rows as it reads them
-and narrows matrices tile by tile.
+and narrows matrices tile by tile. Each says what to give it at a time: the loop a group, the others all.
 
 Shapes: E groups, n rows in the groups' order, the first counts_E[0] of the first group and so on; R rows that
 these n are taken of, W places a row, of which some are taken; I inputs, O outputs, L and M widths.
@@ -11,7 +11,7 @@ these n are taken of, W places a row, of which some are taken; I inputs, O outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
@@ -31,49 +31,91 @@ class Taken(NamedTuple):
     at_n: Tensor | None = None
 
     def of(self, counts_E: Tensor) -> Iterator[Tensor]:
-        """Each group's rows."""
-        parts = torch.split(self.rows_RI if self.at_n is None else self.at_n, counts_E.tolist())
+        """Each group's rows. All, if there is one group: no GPU is waited for to count them."""
+        whole = self.rows_RI if self.at_n is None else self.at_n
+        parts = torch.split(whole, counts_E.tolist()) if len(counts_E) > 1 else (whole,)
         yield from parts if self.at_n is None else (self.rows_RI[part] for part in parts)
 
     def gathered(self) -> Tensor:
         return self.rows_RI.contiguous() if self.at_n is None else self.rows_RI[self.at_n]
 
 
+class Portion(NamedTuple):
+    """Groups that follow one another, and where among the n rows theirs are."""
+
+    groups: slice
+    rows: slice
+
+
+ALL = Portion(slice(None), slice(None))
+
+
 class Ways(Protocol):
+    def portions(self, counts_E: Tensor) -> Iterable[Portion]:
+        """What to take at a time through several products, in order: `ALL` where a product of all groups is
+        the fastest; else each group by itself, so that the values between are those of its rows alone."""
+        ...
+
     def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
         """(n,O), in x's type: row i of x times the matrix of its group."""
         ...
 
-    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
-        """(E,L,M): of each group the sum over its rows i of left[i]^T right[i]; 0 where there is none."""
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, sums_ELM: Tensor) -> None:
+        """Makes `sums_ELM`, which is contiguous and of any type, of each group the sum over its rows i of
+        left[i]^T right[i]; 0 where there is none."""
         ...
 
-    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
-        """(R,O): of each row the sum of the y at its places, times their weights if `weighed`. `places_n`
-        are places in weights_RW laid flat, none twice. The same bits each time, on a GPU too."""
+    def collect(
+        self,
+        y_nO: Tensor,
+        places_n: Tensor,
+        weights_RW: Tensor,
+        weighed: bool,
+        before_RO: Tensor | None = None,
+    ) -> Tensor:
+        """(R,O): of each row the sum of the y at its places, times their weights if `weighed`, added to what
+        the portions before gave, which is changed. `places_n` are places in weights_RW laid flat, none twice.
+        Of a portion the same bits each time, on a GPU too."""
         ...
 
 
 class _Loop:
+    def portions(self, counts_E: Tensor) -> Iterable[Portion]:
+        end = 0
+        for group, count in enumerate(counts_E.tolist()):
+            begin, end = end, end + count
+            yield Portion(slice(group, group + 1), slice(begin, end))
+
     def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
-        groups = zip(x.of(counts_E), matrices_EIO, strict=True)
-        return torch.cat([rows @ matrix.to(rows.dtype) for rows, matrix in groups])
+        groups = zip(x.of(counts_E), matrices_EIO.unbind(), strict=True)
+        return joined([rows @ matrix.to(rows.dtype) for rows, matrix in groups])
 
-    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
-        widths = left.rows_RI.shape[1], right.rows_RI.shape[1]
-        sums = left.rows_RI.new_empty(len(counts_E), *widths, dtype=dtype)
-        for total, a, b in zip(sums, left.of(counts_E), right.of(counts_E), strict=True):
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, sums_ELM: Tensor) -> None:
+        for total, a, b in zip(sums_ELM.unbind(), left.of(counts_E), right.of(counts_E), strict=True):
             total.copy_(a.mT @ b)
-        return sums
 
-    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
+    def collect(
+        self,
+        y_nO: Tensor,
+        places_n: Tensor,
+        weights_RW: Tensor,
+        weighed: bool,
+        before_RO: Tensor | None = None,
+    ) -> Tensor:
+        """In one group a row has one place, so a GPU's adding has an order too."""
         rows_n = places_n // weights_RW.shape[1]
         if weighed:
             y_nO = y_nO * weights_RW.flatten()[places_n, None]
-        return y_nO.new_zeros(len(weights_RW), y_nO.shape[1]).index_add_(0, rows_n, y_nO)
+        if before_RO is None:
+            before_RO = y_nO.new_zeros(len(weights_RW), y_nO.shape[1])
+        return before_RO.index_add_(0, rows_n, y_nO)
 
 
 class _Torch:
+    def portions(self, counts_E: Tensor) -> Iterable[Portion]:
+        del counts_E
+        return (ALL,)
+
     def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
         x_nI = x.gathered()
         if not len(x_nI):
@@ -81,15 +123,21 @@ class _Torch:
         y: Tensor = _grouped()(x_nI, matrices_EIO.to(x_nI.dtype), offs=_ends(counts_E))
         return y
 
-    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, sums_ELM: Tensor) -> None:
         left_nL, right_nM = left.gathered(), right.gathered()
-        if not len(left_nL):
-            return left_nL.new_zeros(len(counts_E), left_nL.shape[1], right_nM.shape[1], dtype=dtype)
-        sums: Tensor = _grouped()(left_nL.mT, right_nM, offs=_ends(counts_E))
+        if len(left_nL):
+            sums_ELM.copy_(_grouped()(left_nL.mT, right_nM, offs=_ends(counts_E)))
         # What it leaves in groups without rows is not 0 on every GPU (pytorch issue 172439).
-        return sums.to(dtype).masked_fill_((counts_E == 0)[:, None, None], 0)
+        sums_ELM.masked_fill_((counts_E == 0)[:, None, None], 0)
 
-    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
+    def collect(
+        self,
+        y_nO: Tensor,
+        places_n: Tensor,
+        weights_RW: Tensor,
+        weighed: bool,
+        before_RO: Tensor | None = None,
+    ) -> Tensor:
         """Sums of neighbours: adding to rows where they lie would go in any order on a GPU."""
         order_n = places_n.argsort()
         y_nO, places_n = y_nO[order_n], places_n[order_n]
@@ -97,7 +145,13 @@ class _Torch:
             y_nO = y_nO * weights_RW.flatten()[places_n, None]
         taken_RW = torch.zeros_like(weights_RW, dtype=torch.int64)
         taken_RW.view(-1)[places_n] = 1
-        return torch.segment_reduce(y_nO, "sum", lengths=taken_RW.sum(1), axis=0, unsafe=True)
+        sums = torch.segment_reduce(y_nO, "sum", lengths=taken_RW.sum(1), axis=0, unsafe=True)
+        return sums if before_RO is None else before_RO.add_(sums)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; no copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 LOOP: Ways = _Loop()

@@ -9,12 +9,14 @@ for the counts to come to the CPU. Shapes as there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from worker.kernels.grouped import Taken
+from worker.kernels.grouped import ALL, Portion, Taken
 
 ROWS, COLUMNS, DEPTH = 64, 64, 32
 """Of a tile of results, and how many products are added at once."""
@@ -23,6 +25,10 @@ WIDTH = 512
 
 
 class _Triton:
+    def portions(self, counts_E: Tensor) -> Iterable[Portion]:
+        del counts_E
+        return (ALL,)
+
     def product(self, x: Taken, matrices_EIO: Tensor, counts_E: Tensor) -> Tensor:
         x_RI, at_n = _pointers(x)
         n = len(x_RI if x.at_n is None else at_n)
@@ -35,17 +41,22 @@ class _Triton:
         )  # fmt: skip
         return y_nO
 
-    def outer(self, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+    def outer(self, left: Taken, right: Taken, counts_E: Tensor, sums_ELM: Tensor) -> None:
         (left_L, left_at_n), (right_M, right_at_n) = _pointers(left), _pointers(right)
-        sums = left_L.new_empty(len(counts_E), left_L.shape[1], right_M.shape[1], dtype=dtype)
-        groups, lefts, rights = sums.shape
+        groups, lefts, rights = sums_ELM.shape
         _outer[triton.cdiv(lefts, ROWS), triton.cdiv(rights, COLUMNS), groups](
-            left_L, left_at_n, right_M, right_at_n, sums, counts_E, counts_E.cumsum(0), lefts, rights,
+            left_L, left_at_n, right_M, right_at_n, sums_ELM, counts_E, counts_E.cumsum(0), lefts, rights,
             left.at_n is not None, right.at_n is not None, ROWS, COLUMNS, DEPTH,
         )  # fmt: skip
-        return sums
 
-    def collect(self, y_nO: Tensor, places_n: Tensor, weights_RW: Tensor, weighed: bool) -> Tensor:
+    def collect(
+        self,
+        y_nO: Tensor,
+        places_n: Tensor,
+        weights_RW: Tensor,
+        weighed: bool,
+        before_RO: Tensor | None = None,
+    ) -> Tensor:
         rows, places = weights_RW.shape
         taken_RW = torch.full_like(weights_RW, -1, dtype=torch.int64)
         taken_RW.view(-1)[places_n] = torch.arange(len(places_n), device=places_n.device)
@@ -53,7 +64,7 @@ class _Triton:
         _collect[rows, triton.cdiv(y_nO.shape[1], WIDTH)](
             y_nO, taken_RW, weights_RW.contiguous(), sums, places, y_nO.shape[1], weighed, WIDTH
         )
-        return sums
+        return sums if before_RO is None else before_RO.add_(sums)
 
 
 TRITON = _Triton()

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from scheduler.job import ModelSpec
 from scheduler.mixers import ExpertsSpec
-from worker.kernels.grouped import Taken, Ways, way
+from worker.kernels.grouped import Taken, Ways, joined, way
 from worker.model.layer import ModelError, State, blank
 from worker.model.mixer import Mixer
 from worker.model.parts import Linear
@@ -167,12 +167,17 @@ class _Chosen(torch.autograd.Function):
         down: Tensor,
     ) -> Tensor:
         rows_n = places_n // weights_RW.shape[1]
-        inner = ways.product(Taken(x_RD, rows_n), gate_up.mT, counts_E)
-        gate, up = inner.chunk(2, dim=-1)
-        y_nD = ways.product(Taken(F.silu(gate) * up), down.mT, counts_E)
-        ctx.save_for_backward(x_RD, weights_RW, gate_up, down, places_n, counts_E, inner)
+        inner, y_RD = list[Tensor](), None
+        for groups, at in ways.portions(counts_E):
+            counts = counts_E[groups]
+            inner.append(ways.product(Taken(x_RD, rows_n[at]), gate_up[groups].mT, counts))
+            gate, up = inner[-1].chunk(2, dim=-1)
+            y_nD = ways.product(Taken(F.silu(gate) * up), down[groups].mT, counts)
+            y_RD = ways.collect(y_nD, places_n[at], weights_RW, True, y_RD)
+        assert y_RD is not None, "there are experts"
+        ctx.save_for_backward(x_RD, weights_RW, gate_up, down, places_n, counts_E, joined(inner))
         ctx.ways = ways
-        return ways.collect(y_nD, places_n, weights_RW, weighed=True)
+        return y_RD
 
     @staticmethod
     @once_differentiable
@@ -180,16 +185,22 @@ class _Chosen(torch.autograd.Function):
         """The gradient of a choice's weight is dy . y = (down^T dy) . a, so no y is needed."""
         x_RD, weights_RW, gate_up, down, places_n, counts_E, inner = ctx.saved_tensors
         ways: Ways = ctx.ways
-        rows_n, weights_n1 = places_n // weights_RW.shape[1], weights_RW.flatten()[places_n, None]
-        gate, up = inner.chunk(2, dim=-1)
-        sigma = gate.sigmoid()
-        a = gate * sigma * up
-        da = ways.product(Taken(dy_RD, rows_n), down, counts_E)
-        dweights = torch.zeros_like(weights_RW)
-        dweights.view(-1)[places_n] = (da * a).sum(-1)
-        da = da * weights_n1
-        ddown = ways.outer(Taken(dy_RD, rows_n), Taken(a * weights_n1), counts_E, down.dtype)
-        dinner = torch.cat((da * up * sigma * (1 + gate * (1 - sigma)), da * gate * sigma), dim=-1)
-        dgate_up = ways.outer(Taken(dinner), Taken(x_RD, rows_n), counts_E, gate_up.dtype)
-        dx = ways.collect(ways.product(Taken(dinner), gate_up, counts_E), places_n, weights_RW, weighed=False)
+        dx, dweights = None, torch.zeros_like(weights_RW)
+        dgate_up, ddown = torch.empty_like(gate_up), torch.empty_like(down)
+        for groups, at in ways.portions(counts_E):
+            counts, places = counts_E[groups], places_n[at]
+            rows, weights_n1 = places // weights_RW.shape[1], weights_RW.flatten()[places, None]
+            x, dy = Taken(x_RD, rows), Taken(dy_RD, rows)
+            gate, up = inner[at].chunk(2, dim=-1)
+            sigma = gate.sigmoid()
+            a = gate * sigma * up
+            da = ways.product(dy, down[groups], counts)
+            dweights.view(-1)[places] = (da * a).sum(-1)
+            da = da * weights_n1
+            ways.outer(dy, Taken(a * weights_n1), counts, ddown[groups])
+            dinner = torch.cat((da * up * sigma * (1 + gate * (1 - sigma)), da * gate * sigma), dim=-1)
+            ways.outer(Taken(dinner), x, counts, dgate_up[groups])
+            dx = ways.collect(
+                ways.product(Taken(dinner), gate_up[groups], counts), places, weights_RW, False, dx
+            )
         return None, None, None, dx, dweights, dgate_up, ddown

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import accumulate
 from typing import cast
 
 import pytest
@@ -16,11 +17,11 @@ from scheduler.analytic import layer_costs
 from scheduler.layer_cost import Sizes
 from scheduler.mixers import ExpertsSpec
 from scheduler.pattern import parse_part
-from tests.worker.model.counting import counting
+from tests.worker.model.counting import counting, memory_changes
 from tests.worker.model.shapes import kept, spec
 from tests.worker.model.test_mixers import block_of, input_of
 from worker.kernels import choice, grouped
-from worker.kernels.grouped import LOOP, TORCH, Taken, Ways, way
+from worker.kernels.grouped import LOOP, TORCH, Taken, Ways, joined, way
 from worker.model import ModelError
 from worker.model.experts import Experts
 from worker.model.training import training
@@ -47,6 +48,14 @@ def places_of(n: int, rows: int, seed: int = 5) -> Tensor:
     return torch.randint(0, rows, (n,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
+def outer_of(ways: Ways, left: Taken, right: Taken, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums where something else was."""
+    widths = left.rows_RI.shape[1], right.rows_RI.shape[1]
+    sums_ELM = torch.full((len(counts_E), *widths), torch.nan, dtype=dtype, device=DEVICE)
+    ways.outer(left, right, counts_E, sums_ELM)
+    return sums_ELM
+
+
 def near(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
@@ -59,7 +68,7 @@ def test_the_loop_is_what_it_says_row_by_row(counts: tuple[int, ...]) -> None:
     groups = [e for e, count in enumerate(counts) for _ in range(count)]
     taken = Taken(x, at)
     y = LOOP.product(taken, matrices, counts_E)
-    sums = LOOP.outer(taken, Taken(dy), counts_E, torch.float32)
+    sums = outer_of(LOOP, taken, Taken(dy), counts_E, torch.float32)
     expected = torch.zeros(len(counts), 6, 5)
     for i, e in enumerate(groups):
         near(y[i], x[at[i]] @ matrices[e])
@@ -80,10 +89,9 @@ def test_products_and_sums_are_the_loops(
     given = Taken(dy)
     for x in (Taken(rows, at), Taken(straight)):
         near(ways.product(x, matrices.mT, counts_E), LOOP.product(x, matrices.mT, counts_E))
-        found, expected = (f(given, x, counts_E, torch.float32) for f in (ways.outer, LOOP.outer))
+        found, expected = (outer_of(each, given, x, counts_E, torch.float32) for each in (ways, LOOP))
         near(found, expected)
-        found, expected = (f(x, given, counts_E, torch.float64) for f in (ways.outer, LOOP.outer))
-        assert found.dtype == torch.float64
+        found, expected = (outer_of(each, x, given, counts_E, torch.float64) for each in (ways, LOOP))
         near(found, expected)
     near(ways.product(given, matrices, counts_E), LOOP.product(given, matrices, counts_E))
 
@@ -97,9 +105,8 @@ def test_narrow_rows_take_wide_matrices_and_give_wide_sums(ways: Ways) -> None:
     y, expected = (f(taken, matrices.mT, counts_E) for f in (ways.product, LOOP.product))
     assert y.dtype == narrow
     torch.testing.assert_close(y, expected, atol=0.05, rtol=0.01)
-    sums = ways.outer(Taken(y), taken, counts_E, torch.float32)
-    assert sums.dtype == torch.float32
-    wide = LOOP.outer(Taken(y.float()), Taken(x.float(), at), counts_E, torch.float32)
+    sums = outer_of(ways, Taken(y), taken, counts_E, torch.float32)
+    wide = outer_of(LOOP, Taken(y.float()), Taken(x.float(), at), counts_E, torch.float32)
     torch.testing.assert_close(sums, wide, atol=0.05, rtol=0.01)
     assert not sums[1].any()
 
@@ -118,6 +125,31 @@ def test_collected_rows_are_the_loops(ways: Ways, weighed: bool) -> None:
     near(found, expected)
     assert found.shape == (11, 40)
     assert not found[3].any()
+    again = ways.collect(y, places, weights, weighed, found.clone())
+    near(again, 2 * expected)
+
+
+@pytest.mark.parametrize("ways", [LOOP, TORCH, TRITON], ids=["loop", "torch", "triton"])
+@all_counts
+def test_portions_are_the_whole(ways: Ways, counts: tuple[int, ...]) -> None:
+    n, counts_E = sum(counts), torch.tensor(counts, device=DEVICE)
+    portions = list(ways.portions(counts_E))
+    assert len(portions) == (len(counts) if ways is LOOP else 1)
+    assert torch.cat([counts_E[groups] for groups, _ in portions]).tolist() == list(counts)
+    assert torch.cat([torch.arange(n)[rows] for _, rows in portions]).tolist() == list(range(n))
+    x, y = drawn(n, 16, seed=0), drawn(n, 24, seed=1)
+    matrices, weights = drawn(len(counts), 16, 24, seed=2), drawn(n, 1, seed=3)
+    places = torch.randperm(n, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    products, sums, collected = list[Tensor](), torch.full_like(matrices, torch.nan), None
+    for groups, at in portions:
+        its = counts_E[groups]
+        products.append(ways.product(Taken(x[at]), matrices[groups], its))
+        ways.outer(Taken(x[at]), Taken(y[at]), its, sums[groups])
+        collected = ways.collect(y[at], places[at], weights, True, collected)
+    near(joined(products), LOOP.product(Taken(x), matrices, counts_E))
+    near(sums, outer_of(LOOP, Taken(x), Taken(y), counts_E, torch.float32))
+    assert collected is not None
+    near(collected, LOOP.collect(y, places, weights, True))
 
 
 @all_counts
@@ -165,6 +197,17 @@ def test_what_is_kept_is_what_is_counted_by_either(kernel: str, narrow: bool) ->
         _, size = kept(lambda: block(x)[0], list(block.parameters()))
     expected = layer_costs(block.model, Sizes(3, 40, 2 if narrow else 4, 4))["block.00"].saved_bytes
     assert 0.9 * expected <= size <= 1.1 * expected
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU's allocator is not what is watched")
+def test_a_cpu_holds_the_values_of_one_expert_at_a_time() -> None:
+    peaks = {}
+    for kernel in ("auto", "torch"):
+        block = block_of(f"experts experts=8 inner=96 kernel={kernel}", torch.float32)
+        x = input_of(4, 256, torch.float32).requires_grad_()
+        changes = memory_changes(lambda: backward((block(x)[0].sum(),)))  # noqa: B023
+        peaks[kernel] = max(accumulate(changes))
+    assert peaks["auto"] < 0.7 * peaks["torch"]
 
 
 def plainly(mixer: Experts, x_BTD: Tensor) -> Tensor:
