@@ -15,6 +15,7 @@ import torch
 from scheduler.job import JobSpec, OptimizerSpec
 from scheduler.plan import Plan
 from tests.worker.pipelines import fresh_layers, in_threads, make_job, make_plan, make_ranks
+from tests.worker.test_compressed import compressed
 from worker.checkpoint import LayerFileError
 from worker.feed import Feed, Pace
 from worker.follow_items import Stepped, Whole, digest_of, packed, receive_item, send_item
@@ -99,24 +100,33 @@ def followed(job: JobSpec, plan: Plan, **options: Callable[[], Pace]) -> Iterato
 SGD = OptimizerSpec(name="sgd", lr=1e-2, momentum=0.9, clip_norm=0.1, warmup_steps=2)
 
 
+MOMENTUM = "momentum:bits=4,group=32,warmup_steps=4"
+
+
 @pytest.mark.parametrize(
-    ("job", "stages", "micro_batches"),
+    ("job", "stages", "micro_batches", "reduce", "least"),
     [
-        (make_job(), 2, (4,)),
-        (make_job(), 1, (4,)),
-        (make_job(), 2, (2, 2)),
-        (make_job("llama"), 3, (1, 3)),
-        (make_job(optimizer=SGD), 2, (2, 2)),
+        (make_job(), 2, (4,), "", 0),
+        (make_job(), 1, (4,), "", 0),
+        (make_job(), 2, (2, 2), "", 0),
+        (make_job("llama"), 3, (1, 3), "", 0),
+        (make_job(optimizer=SGD), 2, (2, 2), "", 0),
+        (make_job(), 2, (2, 2), MOMENTUM, 8),
+        (make_job(steps=30), 1, (2, 2), MOMENTUM, 8),
     ],
-    ids=["two stages", "a tied weight in one", "replicas", "unequal replicas", "sgd"],
-)
+    ids=[
+        "two stages", "a tied weight in one", "replicas", "unequal replicas", "sgd", "momentum in few bits",
+        "momentum, all layers in one",
+    ],
+)  # fmt: skip
 def test_a_follower_has_the_donors_bits_after_every_step(
-    job: JobSpec, stages: int, micro_batches: tuple[int, ...]
+    job: JobSpec, stages: int, micro_batches: tuple[int, ...], reduce: str, least: int
 ) -> None:
-    """Clipping, warm-up, decay and moments included; begun in the middle of a run, layer after layer."""
-    with followed(job, make_plan(job, stages, micro_batches)) as f:
+    """Clipping, warm-up, decay and moments included; begun in the middle of a run, layer after layer. For
+    `least` steps."""
+    with followed(job, compressed(make_plan(job, stages, micro_batches), reduce=reduce)) as f:
         at = 0
-        while not f.reached or f.reached[-1] < at:
+        while not f.reached or f.reached[-1] < at or at < least:
             f.run(range(at, at + 1))
             at += 1
             until(lambda: not any(feed.waiting_bytes for feed in f.feeds.values()))
