@@ -12,7 +12,7 @@ from typing import Any
 from scheduler.cost import predict
 from scheduler.describe import describe
 from scheduler.job import JobSpec
-from scheduler.plan import Plan
+from scheduler.plan import Plan, PlanError
 from scheduler.plan_search import taking_part
 from scheduler.planner import explained, search_for
 from scheduler.step_search import StepSearchOptions
@@ -21,8 +21,8 @@ from scheduler.topology import Topology
 from sim.replay import Work
 from sim.spread import spread
 
-ACTIONS_AN_EVALUATION = 9000.0
-"""What judging a layout replays, about, at 8 x 8 with some hundred micro-batches."""
+ACTIONS_AN_EVALUATION = 400.0
+"""What judging a layout takes, about, at 8 x 8 with some hundred micro-batches: few are replayed whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ def plan_step(
 
     options = StepSearchOptions()
     if evaluations is not None:
+        if evaluations < 1:
+            raise PlanError(f"evaluations: found {evaluations}, required at least 1")
         options = replace(options, actions=evaluations * ACTIONS_AN_EVALUATION)
     with spread(processes, ray) as map_tasks:
         seeded = job.model_copy(update={"seed": seed})

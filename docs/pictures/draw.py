@@ -176,7 +176,7 @@ def timeline() -> Picture:
     job = preset_job("gpt2-xl", sequence_length=1024, global_batch=8)
     model = job.model.model_copy(update={"tied": False})  # a tied head would be one long reduction
     job = job.model_copy(update={"model": model, "parallelism": ParallelismSpec(stages=4)})
-    found = plan(job, open_network(trace="four_cities", gpu="t4"), evaluations=200)
+    found = plan(job, open_network(trace="four_cities", gpu="t4"), evaluations=4500)
     names = [f"{k}: {name}" for k, name in enumerate(found.plan.devices)]
     title = "A step of GPT-2 XL over four cities, as predicted"
     return gantt(found.timeline, names, title, found.timeline.duration_s, 640.0)

@@ -23,7 +23,7 @@ from scheduler.explain_placement import bottleneck_device, bottleneck_hops, expl
 from scheduler.gpus import ACHIEVABLE
 from scheduler.reasons import reason_of
 from scheduler.scenarios import NAMES, POSITIONS, scenario
-from scheduler.search import DEFAULT_EVALUATIONS, SearchOptions, SearchResult
+from scheduler.search import SearchOptions, SearchResult
 from scheduler.topology import Topology, TopologyError
 from scheduler.units import duration
 from sim import inputs as i
@@ -146,7 +146,9 @@ def plan(
     budget: Annotated[
         float | None, typer.Option(help="Seconds after which the best so far is taken.")
     ] = None,
-    evaluations: Annotated[int, typer.Option(help="Placements to judge at most.")] = DEFAULT_EVALUATIONS,
+    evaluations: Annotated[
+        int | None, typer.Option(help="Placements to judge, about; by default what takes some seconds.")
+    ] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes to search with; the plan stays the same.")
     ] = 1,
@@ -187,7 +189,7 @@ def plan(
             work = i.read_work(spec, topology.devices, gpus)
             found = plan_step(spec, work, topology, seed, budget, evaluations, processes, ray)
         else:
-            options = SearchOptions(evaluations=evaluations)
+            options = SearchOptions() if evaluations is None else SearchOptions(evaluations=evaluations)
             volumes = Volumes(c_dp_bytes, c_pp_bytes)
             found = make_plan(
                 topology, positions, stages, replicas, volumes, seed, budget, options, processes, ray

@@ -170,6 +170,7 @@ def test_bad_traces_and_files_are_refused(tmp_path: Path) -> None:
         (("--scenario", "5", "--objective", "hope"), "hope"),
         (("--scenario", "5", "--budget", "0"), "more than 0"),
         (("--scenario", "5", "--evaluations", "0"), "at least 1"),
+        (("--scenario", "5", "--model", "gpt3-xl-24", "--evaluations", "0"), "at least 1"),
         (("--scenario", "5", "--devices", "63"), "multiple of 8"),
         (("--scenario", "5", "--objective", "step_time"), "exactly one of --job FILE and --model"),
         (("--scenario", "5", "--objective", "dtfm", "--model", "gpt2"), "knows volumes, no model"),
@@ -213,7 +214,7 @@ def test_a_picture_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     assert "plan.wav" in result.stderr
 
 
-MODEL = ("--model", "gpt2", "--batch", "16", "--sequence", "128", "--evaluations", "300")
+MODEL = ("--model", "gpt2", "--batch", "16", "--sequence", "128", "--evaluations", "6000")
 
 
 def test_a_job_is_planned_by_its_step_time(tmp_path: Path) -> None:

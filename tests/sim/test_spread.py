@@ -64,7 +64,7 @@ SMALL = ["--devices", "16", "--stages", "4", "--replicas", "4"]
     "asked",
     [
         ["--evaluations", "3000"],
-        ["--model", "gpt2", "--sequence", "1024", "--batch", "64", "--gpu", "v100", "--evaluations", "1000"],
+        ["--model", "gpt2", "--sequence", "1024", "--batch", "64", "--gpu", "v100", "--evaluations", "20000"],
     ],
     ids=["dtfm", "step_time"],
 )
