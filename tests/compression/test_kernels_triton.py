@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import pytest
@@ -14,7 +13,6 @@ from compression.grid import BLOCK, Grid, NotFinite
 from compression.payload import Encoded
 from compression.spec import AcsgdSpec
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 pytest.importorskip("triton", reason="triton is not here: it comes with the extras `gpu`, and `dev` on Linux")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

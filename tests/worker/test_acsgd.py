@@ -226,7 +226,7 @@ def test_frames_that_come_twice_or_behind_the_next_change_nothing(undisturbed: R
 
 
 def test_a_lost_frame_ends_the_step_which_is_done_again_by_ends_that_both_forgot(undisturbed: Run) -> None:
-    ranks, link = unsteady(undisturbed, timeout_s=1.0)
+    ranks, link = unsteady(undisturbed, timeout_s=3.0)
     link.loses_at = 6
     assert steps(ranks, 0, 6).losses == undisturbed.losses[:6]
     with pytest.raises(TransportTimeout, match=r"activation \(step 6, micro-batch 3"):
