@@ -6,11 +6,15 @@ Pairs are (i, i + width/2), each turned by position x theta^(-2i/width). Knows n
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from worker.kernels import choice
+
+_MAKING = Lock()
+"""Threads that ask at once get one table: else each would keep its own for backward."""
 
 
 def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
@@ -18,7 +22,8 @@ def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
     length, width = x_BHTC.shape[-2:]
     last = first + length
     # Tables of powers of two: while text is generated a new one is made only at each doubling.
-    cos, sin = _table(1 << (last - 1).bit_length(), width, theta, x_BHTC.dtype, str(x_BHTC.device))
+    with _MAKING:
+        cos, sin = _table(1 << (last - 1).bit_length(), width, theta, x_BHTC.dtype, str(x_BHTC.device))
     if choice.runs_here(x_BHTC):
         from worker.kernels.rotary_triton import turn
 
