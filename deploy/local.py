@@ -344,10 +344,12 @@ class LocalCluster:
 
 
 def forget(state_dir: Path) -> None:
-    """Remove an earlier run's state. Refuses a folder that is not one of ours, so nothing else is lost."""
+    """Remove an earlier run's state. Refuses a folder that is not one of ours, so nothing else is lost;
+    folders without a file in them hold nothing, such as the one where the first run's report will be."""
     if not state_dir.exists():
         return
-    if not any((state_dir / mark).exists() for mark in ("logs", "run.sqlite", "checkpoints")):
+    ours = any((state_dir / mark).exists() for mark in ("logs", "run.sqlite", "checkpoints"))
+    if not ours and any(not path.is_dir() for path in state_dir.rglob("*")):
         raise ProcessFailed(
             f"{state_dir} exists and holds no run (found neither logs/ nor checkpoints/); "
             "remove it yourself or name another --state-dir",

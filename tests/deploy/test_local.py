@@ -9,6 +9,7 @@ import pytest
 from coordinator.resume import open_run
 from deploy.api import LinkOptions, LocalCluster, LocalOptions, ProcessFailed
 from deploy.processes import Event
+from deploy.run_local import run_local
 from deploy.steps import step_of
 from scheduler.checkpoint_layout import Manifest
 from scheduler.exit_codes import ExitCode
@@ -76,3 +77,26 @@ def test_a_run_that_is_done_starts_no_worker_when_it_is_resumed(tmp_path: Path) 
         [event] = cluster.events()
         assert (event["event"], event["step"], event["loss"]) == ("finished", job.steps, 1.5)
         assert (cluster.workers, cluster.wait()) == ({}, ExitCode.OK)
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_the_report_may_be_where_a_fresh_run_keeps_its_state(
+    ran_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `make train` has it, on a machine that is as new as the run."""
+
+    class Begun(Exception):
+        pass
+
+    def begin(_: LocalCluster) -> LocalCluster:
+        raise Begun
+
+    monkeypatch.setattr(LocalCluster, "__enter__", begin)
+    options = LocalOptions(state_dir=tmp_path / "run")
+    if ran_before:
+        (options.state_dir / "logs").mkdir(parents=True)
+        (options.state_dir / "old").touch()
+    report = options.state_dir / "report"
+    with pytest.raises(Begun):
+        run_local(TINY, options, fresh=True, report=report, export=None, as_json=True)
+    assert not (options.state_dir / "old").exists()
