@@ -50,8 +50,11 @@ def test_a_report_that_cannot_be_written_is_known_before_the_run(a_file: Path) -
 
 
 def test_a_directory_that_holds_no_run_is_not_removed(tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("years of work")
     said = refused("local", TINY, "--state-dir", str(tmp_path), "--fresh", code=ExitCode.STATE_DIR)
     assert "holds no run" in said
+    assert mine.exists()
 
 
 def test_a_wrong_job_is_said_as_the_coordinator_says_it(tmp_path: Path) -> None:
