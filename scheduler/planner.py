@@ -20,7 +20,6 @@ from scheduler.plan import Plan, PlanError, split_micro_batches, stage_of_layers
 from scheduler.plan_codecs import PlanCodecs
 from scheduler.profile import DeviceProfile, ModelProfile
 from scheduler.remembered import remembering, without_choosing_it
-from scheduler.shard_sizes import with_best_sizes
 from scheduler.split_choice import Searched, search_splits
 from scheduler.topology import Topology
 from scheduler.units import count
@@ -155,17 +154,10 @@ def _sized(ways: Ways, chosen: Chosen) -> Chosen:
 
 def _with_sizes(ways: Ways, plan: Plan) -> Plan:
     from scheduler.plan_search import taking_part
-    from scheduler.recovery import fits
+    from scheduler.recovery import sized
+    from scheduler.replan import Measured
 
-    there = taking_part(ways.topology, plan)
-
-    def able(trial: Plan) -> bool:
-        return fits(trial, ways.model, there)
-
-    def engine_s(trial: Plan) -> float:
-        return step_time_s(trial, ways.model, ways.devices, there)
-
-    return with_best_sizes(plan, ways.model, ways.devices, there, engine_s, able)
+    return sized(plan, Measured(ways.model, ways.devices, taking_part(ways.topology, plan)))
 
 
 def _wanted(job: JobSpec, model: ModelProfile, n_devices: int) -> list[tuple[int, int]]:
