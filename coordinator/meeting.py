@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.layer_sources import Holding, holdings_of
+from scheduler.layer_sources import holdings_of, with_followed
 
 from .ahead import Ahead
 from .events import Met
@@ -44,10 +44,7 @@ def meeting(state: State, now: float) -> Transition:
 
 def _take(state: State, ahead: Ahead, now: float) -> Transition:
     assert state.plan is not None
-    held = holdings_of(state.plan, state.done, state.connected)
-    for name, layers in ahead.same.items():
-        own = held[name].layers if name in held else frozenset()
-        held[name] = Holding(state.done, layers | own)
+    held = with_followed(holdings_of(state.plan, state.done, state.connected), ahead.same, state.done)
     differs = sorted(
         {layer for f in ahead.following.feeds for layer in f.layers if layer not in held[f.follower].layers}
     )

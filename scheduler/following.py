@@ -19,6 +19,7 @@ from scheduler.flows import TopologyNetwork
 from scheduler.layer_sources import holdings_of, layer_bytes
 from scheduler.moving import transfers_s
 from scheduler.plan import Plan
+from scheduler.profile import ModelProfile
 from scheduler.recovery import fits
 from scheduler.replan import Measured
 from scheduler.units import count, duration, size
@@ -42,6 +43,14 @@ class Feed:
     follower: str
     layers: tuple[int, ...]
     rate_Bps: float
+
+    def layer_bytes(self, model: ModelProfile) -> int:
+        """Weights and optimizer state."""
+        return sum(layer_bytes(model, x) for x in self.layers)
+
+    def gradient_bytes(self, model: ModelProfile) -> int:
+        """Of one step."""
+        return sum(model.layers[x].parameter_bytes for x in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,8 @@ def following(
     if not feeds:
         return "no layer travels"
     network = TopologyNetwork(now.topology)
-    layers_s = transfers_s(network, [(f.donor, f.follower, _bytes(f, now)) for f in feeds])
-    gradients_s = transfers_s(network, [(f.donor, f.follower, _gradient_bytes(f, now)) for f in feeds])
+    layers_s = transfers_s(network, [(f.donor, f.follower, f.layer_bytes(now.model)) for f in feeds])
+    gradients_s = transfers_s(network, [(f.donor, f.follower, f.gradient_bytes(now.model)) for f in feeds])
     if layers_s - gradients_s < LEAST_GAIN_S:
         return f"the layers travel at the boundary, in {duration(layers_s)}"
     if gradients_s > SHARE * ROOM * step_s:
@@ -91,10 +100,11 @@ def following(
         )
     if short := _short_of_memory(running, feeds, now):
         return f"the layers travel at the boundary: {short} has no room for what following keeps"
-    n_bytes = sum(_bytes(f, now) for f in feeds)
+    n_bytes = sum(f.layer_bytes(now.model) for f in feeds)
+    step_bytes = sum(f.gradient_bytes(now.model) for f in feeds)
     reason = (
         f"{size(n_bytes)} of layers travel while about {count(needed, 'step')} go on, with"
-        f" {size(sum(_gradient_bytes(f, now) for f in feeds))} of gradients a step and at most {SHARE:.0%} of"
+        f" {size(step_bytes)} of gradients a step and at most {SHARE:.0%} of"
         f" each link; {duration(gradients_s)} of {duration(layers_s)} are left for the boundary"
     )
     return Following(feeds, needed, gradients_s, layers_s, reason)
@@ -127,20 +137,12 @@ def _feeds(running: Plan, plan: Plan, now: Measured) -> tuple[Feed, ...]:
     )
 
 
-def _bytes(feed: Feed, now: Measured) -> int:
-    return sum(layer_bytes(now.model, x) for x in feed.layers)
-
-
-def _gradient_bytes(feed: Feed, now: Measured) -> int:
-    return sum(now.model.layers[x].parameter_bytes for x in feed.layers)
-
-
 def _short_of_memory(running: Plan, feeds: Sequence[Feed], now: Measured) -> str:
     """A device of the running plan whose memory is known and too small for what it keeps beside its stage: a
     donor its largest layer and what waits of gradients, a follower the layers. '': none."""
     extra: dict[str, int] = defaultdict(int)
     for f in feeds:
         extra[f.donor] += max(layer_bytes(now.model, x) for x in f.layers)
-        extra[f.donor] += BACKLOG_STEPS * _gradient_bytes(f, now)
-        extra[f.follower] += _bytes(f, now)
+        extra[f.donor] += BACKLOG_STEPS * f.gradient_bytes(now.model)
+        extra[f.follower] += f.layer_bytes(now.model)
     return next((n for n in sorted(extra) if not fits(running, now.model, now.topology, {n: extra[n]})), "")

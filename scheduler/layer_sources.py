@@ -8,7 +8,7 @@ holdings and links; decides no plan and moves nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.moving import transfers_s
@@ -49,6 +49,17 @@ def holdings_of(plan: Plan, step: int, here: Sequence[str]) -> dict[str, Holding
         for r in range(plan.n_ranks)
         if plan.device(r) in here
     }
+
+
+def with_followed(
+    held: Mapping[str, Holding], followed: Mapping[str, Collection[int]], step: int
+) -> dict[str, Holding]:
+    """`held` after `step` steps, and beside it the layers that devices followed until there."""
+    found = dict(held)
+    for name, layers in followed.items():
+        own = found[name].layers if name in found else frozenset()
+        found[name] = Holding(step, own | set(layers))
+    return found
 
 
 def layer_sources(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.following import Following
-from scheduler.layer_sources import Holding, layer_bytes
+from scheduler.layer_sources import Holding, with_followed
 from scheduler.plan import Plan
 from scheduler.profile import ModelProfile
 
@@ -28,8 +28,7 @@ class Ahead:
     def sent(self, model: ModelProfile, first: bool) -> Iterator[tuple[str, str, int]]:
         """(from, to, bytes) of what goes beside a step: gradients; with the `first`, the layers too."""
         for f in self.following.feeds:
-            n_bytes = sum(model.layers[x].parameter_bytes for x in f.layers)
-            yield f.donor, f.follower, n_bytes + first * sum(layer_bytes(model, x) for x in f.layers)
+            yield f.donor, f.follower, f.gradient_bytes(model) + first * f.layer_bytes(model)
 
     def able(self, here: Sequence[str]) -> bool:
         """Whether all are there who are to have a part in the plan."""
@@ -37,8 +36,7 @@ class Ahead:
 
     def holdings(self, own: Mapping[str, Holding], step: int) -> dict[str, Holding]:
         """`own`, and what was followed."""
-        found = dict(own)
+        followed: dict[str, set[int]] = {name: set() for name in self.following.followers}
         for f in self.following.feeds:
-            layers = found[f.follower].layers if f.follower in found else frozenset()
-            found[f.follower] = Holding(step, layers | set(f.layers))
-        return found
+            followed[f.follower] |= set(f.layers)
+        return with_followed(own, followed, step)
