@@ -19,7 +19,6 @@ Shapes: B samples, T positions, D channels, n pieces of h x l positions, R = h +
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import pi
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from scheduler.mixers.matrix_conv import Pieces, pieces_of
 from worker.model.cores import in_full_precision
+from worker.model.tables import Table
 
 
 def matrix_conv(x_BTD: Tensor, filter_DT: Tensor, new: int | None = None) -> Tensor:
@@ -63,21 +63,20 @@ class _Tables(NamedTuple):
     """(2h,2R): from frequencies c to rows, over the number of points, a pair of conjugates counted twice."""
 
 
-@lru_cache(maxsize=16)
+@Table
 def _tables(h: int, l: int, dtype: torch.dtype, device: str) -> _Tables:  # noqa: E741
-    with torch.inference_mode(False), torch.no_grad():
-        a, b, c = (torch.arange(n) for n in (2 * h, l, h + 1))
-        row, turn = _angles(torch.outer(c, a), 2 * h), _angles(torch.outer(c, b), 2 * h * l)
-        column = _angles(torch.outer(b, b), l)
-        cos, sin = column.cos(), column.sin()
-        weight = torch.where((c == 0) | (c == h), 1.0, 2.0).double()[:, None] / (2 * h * l)
-        tables = _Tables(
-            torch.cat((row.cos(), -row.sin()))[:, :h],
-            torch.stack((turn.cos(), -turn.sin()))[..., None],
-            torch.cat((torch.cat((cos, sin), 1), torch.cat((-sin, cos), 1))),
-            torch.cat((weight * row.cos(), -weight * row.sin())).mT,
-        )
-        return _Tables(*(table.to(device, dtype).contiguous() for table in tables))
+    a, b, c = (torch.arange(n) for n in (2 * h, l, h + 1))
+    row, turn = _angles(torch.outer(c, a), 2 * h), _angles(torch.outer(c, b), 2 * h * l)
+    column = _angles(torch.outer(b, b), l)
+    cos, sin = column.cos(), column.sin()
+    weight = torch.where((c == 0) | (c == h), 1.0, 2.0).double()[:, None] / (2 * h * l)
+    tables = _Tables(
+        torch.cat((row.cos(), -row.sin()))[:, :h],
+        torch.stack((turn.cos(), -turn.sin()))[..., None],
+        torch.cat((torch.cat((cos, sin), 1), torch.cat((-sin, cos), 1))),
+        torch.cat((weight * row.cos(), -weight * row.sin())).mT,
+    )
+    return _Tables(*(table.to(device, dtype).contiguous() for table in tables))
 
 
 def _angles(turns: Tensor, points: int) -> Tensor:

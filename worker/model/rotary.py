@@ -5,16 +5,11 @@ Pairs are (i, i + width/2), each turned by position x theta^(-2i/width). Knows n
 
 from __future__ import annotations
 
-from functools import lru_cache
-from threading import Lock
-
 import torch
 from torch import Tensor
 
 from worker.kernels import choice
-
-_MAKING = Lock()
-"""Threads that ask at once get one table: else each would keep its own for backward."""
+from worker.model.tables import Table
 
 
 def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
@@ -22,8 +17,7 @@ def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
     length, width = x_BHTC.shape[-2:]
     last = first + length
     # Tables of powers of two: while text is generated a new one is made only at each doubling.
-    with _MAKING:
-        cos, sin = _table(1 << (last - 1).bit_length(), width, theta, x_BHTC.dtype, str(x_BHTC.device))
+    cos, sin = _table(1 << (last - 1).bit_length(), width, theta, x_BHTC.dtype, str(x_BHTC.device))
     if choice.runs_here(x_BHTC):
         from worker.kernels.rotary_triton import turn
 
@@ -32,13 +26,11 @@ def rotate(x_BHTC: Tensor, first: int, theta: float) -> Tensor:
     return x_BHTC * cos[first:last] + torch.cat((-high, low), dim=-1) * sin[first:last]
 
 
-@lru_cache(maxsize=16)
+@Table
 def _table(length: int, width: int, theta: float, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle, (length, width) each."""
     # float32 whatever x is, as the published models computed them; more only where more was asked for.
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    # A table made under inference mode could never be used in training again.
-    with torch.inference_mode(False), torch.no_grad():
-        turns = 1.0 / theta ** (torch.arange(0, width, 2, device=device, dtype=exact) / width)
-        angles = torch.outer(torch.arange(length, device=device, dtype=exact), turns).repeat(1, 2)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+    turns = 1.0 / theta ** (torch.arange(0, width, 2, device=device, dtype=exact) / width)
+    angles = torch.outer(torch.arange(length, device=device, dtype=exact), turns).repeat(1, 2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
